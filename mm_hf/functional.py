@@ -1,0 +1,155 @@
+"""MultiMix and Dense MultiMix as functions: tensors in, a loss out.
+
+Everything here is computed in float32 or better, whatever autocast says, and is differentiable in the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .fused import DenseMixingLoss
+from .sampling import sample_factors
+
+__all__ = ["dense_multimix_loss", "multimix_loss", "sample_factors"]
+
+IGNORE_INDEX = -100
+
+
+def multimix_loss(logits: Tensor, labels: Tensor, factors: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Soft cross-entropy of interpolated logits against labels interpolated by the same factors.
+
+    The last layer is linear and each column of `factors` sums to 1, so that this equals interpolating the last
+    layer's *inputs*, which is what MultiMix does.
+
+    Args:
+        logits: (b, c), one row for each example of the mini-batch.
+        labels: (b,) class indices, or (b, c) class probabilities. Examples labelled -100 take no part: their factors
+            are dropped and the other factors of the column scaled to sum to 1.
+        factors: (b, n) interpolation factors, see [`sample_factors`].
+        label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
+
+    Returns:
+        The mean over the n mixed examples, a scalar in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: The shapes do not fit together.
+
+    Source:
+        Venkataramanan et al., NeurIPS 2023, section 3.2.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.randn(8, 10, requires_grad=True), torch.randint(10, (8,))
+        >>> loss = multimix_loss(logits, labels, sample_factors(8, 1000, alpha=1.0))
+        >>> loss.backward()
+        >>> loss.shape, logits.grad.shape
+        (torch.Size([]), torch.Size([8, 10]))
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"logits must have the shape (examples, classes), got {tuple(logits.shape)}.")
+    if factors.ndim != 2:
+        raise ValueError(f"factors must have the shape (examples, mixed), got {tuple(factors.shape)}.")
+    attention = logits.new_ones(len(logits), 1, dtype=torch.float32)
+    return dense_multimix_loss(
+        logits[:, None], labels, attention, factors, label_smoothing=label_smoothing, confidence_weighted=False
+    )
+
+
+def dense_multimix_loss(
+    token_logits: Tensor,
+    labels: Tensor,
+    attention: Tensor,
+    factors: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    confidence_weighted: bool = True,
+) -> Tensor:
+    """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
+
+    At location j the factors are multiplied by the examples' attention there and each column is scaled to sum to 1
+    again; the resulting matrix mixes the logits of location j and the labels. The loss is the mean over locations of
+    the (weighted) mean over mixed examples. Locations that no example occupies are left out of the mean.
+
+    Args:
+        token_logits: (b, r, c), the classifier applied at every location.
+        labels: (b,) class indices, or (b, c) class probabilities. Examples labelled -100 take no part.
+        attention: (b, r) >= 0, the confidence of the label of example i at location j. Zero means "not a location of
+            this example" (padding, special tokens). Only ratios between examples at one location matter.
+        factors: (r, b, n) interpolation factors, or (b, n) shared by all locations, see [`sample_factors`].
+        label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
+        confidence_weighted: A mixed example counts within its location with the attention mass that it is made of;
+            if False, all mixed examples of a location that have any mass count the same.
+
+    Returns:
+        The loss, a scalar in float32 (float64 for float64 logits). Zero where nobody takes part.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+
+    Source:
+        Venkataramanan et al., NeurIPS 2023, section 3.3. How mixed examples are weighted within a location is not
+        taken from the paper.
+
+    Example:
+        >>> import torch
+        >>> token_logits, labels = torch.randn(8, 49, 10, requires_grad=True), torch.randint(10, (8,))
+        >>> attention = torch.rand(8, 49)
+        >>> factors = sample_factors(8, 100, alpha=1.0, num_locations=49)
+        >>> dense_multimix_loss(token_logits, labels, attention, factors).backward()
+        >>> token_logits.grad.shape
+        torch.Size([8, 49, 10])
+    """
+    _check_shapes(token_logits, labels, attention, factors)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}.")
+    dtype = torch.promote_types(token_logits.dtype, torch.float32)
+    with torch.autocast(token_logits.device.type, enabled=False):
+        logits = token_logits.to(dtype).transpose(0, 1)
+        # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
+        # logit keeps more digits.
+        logits = logits - logits.detach().mean(dim=-1, keepdim=True)
+        targets, takes_part = _targets(labels, token_logits.shape[-1], dtype, label_smoothing)
+        confidence = (attention.to(dtype) * takes_part[:, None]).T
+        # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
+        confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+        factors = factors.detach().to(dtype)
+        factors = factors if factors.ndim == 3 else factors[None]
+        return DenseMixingLoss.apply(logits, targets, confidence, factors, confidence_weighted)
+
+
+def _targets(labels: Tensor, num_classes: int, dtype: torch.dtype, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Class probabilities (b, c) and which examples take part (b,)."""
+    if labels.ndim == 2:
+        targets, takes_part = labels.to(dtype), labels.new_ones(len(labels), dtype=dtype)
+    else:
+        takes_part = (labels != IGNORE_INDEX).to(dtype)
+        targets = takes_part.new_zeros(len(labels), num_classes)
+        targets.scatter_(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None].long(), 1.0)
+    if smoothing:
+        targets = (1 - smoothing) * targets + smoothing / num_classes
+    return targets, takes_part
+
+
+def _check_shapes(token_logits: Tensor, labels: Tensor, attention: Tensor, factors: Tensor) -> None:
+    if token_logits.ndim != 3:
+        raise ValueError(
+            f"token_logits must have the shape (examples, locations, classes), got {tuple(token_logits.shape)}."
+        )
+    b, r, c = token_logits.shape
+    if labels.shape not in ((b,), (b, c)):
+        raise ValueError(
+            f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), to fit logits of "
+            f"{b} examples and {c} classes; got shape {tuple(labels.shape)}."
+        )
+    if labels.ndim == 1 and labels.is_floating_point():
+        raise ValueError(
+            f"labels of shape ({b},) must be integers, got {labels.dtype}: class probabilities have the shape ({b}, {c})."
+        )
+    if attention.shape != (b, r):
+        raise ValueError(f"attention must have the shape (examples, locations) = ({b}, {r}), got {tuple(attention.shape)}.")
+    if factors.ndim not in (2, 3) or factors.shape[-2] != b or (factors.ndim == 3 and factors.shape[0] != r):
+        raise ValueError(
+            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "
+            f"got {tuple(factors.shape)}."
+        )

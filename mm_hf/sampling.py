@@ -1,0 +1,96 @@
+"""Interpolation factors: how much of each example a mixed example takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_factors(
+    num_examples: int,
+    num_mixed: int,
+    alpha: float | tuple[float, float],
+    *,
+    num_locations: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw the interpolation factors of MultiMix: each column is one draw of a symmetric Dirichlet distribution.
+
+    Args:
+        num_examples: b, the number of examples that are mixed (the size of the mini-batch).
+        num_mixed: n, the number of mixed examples.
+        alpha: Concentration of the Dirichlet distribution, > 0. A pair `(low, high)` draws it uniformly from that
+            interval anew for each column, as the paper does with (0.5, 2.0).
+        num_locations: r. When given, every location gets factors of its own.
+        device: Where the factors are drawn. Default: the CPU.
+        dtype: Floating type of the result. Half precision types are drawn in float32 and rounded.
+        generator: Default: the global generator of `device`, which Trainer's checkpoints restore, so that a resumed
+            training draws what an uninterrupted one would have drawn.
+
+    Returns:
+        Factors of shape (b, n), or (r, b, n) with `num_locations`: non-negative, each column summing to 1.
+
+    Raises:
+        ValueError: A size is not positive, or `alpha` is not positive or not an interval.
+
+    Source:
+        Venkataramanan et al., "Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples",
+        NeurIPS 2023, section 3.2.
+
+    Example:
+        >>> import torch
+        >>> factors = sample_factors(num_examples=4, num_mixed=1000, alpha=(0.5, 2.0))
+        >>> factors.shape
+        torch.Size([4, 1000])
+        >>> bool(torch.allclose(factors.sum(dim=0), torch.ones(1000)))
+        True
+    """
+    sizes = {"num_examples": num_examples, "num_mixed": num_mixed, "num_locations": num_locations}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, but is {size}.")
+    low, high = check_alpha(alpha)
+
+    working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    options = {"device": device, "dtype": working, "generator": generator}
+    locations = () if num_locations is None else (num_locations,)
+    shape = (*locations, num_examples, num_mixed)
+    if low == high:
+        concentration = torch.full(shape, low, device=device, dtype=working)
+    else:
+        per_column = torch.rand((*locations, 1, num_mixed), **options)
+        concentration = (low + (high - low) * per_column).expand(shape)
+
+    # Gamma(a) = Gamma(a + 1) U^(1/a), kept as logarithms: for a small alpha nearly all Gamma(a) variates underflow, a
+    # column of zeros has no direction, and clamping the zeros (as torch's Dirichlet does) pulls it to the centre.
+    log_gamma = torch._standard_gamma(concentration + 1, generator=generator).log_()
+    log_gamma += torch.rand(shape, **options).neg_().log1p_().div_(concentration)
+    return log_gamma.softmax(dim=-2).to(dtype)
+
+
+def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
+    """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
+    low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
+    if not 0 < low <= high < float("inf"):
+        raise ValueError(f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha}.")
+    return float(low), float(high)
+
+
+def alpha_for(effective_examples: float, num_examples: int) -> float:
+    """The alpha with which a mixed example is made of about `effective_examples` of `num_examples` examples.
+
+    The effective number 1 / sum(factor^2) of a symmetric Dirichlet is about k = (alpha b + 1) / (alpha + 1) (its
+    inverse has exactly the inverse's expectation), hence alpha = (k - 1) / (b - k). A mini-batch that is too small for k
+    (fewer than 2 k - 1 examples, say the last one of an epoch) is mixed with alpha = 1, uniformly over the simplex.
+
+    Example:
+        >>> round(alpha_for(3, num_examples=128), 4)
+        0.016
+        >>> alpha_for(3, num_examples=4)
+        1.0
+    """
+    if effective_examples <= 1:
+        raise ValueError(f"effective_examples must be greater than 1, but is {effective_examples}.")
+    return min(1.0, (effective_examples - 1) / max(num_examples - effective_examples, 1e-9))

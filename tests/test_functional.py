@@ -1,0 +1,233 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from mm_hf.functional import dense_multimix_loss, multimix_loss, sample_factors
+
+
+@st.composite
+def problems(draw, dense=True):
+    """A random batch: features, a classifier, labels (int with some -100, or soft), attention with zeros, factors."""
+    b, r, d, c, n = (draw(st.integers(1, high)) for high in (5, 4, 3, 4, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    random = {"generator": generator, "dtype": torch.float64}
+    features = torch.randn(b, r, d, **random)
+    weight, bias = 2 * torch.randn(c, d, **random), torch.randn(c, **random)
+    if draw(st.booleans()):
+        labels = torch.randint(c, (b,), generator=generator)
+        labels[torch.rand(b, generator=generator) < 0.2] = -100
+    else:
+        labels = torch.rand(b, c, **random) + 0.01
+        labels = labels / labels.sum(dim=1, keepdim=True)
+    attention = torch.rand(b, r, **random)
+    attention[torch.rand(b, r, generator=generator) < 0.3] = 0
+    factors = sample_factors(b, n, draw(st.sampled_from([0.1, 1.0, (0.5, 2.0)])), num_locations=r, **random)
+    smoothing = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    return features, weight, bias, labels, attention, factors, smoothing
+
+
+def close(a, b, tolerance):
+    # Relative to the size of the whole, absolute below 1: a gradient entry may cancel to nothing.
+    b = torch.zeros_like(a) if b is None else b
+    assert (a.double() - b.double()).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max()))
+
+
+@given(problems(), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
+def test_dense_multimix_equals_mixing_features(problem, weighted, dtype):
+    features, weight, bias, labels, attention, factors, smoothing = problem
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    ours, theirs = ([t.detach().clone().requires_grad_() for t in (features, weight, bias)] for _ in range(2))
+    expected = reference.dense_multimix(*theirs, labels, attention, factors, smoothing, weighted)
+    expected.backward()
+    z, w, v = (t.to(dtype) for t in ours)
+    loss = dense_multimix_loss(
+        z @ w.mT + v,
+        labels,
+        attention.to(dtype),
+        factors.to(dtype),
+        label_smoothing=smoothing,
+        confidence_weighted=weighted,
+    )
+    loss.backward()
+    assert loss.dtype == dtype
+    close(loss, expected, tolerance)
+    for our, their in zip(ours, theirs, strict=True):
+        close(our.grad, their.grad, 10 * tolerance)
+
+
+@given(problems(), st.sampled_from([torch.float32, torch.float64]))
+def test_multimix_equals_mixing_features(problem, dtype):
+    features, weight, bias, labels, _, factors, smoothing = problem
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    ours, theirs = ([t.detach().clone().requires_grad_() for t in (features[:, 0], weight, bias)] for _ in range(2))
+    expected = reference.multimix(*theirs, labels, factors[0], smoothing)
+    expected.backward()
+    z, w, v = (t.to(dtype) for t in ours)
+    loss = multimix_loss(z @ w.mT + v, labels, factors[0].to(dtype), label_smoothing=smoothing)
+    loss.backward()
+    close(loss, expected, tolerance)
+    for our, their in zip(ours, theirs, strict=True):
+        close(our.grad, their.grad, 10 * tolerance)
+
+
+@given(problems(), st.booleans())
+def test_attention_that_is_not_detached_gets_its_gradient(problem, weighted):
+    features, weight, bias, labels, attention, factors, smoothing = problem
+    ours, theirs = (attention.clone().requires_grad_() for _ in range(2))
+    (0 * theirs.sum() + reference.dense_multimix(features, weight, bias, labels, theirs, factors, smoothing, weighted)).backward()
+    dense_multimix_loss(
+        features @ weight.mT + bias,
+        labels,
+        ours,
+        factors,
+        label_smoothing=smoothing,
+        confidence_weighted=weighted,
+    ).backward()
+    close(ours.grad, theirs.grad, 1e-9)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradcheck(weighted):
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    attention = torch.rand(4, 3, dtype=torch.float64).add_(0.1).requires_grad_()
+    labels = torch.randint(5, (4,))
+    factors = sample_factors(4, 6, 0.7, num_locations=3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda z, a: dense_multimix_loss(z, labels, a, factors, confidence_weighted=weighted), (logits, attention)
+    )
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    logits = torch.randn(4, 5, requires_grad=True)
+    loss = multimix_loss(logits**2, torch.randint(5, (4,)), sample_factors(4, 6, 1.0))
+    with pytest.raises(RuntimeError, match="without create_graph=True"):
+        torch.autograd.grad(loss, logits, create_graph=True)
+
+
+def dense_batch(b=6, r=5, c=4, n=16):
+    torch.manual_seed(0)
+    factors = sample_factors(b, n, 0.5, num_locations=r, dtype=torch.float64)
+    logits = torch.randn(b, r, c, dtype=torch.float64)
+    return logits, torch.randint(c, (b,)), torch.rand(b, r, dtype=torch.float64), factors
+
+
+def test_order_of_examples_locations_and_columns_does_not_matter():
+    logits, labels, attention, factors = dense_batch()
+    expected = dense_multimix_loss(logits, labels, attention, factors)
+    examples, locations, columns = (torch.randperm(n) for n in (6, 5, 16))
+    torch.testing.assert_close(
+        dense_multimix_loss(logits[examples], labels[examples], attention[examples], factors[:, examples]), expected
+    )
+    torch.testing.assert_close(
+        dense_multimix_loss(logits[:, locations], labels, attention[:, locations], factors[locations]), expected
+    )
+    torch.testing.assert_close(dense_multimix_loss(logits, labels, attention, factors[:, :, columns]), expected)
+
+
+def test_only_ratios_of_attention_at_a_location_matter():
+    logits, labels, attention, factors = dense_batch()
+    expected = dense_multimix_loss(logits, labels, attention, factors)
+    scaled = attention * torch.tensor([1e-30, 1e-3, 1.0, 7.0, 1e30])
+    torch.testing.assert_close(dense_multimix_loss(logits, labels, scaled, factors), expected)
+    single = [t.float() for t in (logits, scaled / 1e8, factors)]
+    torch.testing.assert_close(
+        dense_multimix_loss(single[0], labels, single[1], single[2]), expected.float(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_shared_factors_are_the_same_factors_at_every_location():
+    logits, labels, attention, factors = dense_batch()
+    everywhere = factors[:1].expand(5, -1, -1)
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, labels, attention, factors[0]),
+        dense_multimix_loss(logits, labels, attention, everywhere),
+    )
+
+
+def test_walking_in_chunks_changes_nothing(monkeypatch):
+    logits, labels, attention, factors = dense_batch()
+    logits.requires_grad_()
+    whole = dense_multimix_loss(logits, labels, attention, factors)
+    (expected,) = torch.autograd.grad(whole, logits)
+    for elements in (1, 4 * 5, 4 * 16 * 2):
+        monkeypatch.setattr("mm_hf.fused.CHUNK_ELEMENTS", elements)
+        loss = dense_multimix_loss(logits, labels, attention, factors)
+        torch.testing.assert_close(loss, whole)
+        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_computed_in_float32_inside_autocast_and_for_half_precision_logits(dtype):
+    logits, labels, attention, factors = dense_batch()
+    half = (30 * logits).to(dtype)
+    expected = dense_multimix_loss(half.double(), labels, attention, factors)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = dense_multimix_loss(half.requires_grad_(), labels, attention.float(), factors.float())
+    loss.backward()
+    assert loss.dtype == torch.float32 and half.grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_of_one_example_gives_the_clean_loss():
+    logits, label = torch.randn(1, 7), torch.tensor([3])
+    clean = torch.nn.functional.cross_entropy(logits, label, label_smoothing=0.1)
+    factors = sample_factors(1, 5, 0.01)
+    torch.testing.assert_close(multimix_loss(logits, label, factors, label_smoothing=0.1), clean)
+    dense = dense_multimix_loss(logits[:, None], label, torch.ones(1, 1), factors, label_smoothing=0.1)
+    torch.testing.assert_close(dense, clean)
+
+
+def test_ignored_examples_leave_the_loss_of_the_others():
+    logits, labels, attention, factors = dense_batch()
+    labels[[1, 4]] = -100
+    rest = [0, 2, 3, 5]
+    remaining = factors[:, rest] / factors[:, rest].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, labels, attention, factors, confidence_weighted=False),
+        dense_multimix_loss(logits[rest], labels[rest], attention[rest], remaining, confidence_weighted=False),
+    )
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, labels, attention, factors),
+        dense_multimix_loss(logits[rest], labels[rest], attention[rest], factors[:, rest]),
+    )
+    torch.testing.assert_close(
+        multimix_loss(logits[:, 0], labels, factors[0]), multimix_loss(logits[rest, 0], labels[rest], remaining[0])
+    )
+
+
+def test_a_batch_in_which_nobody_takes_part_is_zero_with_zero_gradient():
+    logits = torch.randn(3, 2, 4, requires_grad=True)
+    factors = sample_factors(3, 5, 1.0)
+    for labels, attention in [(torch.full((3,), -100), torch.ones(3, 2)), (torch.tensor([0, 1, 2]), torch.zeros(3, 2))]:
+        loss = dense_multimix_loss(logits, labels, attention, factors)
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert loss == 0 and not grad.any()
+
+
+def test_large_common_offsets_of_the_logits_cost_no_precision():
+    logits, labels, attention, factors = dense_batch()
+    expected = dense_multimix_loss(logits, labels, attention, factors)
+    shifted = dense_multimix_loss((logits + 4096).float(), labels, attention.float(), factors.float())
+    rounding = dense_multimix_loss((logits + 4096).float().double() - 4096, labels, attention, factors)
+    torch.testing.assert_close(shifted.double(), rounding, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(rounding, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.rand(6)}, "must be integers"),
+        ({"labels": torch.zeros(5, dtype=torch.long)}, "labels must be class indices of shape"),
+        ({"attention": torch.rand(6, 4)}, "attention must have the shape"),
+        ({"factors": torch.rand(5, 7, 3)}, "factors must have the shape"),
+        ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
+        ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    names = ("token_logits", "labels", "attention", "factors")
+    with pytest.raises(ValueError, match=message):
+        dense_multimix_loss(**{**dict(zip(names, dense_batch(), strict=True)), **change})
