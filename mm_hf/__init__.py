@@ -1,0 +1,52 @@
+"""MultiMix and Dense MultiMix for Hugging Face Transformers.
+
+Importing this package imports torch; Transformers and the rest come with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DenseMultiMix": ".methods",
+    "ERM": ".methods",
+    "LocationError": ".locations",
+    "LocationOutput": ".locations",
+    "Mixing": ".methods",
+    "MixingHandle": ".wrapper",
+    "Mixup": ".methods",
+    "MultiMix": ".methods",
+    "MultiMixTrainer": ".trainer",
+    "Plan": ".locations",
+    "clean_loss": ".functional",
+    "dense_multimix_loss": ".functional",
+    "extract": ".locations",
+    "get_method": ".methods",
+    "multimix_loss": ".functional",
+    "probe": ".locations",
+    "sample_factors": ".functional",
+    "wrap_model": ".wrapper",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+if TYPE_CHECKING:
+    from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
+    from .locations import LocationError, LocationOutput, Plan, extract, probe
+    from .methods import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, get_method
+    from .trainer import MultiMixTrainer
+    from .wrapper import MixingHandle, wrap_model
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

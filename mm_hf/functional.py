@@ -7,13 +7,41 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .fused import DenseMixingLoss
 from .sampling import sample_factors
 
-__all__ = ["dense_multimix_loss", "multimix_loss", "sample_factors"]
+__all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
 IGNORE_INDEX = -100
+
+
+def clean_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in float32 or better, for class indices or class probabilities; zero if nobody takes part.
+
+    Args:
+        logits: (b, c).
+        labels: (b,) class indices, -100 taking no part, or (b, c) class probabilities, a row of zeros taking no part.
+        label_smoothing: In [0, 1].
+
+    Returns:
+        The mean over the examples that take part (weighted by the sum of their probabilities), a scalar.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.randn(8, 10), torch.randint(10, (8,))
+        >>> torch.testing.assert_close(clean_loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        if labels.ndim == 1:
+            count = (labels != IGNORE_INDEX).sum()
+        else:
+            labels = labels.to(dtype)
+            count = labels.sum()
+        total = F.cross_entropy(logits.to(dtype), labels, reduction="sum", label_smoothing=label_smoothing)
+        return total / count.clamp(min=torch.finfo(dtype).eps)
 
 
 def multimix_loss(logits: Tensor, labels: Tensor, factors: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -109,7 +137,7 @@ def dense_multimix_loss(
         # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
         # logit keeps more digits.
         logits = logits - logits.detach().mean(dim=-1, keepdim=True)
-        targets, takes_part = _targets(labels, token_logits.shape[-1], dtype, label_smoothing)
+        targets, takes_part = soft_targets(labels, token_logits.shape[-1], dtype, label_smoothing)
         confidence = (attention.to(dtype) * takes_part[:, None]).T
         # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
@@ -118,8 +146,10 @@ def dense_multimix_loss(
         return DenseMixingLoss.apply(logits, targets, confidence, factors, confidence_weighted)
 
 
-def _targets(labels: Tensor, num_classes: int, dtype: torch.dtype, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Class probabilities (b, c) and which examples take part (b,)."""
+def soft_targets(
+    labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Labels (b,) or (b, c) as class probabilities (b, c), and which examples take part (b,): 0 where labelled -100."""
     if labels.ndim == 2:
         targets, takes_part = labels.to(dtype), labels.new_ones(len(labels), dtype=dtype)
     else:

@@ -1,0 +1,70 @@
+"""What is told about the mixing beside a saved model: settings as JSON, and a section of the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .locations import Plan
+from .methods import Mixing
+
+MIXING_FILE = "mixing.json"
+CITATION = """@inproceedings{venkataramanan2023embedding,
+  title     = {Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples},
+  author    = {Venkataramanan, Shashanka and Kijak, Ewa and Amsaleg, Laurent and Avrithis, Yannis},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023}
+}"""
+
+
+def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None) -> Path:
+    """Write the settings that a model was trained with, and how its locations were found, to `mixing.json`."""
+    from . import __version__
+
+    path = Path(directory) / MIXING_FILE
+    values = {
+        "mixing": mixing.to_dict(),
+        "locations": None if plan is None else plan.to_dict(),
+        "mm_hf_version": __version__,
+    }
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    return path
+
+
+def load_mixing(directory: str | Path) -> Mixing:
+    """The method that a model was trained with, from the `mixing.json` of its directory.
+
+    Raises:
+        FileNotFoundError: The directory has no `mixing.json`: it was not written by `MultiMixTrainer`.
+    """
+    path = Path(directory) / MIXING_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {MIXING_FILE} in {directory}: the model was not saved by MultiMixTrainer.")
+    return Mixing.from_dict(json.loads(path.read_text())["mixing"])
+
+
+def card_tags(mixing: Mixing) -> list[str]:
+    """Tags of the model card's metadata."""
+    return [mixing.name.replace("_", "-"), *(["multimix"] if "multimix" in mixing.name else [])]
+
+
+def card_section(mixing: Mixing) -> str:
+    """The section of a model card that says how the model was trained, in Markdown."""
+    settings: Mapping[str, Any] = mixing.to_dict()
+    rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.items())
+    return f"""## Mixing
+
+Trained with [mm_hf](https://pypi.org/project/mm-hf/), method `{mixing.name}`: mixed examples are interpolated from the
+whole mini-batch in embedding space, and enter the loss beside or in place of the clean ones. The model itself is a plain
+Transformers model: nothing but Transformers is needed to use it.
+
+| setting | value |
+|---|---|
+{rows}
+
+```bibtex
+{CITATION}
+```
+"""

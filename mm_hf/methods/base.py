@@ -1,0 +1,89 @@
+"""What a mixing method is: settings that can be parsed, saved and checked, and a loss made of what a forward tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ..locations import LocationOutput
+
+METHODS: dict[str, type[Mixing]] = {}
+Method = TypeVar("Method", bound="Mixing")
+
+
+@dataclass
+class MixingLoss:
+    """A loss and what to log of it: detached scalars by name, without synchronisation of the device."""
+
+    loss: Tensor
+    logs: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass
+class Mixing:
+    """Base of all mixing methods. A subclass sets `name`, adds fields, and defines `loss` and, rarely, `mix_inputs`.
+
+    The settings are the fields of the dataclass: `HfArgumentParser` parses them, `to_dict` and `from_dict` save and
+    restore them, and a subclass's `__post_init__` refuses what makes no sense.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            METHODS[cls.name] = cls
+
+    @property
+    def attention_kind(self) -> str | None:
+        """The attention to extract with per-location logits, or None for a method that needs the logits only."""
+        return None
+
+    @property
+    def needs_linear_head(self) -> bool:
+        """Whether the method mixes what enters the last layer, and so needs it to be linear."""
+        return False
+
+    def choose(self) -> Mixing:
+        """The method for this mini-batch: itself, unless it is applied with a probability only."""
+        return self
+
+    def mix_inputs(self, inputs: dict[str, Any], labels: Tensor, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+        """Mix the inputs of the model's forward and the labels, for methods that work in input space."""
+        return inputs, labels
+
+    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
+        """The training loss of a mini-batch, a scalar: a mean over whatever the method averages."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and its settings, in JSON types only."""
+        return {"method": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+    @classmethod
+    def from_dict(cls: type[Method], values: Mapping[str, Any]) -> Method:
+        """The inverse of `to_dict`. Called on a method, it accepts that method's settings only."""
+        values = dict(values)
+        method = get_method(values.pop("method", cls.name))
+        if not issubclass(method, cls):
+            raise ValueError(f"These are settings of {method.__name__}, not of {cls.__name__}.")
+        unknown = sorted(set(values) - {f.name for f in fields(method)})
+        if unknown:
+            known = ", ".join(f.name for f in fields(method))
+            raise ValueError(f"{method.__name__} has no setting {', '.join(unknown)}; it has {known or 'none'}.")
+        return method(**values)
+
+
+def get_method(name: str) -> type[Mixing]:
+    """The method class of a name, or a ValueError that lists the names there are.
+
+    Example:
+        >>> get_method("dense_multimix").__name__
+        'DenseMultiMix'
+    """
+    if name not in METHODS:
+        raise ValueError(f"There is no mixing method {name!r}. The methods are {', '.join(sorted(METHODS))}.")
+    return METHODS[name]

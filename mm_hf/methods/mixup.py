@@ -1,0 +1,65 @@
+"""Mixup: pairs of examples, mixed in input space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import clean_loss, soft_targets
+from ..locations import LocationOutput
+from .base import Mixing, MixingLoss
+
+
+@dataclass
+class Mixup(Mixing):
+    """Every example is interpolated with another one of the mini-batch, inputs and labels by the same factor.
+
+    Args:
+        alpha: Parameter of the symmetric Beta distribution of the factor, one draw for each mini-batch.
+
+    Source:
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+
+    Example:
+        >>> Mixup(alpha=0.4).to_dict()
+        {'method': 'mixup', 'alpha': 0.4}
+    """
+
+    name: ClassVar[str] = "mixup"
+
+    alpha: float = field(default=1.0, metadata={"help": "Parameter of the Beta distribution of the factor."})
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, but is {self.alpha}.")
+
+    def mix_inputs(self, inputs: dict[str, Any], labels: Tensor, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+        """Mix every floating-point input; token ids, which cannot be mixed, by their embeddings."""
+        b = len(labels)
+        if inputs.get("input_ids") is not None:
+            embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+            inputs = {**inputs, "inputs_embeds": embed(inputs["input_ids"])}
+            del inputs["input_ids"]
+        mixable = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and len(v) == b]
+        if not mixable:
+            raise ValueError(
+                "Mixup mixes inputs that are real numbers (pixel_values, input_values) or token ids, and this batch has "
+                f"only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
+            )
+        factor = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        partner = torch.randperm(b).to(labels.device)
+        mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}
+        if isinstance(inputs.get("attention_mask"), Tensor):
+            mask = inputs["attention_mask"]
+            mixed["attention_mask"] = torch.maximum(mask, mask[partner])
+        targets, takes_part = soft_targets(labels, model.config.num_labels)  # type: ignore[union-attr, arg-type]
+        targets = targets * takes_part[:, None]
+        return {**inputs, **mixed}, targets.lerp(targets[partner], 1 - factor)
+
+    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
+        """Cross-entropy against the mixed labels."""
+        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing)
+        return MixingLoss(loss, {"loss_mixup": loss.detach()})

@@ -1,0 +1,181 @@
+"""MultiMix: any number of mixed examples, each made of the whole mini-batch, mixed where the classifier begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..functional import clean_loss, multimix_loss, sample_factors
+from ..locations import LocationOutput
+from ..sampling import alpha_for, check_alpha
+from .base import Mixing, MixingLoss
+from .erm import ERM
+from .mixup import Mixup
+
+if TYPE_CHECKING:
+    Alpha = float | tuple[float, float]
+else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read a number or two
+    Alpha = float
+
+DEFAULT_EFFECTIVE_EXAMPLES = 3.0
+DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean"}
+# What the paper states (mixed examples only, alpha per mixed example from U[0.5, 2]); that the probability is 0.5 and
+# that the other mini-batches get input mixup is our reading.
+PAPER = {"alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0, "probability": 0.5, "otherwise": "mixup"}
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with the text that a command line shows."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class MultiMix(Mixing):
+    """MultiMix: `num_mixed` interpolations of the whole mini-batch in embedding space, each with a loss of its own.
+
+    The loss is `clean_weight` times the ordinary cross-entropy plus `pooled_weight` times the mean soft cross-entropy
+    of the mixed examples. Works with every model whose last layer is linear.
+
+    Args:
+        num_mixed: Mixed examples a step (n), for each process.
+        alpha: Concentration of the Dirichlet distribution of the factors; a pair draws it for each mixed example from
+            that interval. Give this or `effective_examples`.
+        effective_examples: Of how many examples a mixed one is made: sets alpha from the size of the mini-batch, and
+            so means the same at every size. Default: 3, if `alpha` is not given.
+        clean_weight: Weight of the cross-entropy of the clean examples.
+        pooled_weight: Weight of the loss of the mixed examples.
+        probability: Share of the mini-batches that are mixed.
+        otherwise: What happens to the other mini-batches: "clean" training or input "mixup".
+        preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
+            mini-batches (our reading) with input mixup instead. Arguments that are given win.
+
+    Raises:
+        ValueError: A setting makes no sense.
+
+    Source:
+        Venkataramanan et al., NeurIPS 2023, section 3.2. Weights, effective examples and defaults are ours.
+
+    Example:
+        >>> MultiMix(num_mixed=500).effective_examples
+        3.0
+        >>> MultiMix(preset="paper").alpha
+        (0.5, 2.0)
+    """
+
+    name: ClassVar[str] = "multimix"
+    defaults: ClassVar[dict[str, Any]] = DEFAULTS
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
+
+    num_mixed: int = setting(1000, "Mixed examples a step, for each process.")
+    alpha: Alpha | None = setting(
+        None, "Concentration of the Dirichlet distribution of the factors: a number, or the two ends of an interval.",
+        nargs="+",
+    )  # fmt: skip
+    effective_examples: float | None = setting(
+        None, "Of how many examples a mixed one is made, in place of alpha. Default: 3."
+    )
+    # None stands for what the preset says, or else `defaults`; after construction none of these is None.
+    clean_weight: float = setting(None, "Weight of the cross-entropy of the clean examples. Default: 1.")
+    pooled_weight: float = setting(None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).")
+    probability: float = setting(None, "Share of the mini-batches that are mixed. Default: 1.")
+    otherwise: Literal["clean", "mixup"] = setting(None, "What happens to the other mini-batches. Default: clean.")
+    preset: Literal["paper"] | None = field(
+        default=None, compare=False, metadata={"help": "'paper': the paper's recipe in place of our defaults."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in self.presets:
+            raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
+        for name, value in {**self.defaults, **self.presets.get(self.preset or "", {})}.items():
+            excluded = name == "alpha" and self.effective_examples is not None
+            if getattr(self, name) is None and not excluded:
+                setattr(self, name, value)
+        if isinstance(self.alpha, (list, tuple)):
+            self.alpha = tuple(self.alpha) if len(self.alpha) > 1 else self.alpha[0]
+        if self.alpha is not None and self.effective_examples is not None:
+            raise ValueError(
+                f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both say how strongly examples "
+                "are mixed: give one of the two and leave the other None."
+            )
+        if self.alpha is None and self.effective_examples is None:
+            self.effective_examples = DEFAULT_EFFECTIVE_EXAMPLES
+        self._validate()
+
+    def _validate(self) -> None:
+        if isinstance(self.num_mixed, bool) or not isinstance(self.num_mixed, int) or self.num_mixed < 1:
+            raise ValueError(f"num_mixed must be a whole number of at least 1, got {self.num_mixed!r}.")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
+        else:
+            alpha_for(self.effective_examples, 2)  # type: ignore[arg-type]
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], but is {self.probability}.")
+        if self.otherwise not in ("clean", "mixup"):
+            raise ValueError(f"otherwise must be 'clean' or 'mixup', got {self.otherwise!r}.")
+        weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise ValueError(f"{name} must not be negative, but is {weight}.")
+        if not any(weights.values()):
+            raise ValueError(f"At least one of {', '.join(weights)} must be positive: with all at 0 nothing is trained.")
+
+    @property
+    def needs_linear_head(self) -> bool:  # noqa: D102
+        return True
+
+    def choose(self) -> Mixing:  # noqa: D102
+        # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
+        if self.probability == 1 or float(torch.rand(())) < self.probability:
+            return self
+        return Mixup() if self.otherwise == "mixup" else ERM()
+
+    def sample(self, num_examples: int, num_locations: int | None, device: torch.device) -> Tensor:
+        """Factors (b, n) or (r, b, n) for a mini-batch of b examples."""
+        if self.alpha is not None:
+            alpha = self.alpha
+        else:
+            assert self.effective_examples is not None
+            alpha = alpha_for(self.effective_examples, num_examples)
+        return sample_factors(num_examples, self.num_mixed, alpha, num_locations=num_locations, device=device)
+
+    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
+        """Weighted sum of the clean and the mixed loss."""
+        return self._weighted_sum(self._terms(output, labels, label_smoothing), label_smoothing)
+
+    def _terms(self, output: LocationOutput, labels: Tensor, smoothing: float) -> dict[str, tuple[Tensor, dict]]:
+        """Each term's loss and what else to log of it, for terms whose weight is not zero."""
+        terms: dict[str, tuple[Tensor, dict]] = {}
+        if self.clean_weight:
+            loss = clean_loss(output.logits, labels, label_smoothing=smoothing)
+            terms["clean"] = (loss, {"loss_terms": len(labels)})
+        if self.pooled_weight:
+            factors = self.sample(len(labels), None, output.logits.device)
+            loss = multimix_loss(output.logits, labels, factors, label_smoothing=smoothing)
+            terms["pooled"] = (loss, {"loss_terms": self.num_mixed, "mean_largest_factor": largest(factors)})
+        return terms
+
+    def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict]], smoothing: float) -> MixingLoss:
+        logs: dict[str, Tensor | float] = {}
+        for name, (loss, more) in terms.items():
+            logs[f"loss_{name}"] = loss.detach()
+            count = more.pop("loss_terms")
+            logs.update(more)
+            logs["loss_terms"] = logs.get("loss_terms", 0) + count
+        total = sum(getattr(self, f"{name}_weight") * loss for name, (loss, _) in terms.items())
+        return MixingLoss(total, logs)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method's name and its settings; what a preset set is among them."""
+        values = super().to_dict()
+        del values["preset"]
+        return values
+
+
+def largest(factors: Tensor) -> Tensor:
+    """Mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the mean of the batch."""
+    return factors.amax(dim=-2).mean()
+
+

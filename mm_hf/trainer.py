@@ -1,0 +1,204 @@
+"""`Trainer` with a mixing method: ordinary arguments, ordinary checkpoints, ordinary evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from .checkpoint import is_plain_checkpoint, load_weights, refuse_missing
+from .hub import card_section, card_tags, save_mixing
+from .methods import ERM, DenseMultiMix, Mixing, get_method
+from .wrapper import STATE, MixingHandle, check_labels, wrap_model
+
+
+class MultiMixTrainer(Trainer):
+    """A [`~transformers.Trainer`] that trains with a mixing method.
+
+    Everything else is Trainer's: evaluation and prediction run the model's own forward, checkpoints are those of the
+    plain model (with `mixing.json` beside them), and `args` is an ordinary `TrainingArguments`. The loss of a mini-batch
+    is a mean, and accumulated like one. `args.label_smoothing_factor` smooths the mixed labels.
+
+    It also restores checkpoints exactly, and stops where weights are missing: see `mm_hf.checkpoint`.
+
+    Args:
+        model: A classification model, or give `model_init`.
+        args: Training arguments.
+        mixing: The method or its name; default `DenseMultiMix()`. With `ERM()`, training is Trainer's own.
+        trainer_kwargs: Trainer's other arguments.
+
+    Attributes:
+        mixing: The method.
+        mixing_handle: The handle of the wrapped model (see [`wrap_model`]); None with `ERM()`.
+
+    Raises:
+        ValueError: An argument cannot be combined with mixing; the message says which and why.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from datasets import Dataset
+        >>> from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
+        >>> from mm_hf import DenseMultiMix, MultiMixTrainer
+        >>> config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        ...                    image_size=16, patch_size=8, num_channels=1, num_labels=2)
+        >>> data = [{"pixel_values": torch.randn(1, 16, 16), "labels": i % 2} for i in range(8)]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     args = TrainingArguments(directory, max_steps=1, disable_tqdm=True, use_cpu=True)
+        ...     trainer = MultiMixTrainer(ViTForImageClassification(config), args, train_dataset=data,
+        ...                               mixing=DenseMultiMix(num_mixed=10))
+        ...     steps = trainer.train().global_step
+        {'train_runtime': ...}
+        >>> steps
+        1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        mixing: Mixing | str | None = None,
+        **trainer_kwargs: Any,
+    ):
+        if mixing is None:
+            mixing = DenseMultiMix()
+        elif isinstance(mixing, str):
+            mixing = get_method(mixing)()
+        if not isinstance(mixing, Mixing):
+            raise ValueError(f"mixing must be a method such as DenseMultiMix() or the name of one, got {mixing!r}.")
+        self.mixing = mixing
+        self.mixes = not isinstance(mixing, ERM)
+        self.mixing_handle: MixingHandle | None = None
+        if self.mixes and trainer_kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                f"compute_loss_func cannot be combined with mixing={mixing.name!r}: it is given clean logits and labels, "
+                "and the loss of mixed examples would not pass through it. Leave it out, or use mixing=ERM()."
+            )
+        # Set before: with `model_init`, Trainer's own constructor makes the model.
+        self._wrapping = dict(
+            label_smoothing=args.label_smoothing_factor if args is not None else 0.0,
+            processing_class=trainer_kwargs.get("processing_class"),
+        )
+        super().__init__(model, args, **trainer_kwargs)  # type: ignore[arg-type]
+        if self.mixes and self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel; its copies of "
+                "the model would not mix. Start one process for each GPU (accelerate launch, torchrun), or make one "
+                "visible (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if self.mixing_handle is None:
+            self._wrap_for_mixing(self.model)
+        if self.mixes:
+            # The mixing loss is the mean over this batch: Trainer has to divide it by the accumulation steps, though the
+            # model's signature says that it would do so itself.
+            self.loss_is_scaled_for_ga = False
+
+    def _wrap_for_mixing(self, model: nn.Module) -> None:
+        if not self.mixes:
+            return
+        state = model.__dict__.get(STATE)
+        if state is not None and state.owned_by_trainer:  # a notebook cell that is run again
+            MixingHandle(model, state).remove()
+        self.mixing_handle = wrap_model(model, self.mixing, **self._wrapping)
+        model.__dict__[STATE].owned_by_trainer = True
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model by `model_init`, and wrap it."""
+        model = super().call_model_init(trial)
+        self._wrap_for_mixing(model)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after a look at the labels of the whole data set where that is cheap."""
+        if self.mixes:
+            self._check_dataset()
+        return super().train(*args, **kwargs)
+
+    def _check_dataset(self) -> None:
+        """Refuse labels that are out of range now and not when their batch comes."""
+        features = getattr(self.train_dataset, "features", None) or {}
+        name = next((n for n in ("labels", "label", "label_ids") if n in features), None)
+        model: Any = self.model
+        if name is None or model is None:
+            return
+        classes = getattr(features[name], "num_classes", None)
+        if classes is not None and classes > model.config.num_labels:
+            raise ValueError(
+                f"The data set has {classes} classes in its column {name!r} and {type(model).__name__} only "
+                f"{model.config.num_labels} labels: build the model with num_labels={classes}."
+            )
+        dtype = str(getattr(features[name], "dtype", ""))
+        if dtype.startswith(("int", "uint")) and hasattr(self.train_dataset, "with_format"):
+            try:
+                column = self.train_dataset.with_format("torch", columns=[name])[:][name]
+            except TypeError:  # streamed: each batch is all there is
+                return
+            check_labels(model, column)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """In training, hand the batch to the wrapped model; in evaluation, do what Trainer does."""
+        if self.mixing_handle is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if inputs.get("labels") is None:
+            check_labels(self.accelerator.unwrap_model(model), None)
+        # Before a compiled model's first call, which fixes the hooks that it will ever see.
+        self.mixing_handle.prepare(inputs)
+        outputs = model(**inputs)
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms of the loss, and what the method tells about its mixing, to each training log."""
+        if self.mixing_handle is not None and "loss" in logs:
+            logs.update(self.mixing_handle.pop_logs())
+        super().log(logs, start_time)
+
+    # ---- Saving and restoring ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            plan = None if self.mixing_handle is None else self.mixing_handle.plan
+            save_mixing(output_dir or self.args.output_dir, self.mixing, plan)  # type: ignore[arg-type]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.model if model is None else model
+        if self._restores(model, resume_from_checkpoint):
+            load_weights(model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and self._restores(self.model, best):
+            load_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _restores(self, model: nn.Module, directory: str) -> bool:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not sharded and is_plain_checkpoint(model, directory)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        model: Any = self.model
+        ignorable = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        refuse_missing(None, set(load_result.missing_keys) - ignorable)
+        super()._issue_warnings_after_load(load_result)
+
+    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
+        """Trainer's draft of a model card, with the method's tags and settings."""
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        tags += [tag for tag in card_tags(self.mixing) if tag not in tags]
+        super().create_model_card(*args, tags=tags, **kwargs)
+        if self.is_world_process_zero():
+            card = Path(self.args.output_dir) / "README.md"
+            card.write_text(card.read_text(encoding="utf-8") + "\n" + card_section(self.mixing), encoding="utf-8")

@@ -1,0 +1,304 @@
+"""Let a model's own forward compute the mixing loss while it trains, and nothing else change."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional import IGNORE_INDEX
+from .locations import LocationOutput, Plan, Taps, probe, resolve_attention
+from .locations.probe import check_head, record
+from .methods import Mixing
+
+STATE = "mm_hf_state"
+REPLACED = (STATE, "forward", "_original_forward", "_is_accelerate_prepared")
+
+
+class MixingState:
+    """What a wrapped model carries: the method, how to see its locations, and what to log.
+
+    It refers to no model, so that a deep copy of the model (EMA, early stopping) mixes with its own weights.
+    """
+
+    def __init__(self, mixing: Mixing, label_smoothing: float, processing_class: Any):
+        self.mixing = mixing
+        self.label_smoothing = label_smoothing
+        self.processing_class = processing_class
+        self.owned_by_trainer = False
+        self.ready = False
+        self.before: dict[str, Any] = {}
+        self.plan: Plan | None = None
+        self.taps: Taps | None = None
+        self.attention: str | None = None
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: dict[str, int] = {}
+
+    def prepare(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Look at the model and a batch once, before the first mixed step, and refuse what cannot be trained."""
+        if self.ready:
+            return
+        check_labels(model, inputs.get("labels"))
+        forward_inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        kind = self.mixing.attention_kind
+        if kind is not None:
+            plan = probe(model, forward_inputs, self.processing_class)
+            self.attention = resolve_attention(kind, plan)
+            self.plan, self.taps = plan, Taps(model, plan)
+        elif self.mixing.needs_linear_head:
+            check_head(record(model, forward_inputs))
+        if not getattr(self.mixing, "detach_attention", True) and _recomputes(model):
+            raise ValueError(
+                "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
+                "attention is read from. Switch one of the two off."
+            )
+        self.ready = True
+
+    def log(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add to the running means, on the device."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def pop_logs(self) -> dict[str, float]:
+        """Means since the last call, as numbers; this waits for the device."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+class MixingHandle:
+    """Returned by [`wrap_model`]: undoes the wrapping by `remove()` or at the end of a `with` block.
+
+    Attributes:
+        mixing: The method.
+        plan: How the model's locations are found; None before the first training step (or `example_inputs`), and for
+            methods that need none.
+    """
+
+    def __init__(self, model: nn.Module, state: MixingState):
+        self._model: nn.Module | None = model
+        self._state = state
+
+    @property
+    def mixing(self) -> Mixing:  # noqa: D102
+        return self._state.mixing
+
+    @property
+    def plan(self) -> Plan | None:  # noqa: D102
+        return self._state.plan
+
+    def prepare(self, inputs: Mapping[str, Any]) -> None:
+        """Probe and check the model with a batch now (it happens by itself at the first training step)."""
+        assert self._model is not None, "This model has been unwrapped."
+        self._state.prepare(self._model, inputs)
+
+    def pop_logs(self) -> dict[str, float]:
+        """Means, since the last call, of the loss's terms and of what the method tells about its mixing."""
+        return self._state.pop_logs()
+
+    def remove(self) -> None:
+        """Give the model back as it was. A second call does nothing."""
+        model, self._model = self._model, None
+        if model is None:
+            return
+        # What accelerate put around our forward goes with it; preparing the model again puts it around the model's own.
+        for name in REPLACED:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(self._state.before)
+        if self._state.taps is not None:
+            self._state.taps.remove(model)
+
+    def __enter__(self) -> MixingHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def wrap_model(
+    model: nn.Module,
+    mixing: Mixing,
+    *,
+    label_smoothing: float = 0.0,
+    processing_class: Any = None,
+    example_inputs: Mapping[str, Any] | None = None,
+) -> MixingHandle:
+    """Train a model with a mixing method: in training mode and with labels, its loss is the method's.
+
+    The model stays the same object with the same parameters; in evaluation mode, or without labels, its own forward
+    runs untouched. Call this before `accelerator.prepare`.
+
+    Args:
+        model: A Transformers classification model, also under PEFT.
+        mixing: The method, for example `DenseMultiMix()`.
+        label_smoothing: In [0, 1]; spread over the classes after mixing.
+        processing_class: The tokenizer of a text model: it knows which tokens are special and so no locations.
+        example_inputs: A batch to probe the model with now. Without it the first training step does that; a model
+            that is compiled before then needs it.
+
+    Returns:
+        A handle: `handle.remove()` gives the model back as it was; it is a context manager, too.
+
+    Raises:
+        ValueError: The model is wrapped already, or was prepared by accelerate before.
+        LocationError: (now with `example_inputs`, else at the first training step) the model does not show what the
+            method needs.
+
+    Example:
+        >>> import torch
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> from mm_hf import DenseMultiMix, wrap_model
+        >>> config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        ...                    image_size=32, patch_size=8, num_labels=10)
+        >>> model = ViTForImageClassification(config).train()
+        >>> images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+        >>> with wrap_model(model, DenseMultiMix(num_mixed=100)):
+        ...     model(pixel_values=images, labels=labels).loss.backward()
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch module, got {type(model).__name__}.")
+    if not isinstance(mixing, Mixing):
+        raise ValueError(f"mixing must be a mixing method such as DenseMultiMix(), got {mixing!r}.")
+    if STATE in model.__dict__:
+        raise ValueError(
+            f"This {type(model).__name__} is already wrapped with {model.__dict__[STATE].mixing.name}: call remove() on "
+            "the handle of the first wrap_model before wrapping it again."
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or "forward" in model.__dict__:
+        raise ValueError(
+            f"wrap_model must come before accelerator.prepare (or DistributedDataParallel): this {type(model).__name__} "
+            "has been prepared, or its forward replaced, and mixing would be lost or run outside mixed precision."
+        )
+    state = MixingState(mixing, label_smoothing, processing_class)
+    state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}
+    model.__dict__[STATE] = state
+    model.__dict__["forward"] = types.MethodType(_mixing_forward(type(model).forward), model)
+    handle = MixingHandle(model, state)
+    if example_inputs is not None:
+        try:
+            handle.prepare(example_inputs)
+        except Exception:
+            handle.remove()
+            raise
+    return handle
+
+
+def _mixing_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward with the original's signature. It knows the class's forward only, never a model: see `MixingState`."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:
+            return original(self, *args, **kwargs)
+        if args:
+            bound = signature.bind(self, *args, **kwargs)
+            kwargs = _flat_arguments(bound.arguments, signature)
+        if kwargs.get("labels") is None:
+            return original(self, **kwargs)
+        return _training_forward(self, original, kwargs)
+
+    signature = inspect.signature(original)
+    # Not functools.wraps: accelerate's unwrap_model follows __wrapped__ past this function and would lose it, and a
+    # bound __wrapped__ hides the first parameter from the Trainer, which would then drop the model's main input.
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    forward.__doc__ = original.__doc__
+    return forward
+
+
+def _flat_arguments(arguments: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for position, (name, value) in enumerate(arguments.items()):
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        elif position > 0:
+            flat[name] = value
+    return flat
+
+
+def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """The model's own forward without labels, and the method's loss put in the place of the model's."""
+    state: MixingState = model.__dict__[STATE]
+    labels = inputs.pop("labels")
+    inputs.pop("num_items_in_batch", None)  # the loss is a mean over this batch, whatever the accumulation
+    as_tuple = inputs.pop("return_dict", None) is False
+    if not state.ready:
+        _prepare_first(model, state, {**inputs, "labels": labels})
+    method, inputs, targets = _choose(model, state, inputs, labels)
+    if method.attention_kind is None:
+        outputs = original(model, **inputs, return_dict=True)
+        seen = LocationOutput(outputs.logits)
+    else:
+        assert state.taps is not None and state.attention is not None
+        detach = getattr(method, "detach_attention", True)
+        with state.taps.listening(inputs, with_row=state.attention == "cls", detach=detach):
+            outputs = original(model, **inputs, return_dict=True)
+            seen = state.taps.read(model, outputs.logits, inputs, state.attention, targets, detach)
+    loss = _loss(state, method, seen, targets)
+    outputs = type(outputs)(**{"loss": loss, **{k: v for k, v in outputs.items() if k != "loss"}})
+    return outputs.to_tuple() if as_tuple else outputs
+
+
+def _prepare_first(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "This model is being compiled before mm_hf has seen a batch, and hooks that are added later are ignored: "
+            "pass example_inputs=batch to wrap_model."
+        )
+    state.prepare(model, inputs)
+
+
+# Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
+# checkpoints do not restore, and the walk over chunks is nothing that it could make faster.
+@torch.compiler.disable
+def _choose(
+    model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
+) -> tuple[Mixing, dict[str, Any], Tensor]:
+    method = state.mixing.choose()
+    return method, *method.mix_inputs(inputs, labels, model)
+
+
+@torch.compiler.disable
+def _loss(state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
+    result = method.loss(seen, labels, label_smoothing=state.label_smoothing)
+    state.log(result.logs)
+    return result.loss
+
+
+def _recomputes(model: nn.Module) -> bool:
+    """Whether any of the model's layers is checkpointed: run again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def check_labels(model: nn.Module, labels: Any) -> None:
+    """Refuse labels that are missing, of the wrong type or out of range, with a sentence that says what to do."""
+    name = type(model).__name__
+    config: Any = model.config
+    if labels is None:
+        raise ValueError(f"The batch for {name} has no labels. Mixing needs a column named `labels` (or `label`).")
+    problem = getattr(config, "problem_type", None)
+    if problem not in (None, "single_label_classification") or config.num_labels < 2:
+        raise ValueError(
+            f"{name} is configured for {problem or 'regression'} with {config.num_labels} labels; mixing supports "
+            "single-label classification with at least two labels (problem_type='single_label_classification')."
+        )
+    if labels.is_floating_point():
+        if labels.ndim == 2 and labels.shape[1] == config.num_labels:
+            return
+        raise ValueError(
+            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}. Give class indices as integers of shape "
+            f"(batch,), or class probabilities of shape (batch, {config.num_labels}); mixed labels are made inside the step."
+        )
+    if labels.ndim != 1:
+        raise ValueError(f"Integer labels must have the shape (batch,), got {tuple(labels.shape)}.")
+    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= config.num_labels))]
+    if len(wrong):
+        raise ValueError(
+            f"Label {int(wrong[0])} does not fit {name} with {config.num_labels} labels (0 to {config.num_labels - 1}, or "
+            f"{IGNORE_INDEX} to leave an example out): build the model with num_labels set to your number of classes."
+        )
+    if problem is None:
+        config.problem_type = "single_label_classification"  # as the model itself would at its first loss
