@@ -7,6 +7,7 @@ No architecture is named anywhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
                 if name:
                     handles.append(module.register_forward_pre_hook(before))
                     handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-            output = model(**inputs, return_dict=True)
+            output = plain_call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -108,6 +109,12 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
         shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise LocationError(f"{type(model).__name__} returns {shape} for {batch} examples. {SUPPORTED}.")
     return Recording(model, inputs, logits, calls, attention_calls)
+
+
+def plain_call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """The model's own forward: not one that was put in its place, with autocast (accelerate) or mixing."""
+    forward = functools.partial(type(model).forward, model) if "forward" in model.__dict__ else model
+    return forward(**inputs, return_dict=True)
 
 
 def check_head(recording: Recording) -> None:

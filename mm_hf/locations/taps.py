@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attention import KINDS, AttentionTap, confidence, normalise
 from .plan import LocationError, Plan, as_tokens, last_attended, pool_tokens, pooled_logits, score_tokens
-from .probe import attended_mask, probe, relative_error
+from .probe import attended_mask, plain_call, probe, relative_error
 
 TAPS = "mm_hf_taps"
 
@@ -89,7 +89,7 @@ def _forward(
 ) -> LocationOutput:
     kind = resolve_attention(attention, taps.plan)
     with taps.listening(inputs, with_row=kind == "cls"):
-        logits = model(**inputs, return_dict=True).logits
+        logits = plain_call(model, inputs).logits
         output = taps.read(model, logits, inputs, kind, labels, detach=True)
         if not model.training:
             taps.check(model, logits, inputs)

@@ -34,7 +34,7 @@ class Mixing:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name:
+        if "name" in cls.__dict__:
             METHODS[cls.name] = cls
 
     @property

@@ -1,0 +1,445 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+import digits
+import models
+from mm_hf import ERM, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
+from mm_hf.hub import load_mixing
+
+DENSE = DenseMultiMix(num_mixed=20)
+
+
+def accuracy(prediction):
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def run(directory, trainer_class=MultiMixTrainer, model=None, train=None, trainer_args=None, **args):
+    model = digits.vit() if model is None else model
+    trainer = trainer_class(
+        model=model,
+        args=digits.arguments(directory, **args),
+        train_dataset=digits.dataset() if train is None else train,
+        eval_dataset=digits.dataset(1000, 1040),
+        **(trainer_args or {}),
+    )
+    return trainer
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# ---- training ----
+
+
+def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
+    trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": DENSE})
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
+    for entry in history:
+        assert entry["loss"] == pytest.approx(entry["loss_clean"] + entry["loss_dense"], abs=2e-4)
+        assert entry["loss_terms"] == 32 + 16 * 20
+        assert 1 / 32 < entry["mean_largest_factor"] < 1
+        assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_erm_is_plain_training_whatever_the_accumulation(tmp_path, accumulation, name):
+    """BERT's own Trainer run is wrong under accumulation (its loss ignores num_items_in_batch), and stays what it is."""
+    results = []
+    for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": ERM()})]:
+        model, train = digits.vit(), digits.dataset()
+        if name == "bert":
+            batch = models.batch("bert", b=96)
+            model = models.build("bert", scale=False)
+            train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
+        size = 32 // accumulation
+        trainer = run(
+            tmp_path,
+            trainer_class,
+            model,
+            train,
+            extra,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        results.append((digits.weights(model), losses(trainer)))
+    digits.same_weights(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_erm_accumulated_is_the_whole_batch(tmp_path):
+    results = []
+    for size in (32, 8):
+        model = digits.vit()
+        args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 32 // size, "optim": "sgd"}
+        run(tmp_path, model=model, trainer_args={"mixing": ERM()}, **args).train()
+        results.append(digits.weights(model))
+    digits.same_weights(*results, rtol=1e-4, atol=1e-6)
+
+
+class Fixed(MultiMix):
+    """MultiMix with factors that are the same in each mini-batch: what is accumulated can be computed by hand."""
+
+    def sample(self, num_examples, num_locations, device):
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(num_examples, 20, generator=generator).softmax(dim=0)
+
+
+def test_a_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
+    model, by_hand = digits.vit(), digits.vit()
+    data = digits.dataset(0, 32, extra=False)
+    method = Fixed(num_mixed=20, clean_weight=0.5)
+    trainer = run(
+        tmp_path,
+        model=model,
+        train=data,
+        trainer_args={"mixing": method},
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    total = 0
+    for start in range(0, 32, 8):
+        images, labels = (data[start : start + 8][k] for k in ("pixel_values", "label"))
+        logits = by_hand(images).logits
+        factors = method.sample(8, None, "cpu")
+        targets = factors.T @ F.one_hot(labels, 10).float()
+        mixed = -(targets * (factors.T @ logits).log_softmax(-1)).sum(-1).mean()
+        total = total + (0.5 * F.cross_entropy(logits, labels) + mixed) / 4
+    total.backward()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad
+    digits.same_weights(digits.weights(model), digits.weights(by_hand), rtol=1e-5, atol=1e-6)
+    assert losses(trainer) == [pytest.approx(float(total.detach()), abs=1e-4)]
+
+
+def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
+    trainer = run(tmp_path, label_smoothing_factor=0.3, trainer_args={"mixing": Fixed()}, max_steps=1)
+    plain = run(tmp_path, trainer_args={"mixing": Fixed()}, max_steps=1)
+    trainer.train(), plain.train()
+    images, labels = (digits.dataset()[:][k] for k in ("pixel_values", "label"))
+    logits = digits.vit()(images[:1]).logits  # a fresh model: nearly uniform, and smoothing changes its loss little
+    assert abs(losses(trainer)[0] - losses(plain)[0]) < 0.5 and losses(trainer)[0] != losses(plain)[0]
+    assert F.cross_entropy(logits, labels[:1], label_smoothing=0.3).isfinite()
+
+
+@pytest.mark.parametrize("mixing", [MultiMix(num_mixed=20), DENSE, Mixup(), DenseMultiMix(num_mixed=20, preset="paper")])
+def test_every_method_trains(tmp_path, mixing):
+    trainer = run(tmp_path, num_train_epochs=3, trainer_args={"mixing": mixing})
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all() and trainer.state.global_step == 9
+
+
+def test_a_method_can_be_given_by_name(tmp_path):
+    assert run(tmp_path, trainer_args={"mixing": "multimix"}).mixing == MultiMix()
+    assert run(tmp_path).mixing == DenseMultiMix()
+
+
+def test_a_last_batch_of_one_example(tmp_path):
+    trainer = run(tmp_path, train=digits.dataset(0, 33), trainer_args={"mixing": DENSE})
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all() and len(losses(trainer)) == 2
+
+
+# ---- evaluation ----
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_evaluation_and_prediction_are_plain_trainers_bit_for_bit(tmp_path, smoothing):
+    results = []
+    for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": DENSE})]:
+        trainer = run(
+            tmp_path,
+            trainer_class,
+            digits.vit(dropout=0.1),
+            trainer_args={**extra, "compute_metrics": accuracy},
+            label_smoothing_factor=smoothing,
+            per_device_eval_batch_size=16,
+        )
+        evaluation = trainer.evaluate()
+        prediction = trainer.predict(digits.dataset(1000, 1040))
+        results.append((evaluation["eval_loss"], evaluation["eval_accuracy"], prediction))
+    assert results[0][:2] == results[1][:2]
+    assert np.array_equal(results[0][2].predictions, results[1][2].predictions)
+    assert np.array_equal(results[0][2].label_ids, results[1][2].label_ids)
+    assert results[0][2].metrics["test_loss"] == results[1][2].metrics["test_loss"]
+
+
+def test_evaluation_after_training_runs_the_models_own_forward(tmp_path):
+    trainer = run(tmp_path, trainer_args={"mixing": DENSE}, bf16=True, max_steps=2)
+    trainer.train()
+    plain = run(tmp_path, Trainer, digits.vit(), bf16=True, learning_rate=0.0, max_steps=1)
+    plain.train()
+    plain.model.load_state_dict(trainer.model.state_dict())
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_columns_that_the_model_does_not_take_are_dropped(tmp_path):
+    seen = []
+
+    def collate(examples):
+        seen.append(sorted(examples[0]))
+        return {k: torch.stack([torch.as_tensor(e[k]) for e in examples]) for k in ("pixel_values",)} | {
+            "labels": torch.stack([e["label"] for e in examples])
+        }
+
+    trainer = run(tmp_path, trainer_args={"mixing": DENSE, "data_collator": collate}, max_steps=1)
+    trainer.train()
+    assert seen[0] == ["label", "pixel_values"]
+    assert trainer._signature_columns[:2] == ["pixel_values", "labels"]
+
+
+# ---- what belongs to a Trainer run ----
+
+
+def test_metrics_early_stopping_and_best_model(tmp_path):
+    scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
+    kept = {}
+
+    class Keep(TrainerCallback):
+        def on_evaluate(self, args, state, control, model, **kwargs):
+            kept[state.global_step] = digits.weights(model)
+
+    trainer = run(
+        tmp_path,
+        num_train_epochs=5,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        trainer_args={
+            "mixing": DENSE,
+            "compute_metrics": lambda _: {"score": next(scores)},
+            "callbacks": [EarlyStoppingCallback(early_stopping_patience=2), Keep()],
+        },
+    )
+    trainer.train()
+    assert trainer.state.global_step == 12 and trainer.state.best_global_step == 6
+    digits.same_weights(digits.weights(trainer.model), kept[6])
+
+
+@pytest.mark.parametrize("architecture", ["vit", "bert"])
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, stop_at):
+    """At the end of an epoch and in the middle of one, with dropout and accumulation."""
+
+    def trainer(directory, **more):
+        model, train = digits.vit(dropout=0.1), digits.dataset()
+        if architecture == "bert":
+            batch = models.batch("bert", b=96)
+            model = models.build("bert", scale=False)
+            train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
+        args = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
+        mixing = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
+        return MultiMixTrainer(model, digits.arguments(directory, **args), train_dataset=train, mixing=mixing)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    stopped = trainer(tmp_path / "parts", save_strategy="steps", save_steps=stop_at)
+    stopped.add_callback(StopAt(stop_at))
+    stopped.train()
+    assert stopped.state.global_step == stop_at
+    resumed = trainer(tmp_path / "parts", save_strategy="steps", save_steps=stop_at)
+    resumed.train(resume_from_checkpoint=True)
+    digits.same_weights(digits.weights(resumed.model), digits.weights(whole.model))
+    assert losses(resumed)[stop_at:] == losses(whole)[stop_at:]
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+def test_missing_weights_stop_the_run(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    trainer = run(tmp_path, trainer_args={"mixing": DENSE}, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    tensors = load_file(file)
+    lost = sorted(tensors)[5]
+    del tensors[lost]
+    save_file(tensors, file, metadata={"format": "pt"})
+    again = run(tmp_path, trainer_args={"mixing": DENSE}, max_steps=2)
+    with pytest.raises(RuntimeError, match=r"(?s)does not fit the model.*would not be restored"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_model_init_and_training_twice(tmp_path):
+    trainer = MultiMixTrainer(
+        args=digits.arguments(tmp_path, max_steps=2),
+        mixing=DENSE,
+        model_init=lambda: digits.vit(),
+        train_dataset=digits.dataset(),
+    )
+    trainer.train()
+    first = digits.weights(trainer.model)
+    trainer.train()
+    digits.same_weights(first, digits.weights(trainer.model))
+    assert "loss_dense" in trainer.state.log_history[0]
+
+
+def test_a_new_trainer_for_the_same_model_takes_over(tmp_path):
+    model = digits.vit()
+    run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1).train()
+    trainer = run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
+    trainer.train()
+    assert "loss_pooled" in trainer.state.log_history[0] and "loss_dense" not in trainer.state.log_history[0]
+
+
+# ---- what is saved ----
+
+
+def test_what_is_saved_is_a_plain_model(tmp_path):
+    trainer = run(tmp_path, trainer_args={"mixing": DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0))}, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(tags="digits")
+    images = digits.dataset(1000, 1010)[:]["pixel_values"]
+    torch.save(images, tmp_path / "images.pt")
+    script = """
+import sys
+sys.modules["mm_hf"] = None  # any import of it fails
+import torch
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "/logits.pt")
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        expected = trainer.model.eval()(images).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=0)
+    assert load_mixing(tmp_path) == trainer.mixing
+    saved = json.loads((tmp_path / "mixing.json").read_text())
+    assert saved["locations"]["source"] == "vit"
+    assert "mm_hf" not in json.loads((tmp_path / "config.json").read_text())
+    card = (tmp_path / "README.md").read_text()
+    assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | [0.5, 2.0] |" in card
+
+
+# ---- ways of computing ----
+
+
+def test_bfloat16_autocast(tmp_path):
+    trainer = run(tmp_path, trainer_args={"mixing": DENSE}, bf16=True, num_train_epochs=40, learning_rate=3e-3)
+    trainer.train()
+    assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
+    results = []
+    for extra in ({}, {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}):
+        trainer = run(tmp_path, model=digits.vit(), trainer_args={"mixing": DENSE}, max_steps=3, **extra)
+        trainer.train()
+        results.append(digits.weights(trainer.model))
+    digits.same_weights(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_refuses_attention_with_gradient(tmp_path):
+    mixing = DenseMultiMix(num_mixed=5, detach_attention=False)
+    trainer = run(tmp_path, trainer_args={"mixing": mixing}, activation_checkpointing=True)
+    with pytest.raises(ValueError, match="detach_attention=False does not work with gradient checkpointing"):
+        trainer.train()
+
+
+def test_torch_compile_gives_the_same_training(tmp_path):
+    results = []
+    for extra in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        trainer = run(tmp_path, model=digits.vit(), trainer_args={"mixing": DENSE}, max_steps=3, **extra)
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        results.append((digits.weights(trainer.model), losses(trainer)))
+    digits.same_weights(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-3)
+
+
+def test_lora(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(digits.vit(), config)
+    frozen = model.base_model.model.vit.layers[0].mlp.fc1.weight.detach().clone()
+    trainer = run(
+        tmp_path,
+        model=model,
+        trainer_args={"mixing": DENSE},
+        num_train_epochs=8,
+        learning_rate=1e-2,
+        save_strategy="epoch",
+        remove_unused_columns=True,
+        label_names=["labels"],
+    )
+    trainer.train()
+    assert np.mean(losses(trainer)[-3:]) < losses(trainer)[0]
+    assert torch.equal(frozen, model.base_model.model.vit.layers[0].mlp.fc1.weight)
+    images = digits.dataset(1000, 1010)[:]["pixel_values"]
+    loaded = peft.PeftModel.from_pretrained(digits.vit(), Path(tmp_path) / "checkpoint-24").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values=images).logits, model.eval()(pixel_values=images).logits)
+
+
+# ---- mistakes ----
+
+
+def test_mistakes_are_refused_before_training_starts(tmp_path):
+    def trains(message, model=None, train=None, mixing=DENSE, **more):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, model=model, train=train, trainer_args={"mixing": mixing, **more}, max_steps=1).train()
+
+    rows = [{"pixel_values": row["pixel_values"], "labels": row["label"]} for row in digits.dataset(0, 8)]
+    trains("has no labels", train=[{"pixel_values": row["pixel_values"]} for row in rows])
+    trains("Give class indices as integers", train=[{**row, "labels": float(row["labels"])} for row in rows])
+    trains("Label 12 does not fit ViTForImageClassification", train=[{**row, "labels": 12} for row in rows])
+    trains("10 classes in its column 'label'", model=digits.vit(num_labels=4))
+    late = digits.dataset(0, 64).cast_column("label", __import__("datasets").Value("int64"))
+    late = late.with_format(None).map(lambda row, i: {"label": 11 if i == 63 else 1}, with_indices=True)
+    trains("Label 11 does not fit", train=late.with_format("torch"))
+    trains("There is no mixing method 'mixmax'", mixing="mixmax")
+    trains("mixing must be a method", mixing=3)
+    trains("compute_loss_func cannot be combined", compute_loss_func=lambda *_: None)
+    trains("configured for regression", model=digits.vit(num_labels=1), train=rows)
+    trains("already wrapped", model=_wrapped())
+
+
+def _wrapped():
+    from mm_hf import wrap_model
+
+    model = digits.vit()
+    wrap_model(model, DENSE)
+    return model
+
+
+def test_compute_loss_func_works_with_erm(tmp_path):
+    def weighted(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs.logits, labels, weight=torch.linspace(1, 2, 10))
+
+    results = []
+    for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": ERM()})]:
+        trainer = run(tmp_path, trainer_class, digits.vit(), trainer_args={**extra, "compute_loss_func": weighted})
+        trainer.train()
+        results.append(digits.weights(trainer.model))
+    digits.same_weights(*results)
