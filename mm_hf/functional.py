@@ -92,6 +92,7 @@ def dense_multimix_loss(
     *,
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
+    orders: Tensor | None = None,
 ) -> Tensor:
     """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
 
@@ -108,6 +109,8 @@ def dense_multimix_loss(
         label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
         confidence_weighted: A mixed example counts within its location with the attention mass that it is made of;
             if False, all mixed examples of a location that have any mass count the same.
+        orders: (r, b) permutations of the examples, with factors (b, n): example i takes row `orders[j, i]` of the
+            factors at location j. Each location's factors have the law that the shared ones have, at 1/r of the draws.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 logits). Zero where nobody takes part.
@@ -128,7 +131,7 @@ def dense_multimix_loss(
         >>> token_logits.grad.shape
         torch.Size([8, 49, 10])
     """
-    _check_shapes(token_logits, labels, attention, factors)
+    _check_shapes(token_logits, labels, attention, factors, orders)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}.")
     dtype = torch.promote_types(token_logits.dtype, torch.float32)
@@ -143,7 +146,7 @@ def dense_multimix_loss(
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
         factors = factors if factors.ndim == 3 else factors[None]
-        return DenseMixingLoss.apply(logits, targets, confidence, factors, confidence_weighted)
+        return DenseMixingLoss.apply(logits, targets, confidence, factors, orders, confidence_weighted)
 
 
 def soft_targets(
@@ -161,7 +164,9 @@ def soft_targets(
     return targets, takes_part
 
 
-def _check_shapes(token_logits: Tensor, labels: Tensor, attention: Tensor, factors: Tensor) -> None:
+def _check_shapes(
+    token_logits: Tensor, labels: Tensor, attention: Tensor, factors: Tensor, orders: Tensor | None
+) -> None:
     if token_logits.ndim != 3:
         raise ValueError(
             f"token_logits must have the shape (examples, locations, classes), got {tuple(token_logits.shape)}."
@@ -182,4 +187,9 @@ def _check_shapes(token_logits: Tensor, labels: Tensor, attention: Tensor, facto
         raise ValueError(
             f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "
             f"got {tuple(factors.shape)}."
+        )
+    if orders is not None and (orders.shape != (r, b) or factors.ndim != 2):
+        raise ValueError(
+            f"orders must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, mixed); got "
+            f"{tuple(orders.shape)} with factors of shape {tuple(factors.shape)}."
         )

@@ -70,6 +70,25 @@ def sample_factors(
     return log_gamma.softmax(dim=-2).to(dtype)
 
 
+def sample_orders(
+    num_locations: int,
+    num_examples: int,
+    *,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A random permutation of the examples for each location, shape (r, b).
+
+    With them, locations share one draw of factors and still have, each for itself, factors of the same law: the
+    Dirichlet distribution is symmetric in the examples.
+
+    Example:
+        >>> sorted(sample_orders(2, 3)[0].tolist())
+        [0, 1, 2]
+    """
+    return torch.rand((num_locations, num_examples), device=device, generator=generator).argsort(dim=1)
+
+
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
     """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
     low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)

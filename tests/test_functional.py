@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import reference
 from mm_hf.functional import dense_multimix_loss, multimix_loss, sample_factors
+from mm_hf.sampling import sample_orders
 
 
 @st.composite
@@ -147,6 +148,35 @@ def test_shared_factors_are_the_same_factors_at_every_location():
     )
 
 
+def test_orders_permute_the_examples_of_shared_factors_at_each_location():
+    logits, labels, attention, factors = dense_batch()
+    orders = sample_orders(5, 6)
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(6).expand(5, 6))
+    by_hand = torch.stack([factors[0][order] for order in orders])
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, labels, attention, factors[0], orders=orders),
+        dense_multimix_loss(logits, labels, attention, by_hand),
+    )
+
+
+def test_few_and_many_classes_take_different_ways_to_the_same_loss():
+    """The Gram matrix is used where there are more classes than examples."""
+    torch.manual_seed(0)
+    for c in (3, 6, 7, 20):
+        logits = torch.randn(6, 5, c, dtype=torch.float64, requires_grad=True)
+        labels, attention = torch.randint(c, (6,)), torch.rand(6, 5, dtype=torch.float64)
+        factors = sample_factors(6, 9, 0.5, num_locations=5, dtype=torch.float64)
+        loss = dense_multimix_loss(logits, labels, attention, factors)
+        mixing = attention.T[:, :, None] * factors
+        mass = mixing.sum(dim=1)
+        mixing = mixing / mass[:, None]
+        targets = torch.einsum("rbn,bc->rnc", mixing, torch.nn.functional.one_hot(labels, c).double())
+        mixed = torch.einsum("rbn,brc->rnc", mixing, logits)
+        expected = (-(targets * mixed.log_softmax(-1)).sum(-1) * mass / mass.sum(1, keepdim=True)).sum(1).mean()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, expected)))
+
+
 def test_walking_in_chunks_changes_nothing(monkeypatch):
     logits, labels, attention, factors = dense_batch()
     logits.requires_grad_()
@@ -224,6 +254,7 @@ def test_large_common_offsets_of_the_logits_cost_no_precision():
         ({"attention": torch.rand(6, 4)}, "attention must have the shape"),
         ({"factors": torch.rand(5, 7, 3)}, "factors must have the shape"),
         ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
+        ({"orders": torch.zeros(5, 6, dtype=torch.long)}, "orders must have the shape"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
     ],
 )

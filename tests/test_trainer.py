@@ -92,7 +92,7 @@ def test_erm_accumulated_is_the_whole_batch(tmp_path):
 class Fixed(MultiMix):
     """MultiMix with factors that are the same in each mini-batch: what is accumulated can be computed by hand."""
 
-    def sample(self, num_examples, num_locations, device):
+    def sample(self, num_examples, device):
         generator = torch.Generator().manual_seed(0)
         return torch.rand(num_examples, 20, generator=generator).softmax(dim=0)
 
@@ -119,7 +119,7 @@ def test_a_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
     for start in range(0, 32, 8):
         images, labels = (data[start : start + 8][k] for k in ("pixel_values", "label"))
         logits = by_hand(images).logits
-        factors = method.sample(8, None, "cpu")
+        factors = method.sample(8, "cpu")
         targets = factors.T @ F.one_hot(labels, 10).float()
         mixed = -(targets * (factors.T @ logits).log_softmax(-1)).sum(-1).mean()
         total = total + (0.5 * F.cross_entropy(logits, labels) + mixed) / 4

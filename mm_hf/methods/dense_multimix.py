@@ -11,6 +11,7 @@ from torch import Tensor
 from ..functional import dense_multimix_loss
 from ..locations import LocationOutput
 from ..locations.attention import KINDS
+from ..sampling import sample_orders
 from .multimix import DEFAULTS, PAPER, MultiMix, largest, setting
 
 
@@ -69,7 +70,9 @@ class DenseMultiMix(MultiMix):
         if self.dense_weight:
             assert output.token_logits is not None and output.attention is not None and output.mask is not None
             b, r, _ = output.token_logits.shape
-            factors = self.sample(b, r, output.logits.device)
+            # One draw in an order of its own at each location: the law at each location is the same as with a draw for
+            # each, and so is the gradient's variance (benchmarks/factor_sharing.py), for 1/r of the work.
+            factors = self.sample(b, output.logits.device)
             loss = dense_multimix_loss(
                 output.token_logits,
                 labels,
@@ -77,6 +80,7 @@ class DenseMultiMix(MultiMix):
                 factors,
                 label_smoothing=smoothing,
                 confidence_weighted=self.confidence_weighted,
+                orders=sample_orders(r, b, device=output.logits.device),
             )
             with torch.no_grad():
                 attention = output.attention.detach()

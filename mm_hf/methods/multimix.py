@@ -132,14 +132,14 @@ class MultiMix(Mixing):
             return self
         return Mixup() if self.otherwise == "mixup" else ERM()
 
-    def sample(self, num_examples: int, num_locations: int | None, device: torch.device) -> Tensor:
-        """Factors (b, n) or (r, b, n) for a mini-batch of b examples."""
+    def sample(self, num_examples: int, device: torch.device) -> Tensor:
+        """Factors (b, n) for a mini-batch of b examples."""
         if self.alpha is not None:
             alpha = self.alpha
         else:
             assert self.effective_examples is not None
             alpha = alpha_for(self.effective_examples, num_examples)
-        return sample_factors(num_examples, self.num_mixed, alpha, num_locations=num_locations, device=device)
+        return sample_factors(num_examples, self.num_mixed, alpha, device=device)
 
     def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
         """Weighted sum of the clean and the mixed loss."""
@@ -152,7 +152,7 @@ class MultiMix(Mixing):
             loss = clean_loss(output.logits, labels, label_smoothing=smoothing)
             terms["clean"] = (loss, {"loss_terms": len(labels)})
         if self.pooled_weight:
-            factors = self.sample(len(labels), None, output.logits.device)
+            factors = self.sample(len(labels), output.logits.device)
             loss = multimix_loss(output.logits, labels, factors, label_smoothing=smoothing)
             terms["pooled"] = (loss, {"loss_terms": self.num_mixed, "mean_largest_factor": largest(factors)})
         return terms
