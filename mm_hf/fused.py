@@ -1,9 +1,9 @@
 """The dense MultiMix loss and its gradient in one walk, without ever making a mixed feature.
 
 The classifier is linear and the columns of the mixing matrix sum to 1, so mixing its inputs equals mixing its outputs:
-only the per-location logits are needed. Targets are mixed by the same matrix as the logits, so that with many classes
-the target's part of all mixed examples collapses into a b x b Gram matrix. What is kept for the backward pass is the
-gradient alone.
+only the per-location logits are needed. Confidence, order and normalisation are moved from the mixing matrix to what it
+multiplies, so that locations which share factors are mixed by one matrix product. What is kept for the backward pass
+is the gradient alone.
 """
 
 from __future__ import annotations
@@ -38,66 +38,75 @@ class DenseMixingLoss(torch.autograd.Function):
         weighted: bool,
     ) -> Tensor:
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
-        num_locations, num_examples, num_classes = logits.shape
-        num_mixed = factors.shape[-1]
-        logits_grad = torch.zeros_like(logits) if need_logits else None
-        confidence_grad = torch.zeros_like(confidence) if need_confidence else None
-        loss = logits.new_zeros(())
-        occupied = logits.new_zeros(())
+        (num_locations, num_examples, num_classes), num_mixed = logits.shape, factors.shape[-1]
+        local_targets = targets.expand_as(logits)
+        if orders is not None:  # put the examples of each location into the order of the factors' rows
+            back = orders.argsort(dim=1)
+            logits, local_targets = _permute(logits, back), targets[back]
+            confidence = confidence.gather(1, back)
+        mass = _mix(factors, confidence[..., None])[..., 0]
+        inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
+        weight = mass if weighted else (mass > 0).to(mass.dtype)
+        total = weight.sum(dim=1, keepdim=True)
+        weight = weight / total.masked_fill(total == 0, 1)
+        occupied = (total > 0).sum().clamp_(min=1)
 
-        # Per location, targets cost n c b in products against n b b for the Gram matrix.
-        by_gram = num_classes > num_examples
-        locations_at_once = max(1, CHUNK_ELEMENTS // (num_mixed * max(num_classes, num_examples)))
-        mixed_at_once = max(1, CHUNK_ELEMENTS // num_classes)
+        # Targets cost n b c in products a location; their Gram matrix costs n b b, and cannot tell mixed examples apart.
+        by_gram = num_classes > num_examples and not need_confidence
+        weighted_logits = confidence[..., None] * logits
+        weighted_targets = confidence[..., None] * local_targets
+        losses = logits.new_zeros(num_locations)
+        logits_grad = torch.zeros_like(logits)
+        targets_grad = torch.zeros_like(logits) if need_confidence else None
+        mass_grad = torch.zeros_like(mass)
+        mixed_at_once = min(num_mixed, max(1, CHUNK_ELEMENTS // num_classes))
+        locations_at_once = max(1, CHUNK_ELEMENTS // (mixed_at_once * num_classes))
         for first in range(0, num_locations, locations_at_once):
             here = slice(first, first + locations_at_once)
-            if orders is not None:
-                local = factors[0][orders[here]]
-            else:
-                local = factors if len(factors) == 1 else factors[here]
-            mixing = confidence[here, :, None] * local
-            mass = mixing.sum(dim=1, keepdim=True)
-            mixing = mixing.div_(mass.masked_fill(mass == 0, 1))
-            weight = mass if weighted else (mass > 0).to(mass.dtype)
-            total = weight.sum(dim=-1, keepdim=True)
-            weight = weight / total.masked_fill(total == 0, 1)
-            occupied += (total > 0).sum()
-
-            location_loss = logits.new_zeros(len(mixing))
-            if by_gram:  # sum_k w_k <target_k, logits_k> and its gradient, for all mixed examples at once
-                gram = (mixing * weight) @ mixing.mT
-                location_loss -= (gram * (logits[here] @ targets.mT)).sum(dim=(1, 2))
-                if logits_grad is not None:
-                    logits_grad[here] = -(gram @ targets)
             for start in range(0, num_mixed, mixed_at_once):
                 part = slice(start, start + mixed_at_once)
-                mixed = mixing[:, :, part].mT @ logits[here]
+                local = (factors if len(factors) == 1 else factors[here])[..., part]
+                w, scale = weight[here, part, None], inverse[here, part, None]
+                mixed = _mix(local, weighted_logits[here]).mul_(scale)
                 normaliser = mixed.logsumexp(dim=-1, keepdim=True)
-                part_weight = weight[:, :, part].mT
-                location_loss += (part_weight * normaliser).sum(dim=(1, 2))
+                loss = normaliser[..., 0]
                 if not by_gram:
-                    mixed_targets = mixing[:, :, part].mT @ targets
-                    location_loss -= (part_weight[..., 0, None] * (mixed_targets * mixed)).sum(dim=(1, 2))
-                if logits_grad is not None:
+                    mixed_targets = _mix(local, weighted_targets[here]).mul_(scale)
+                    agreement = (mixed_targets * mixed).sum(dim=-1)
+                    loss = loss - agreement
+                losses[here] += (weight[here, part] * loss).sum(dim=1)
+                if targets_grad is not None:
+                    expected = ((mixed - normaliser).exp() * mixed).sum(dim=-1)
+                    mass_grad[here, part] = (w * scale)[..., 0] * (2 * agreement - expected)
+                    if weighted:
+                        mass_grad[here, part] += loss / total[here].masked_fill(total[here] == 0, 1)
+                    targets_grad[here] -= _unmix(local, mixed * (w * scale))
+                if need_logits or need_confidence:
                     residual = mixed.sub_(normaliser).exp_()
                     if not by_gram:
                         residual = residual.sub_(mixed_targets)
-                    logits_grad[here] += mixing[:, :, part] @ residual.mul_(part_weight)
-            loss += location_loss.sum()
-            if confidence_grad is not None:
-                scale = (1 / total) if weighted else weight / mass
-                confidence_grad[here] = _confidence_gradient(
-                    logits[here],
-                    targets,
-                    mixing,
-                    local,
-                    scale.masked_fill(mass == 0, 0),
-                    location_loss if weighted else None,
-                )
-
-        occupied.clamp_(min=1)
-        ctx.gradients = [None if g is None else g.div_(occupied) for g in (logits_grad, confidence_grad)]
-        return loss / occupied
+                    logits_grad[here] += _unmix(local, residual.mul_(w * scale))
+        if targets_grad is not None:
+            if weighted:
+                mass_grad -= losses[:, None] / total.masked_fill(total == 0, 1)
+            confidence_grad = (logits_grad * logits + targets_grad * local_targets).sum(dim=-1)
+            confidence_grad += _unmix(factors, mass_grad.masked_fill_(mass == 0, 0)[..., None])[..., 0]
+        logits_grad *= confidence[..., None]
+        if by_gram:  # sum_k w_k <target_k, logits_k> and its gradient, for all mixed examples at once
+            for j in range(0, num_locations, max(1, CHUNK_ELEMENTS // (num_mixed * num_examples))):
+                here = slice(j, j + max(1, CHUNK_ELEMENTS // (num_mixed * num_examples)))
+                local = factors if len(factors) == 1 else factors[here]
+                gram = (local * (weight * inverse.square())[here, None]) @ local.mT
+                gram = gram * confidence[here, :, None] * confidence[here, None]
+                toward = gram @ local_targets[here]
+                losses[here] -= (toward * logits[here]).sum(dim=(1, 2))
+                logits_grad[here] -= toward
+        if orders is not None:
+            logits_grad = _permute(logits_grad, orders)
+        ctx.gradients = [logits_grad.div_(occupied) if need_logits else None, None]
+        if need_confidence:
+            ctx.gradients[1] = (confidence_grad if orders is None else confidence_grad.gather(1, orders)) / occupied
+        return losses.sum() / occupied
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -110,19 +119,22 @@ class DenseMixingLoss(torch.autograd.Function):
         return logits_grad, None, confidence_grad, None, None, None
 
 
-def _confidence_gradient(
-    logits: Tensor, targets: Tensor, mixing: Tensor, factors: Tensor, scale: Tensor, mean_loss: Tensor | None
-) -> Tensor:
-    """Gradient of each location's loss with respect to its confidence (q, b): only for attention that is not detached."""
-    mixed = mixing.mT @ logits
-    mixed_targets = mixing.mT @ targets
-    normaliser = mixed.logsumexp(dim=-1, keepdim=True)
-    residual = (mixed - normaliser).exp() - mixed_targets
-    per_factor = logits @ residual.mT - targets @ mixed.mT
-    # The columns are normalised, and so only what deviates from the column's mean has a gradient; with confidence
-    # weights, more mass also draws the location's mean towards this mixed example.
-    column = -(mixing * per_factor).sum(dim=1, keepdim=True)
-    if mean_loss is not None:
-        losses = (normaliser - (mixed_targets * mixed).sum(dim=-1, keepdim=True)).mT
-        column = column + losses - mean_loss[:, None, None]
-    return (factors * scale * (per_factor + column)).sum(dim=-1)
+def _permute(x: Tensor, order: Tensor) -> Tensor:
+    """Rows of each (b, c) of `x` (r, b, c) in the order (r, b)."""
+    return x.gather(1, order[..., None].expand_as(x))
+
+
+def _mix(factors: Tensor, x: Tensor) -> Tensor:
+    """Mixtures (q, n, m) of `x` (q, b, m) by factors (q or 1, b, n), for shared factors in one product."""
+    if len(factors) > 1 or len(x) == 1:
+        return factors.mT @ x
+    q, b, m = x.shape
+    return (factors[0].mT @ x.transpose(0, 1).reshape(b, q * m)).view(-1, q, m).transpose(0, 1)
+
+
+def _unmix(factors: Tensor, x: Tensor) -> Tensor:
+    """The transpose of `_mix`: (q, n, m) to (q, b, m)."""
+    if len(factors) > 1 or len(x) == 1:
+        return factors @ x
+    q, n, m = x.shape
+    return (factors[0] @ x.transpose(0, 1).reshape(n, q * m)).view(-1, q, m).transpose(0, 1)
