@@ -1,0 +1,194 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import HfArgumentParser, TrainingArguments
+
+import models
+from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method
+from mm_hf.locations import LocationOutput
+from mm_hf.methods import METHODS
+
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_mixed": st.integers(1, 5000),
+        "clean_weight": st.floats(0.1, 3),
+        "pooled_weight": st.floats(0, 3),
+        "probability": st.floats(0, 1),
+        "otherwise": st.sampled_from(["clean", "mixup"]),
+        "preset": st.sampled_from(["paper", None]),
+    },
+)
+strength = st.one_of(
+    st.fixed_dictionaries({"alpha": st.floats(0.01, 3)}),
+    st.fixed_dictionaries({"alpha": st.tuples(st.floats(0.01, 1), st.floats(1, 3))}),
+    st.fixed_dictionaries({"effective_examples": st.floats(1.1, 20)}),
+    st.just({}),
+)
+
+
+@given(st.sampled_from([MultiMix, DenseMultiMix]), settings, strength)
+def test_settings_survive_json(cls, values, how):
+    method = cls(**values, **how)
+    restored = Mixing.from_dict(json.loads(json.dumps(method.to_dict())))
+    assert restored == method and type(restored) is cls
+    assert cls.from_dict(method.to_dict()) == method
+
+
+def test_the_registry_knows_every_method_by_name():
+    assert set(METHODS) >= {"erm", "mixup", "multimix", "dense_multimix"}
+    for name, cls in METHODS.items():
+        assert get_method(name) is cls and cls.name == name
+        assert Mixing.from_dict({"method": name}) == cls()
+
+
+def test_the_papers_preset_and_what_is_given_beside_it():
+    method = DenseMultiMix(preset="paper")
+    assert (method.alpha, method.clean_weight, method.pooled_weight, method.dense_weight) == ((0.5, 2.0), 0.0, 1.0, 1.0)
+    assert (method.probability, method.otherwise, method.effective_examples) == (0.5, "mixup", None)
+    method = MultiMix(preset="paper", otherwise="clean", clean_weight=1.0, effective_examples=4)
+    assert (method.otherwise, method.clean_weight, method.effective_examples, method.alpha) == ("clean", 1.0, 4, None)
+
+
+def test_the_default_recipe():
+    method = DenseMultiMix()
+    assert (method.clean_weight, method.pooled_weight, method.dense_weight) == (1.0, 0.0, 1.0)
+    assert (method.num_mixed, method.effective_examples, method.alpha) == (1000, 3.0, None)
+    assert MultiMix().pooled_weight == 1.0
+
+
+@pytest.mark.parametrize("name", ["multimix", "dense_multimix", "mixup", "erm"])
+def test_every_method_is_parsed_beside_training_arguments(name, tmp_path):
+    parser = HfArgumentParser((TrainingArguments, get_method(name)))
+    assert parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path)])[1] == get_method(name)()
+
+
+def test_the_command_line_of_dense_multimix():
+    parser = HfArgumentParser(DenseMultiMix)
+    parse = lambda line: parser.parse_args_into_dataclasses(line.split())[0]  # noqa: E731
+    assert parse("--alpha 0.5 2.0 --num_mixed 7") == DenseMultiMix(alpha=(0.5, 2.0), num_mixed=7)
+    assert parse("--alpha 0.3 --attention gap") == DenseMultiMix(alpha=0.3, attention="gap")
+    assert parse("--preset paper --otherwise clean") == DenseMultiMix(preset="paper", otherwise="clean")
+    assert parse("--no_detach_attention --dense_weight 2") == DenseMultiMix(detach_attention=False, dense_weight=2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_mixed": 0}, "num_mixed must be a whole number of at least 1, got 0"),
+        ({"num_mixed": 2.5}, "num_mixed must be a whole number"),
+        ({"alpha": 0.0}, "alpha must be a positive number or an interval"),
+        ({"alpha": (2.0, 1.0)}, "alpha must be a positive number or an interval"),
+        ({"alpha": 1.0, "effective_examples": 3}, "give one of the two"),
+        ({"effective_examples": 1.0}, "effective_examples must be greater than 1"),
+        ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
+        ({"clean_weight": -1.0}, "clean_weight must not be negative"),
+        ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
+        ({"attention": "best"}, "attention must be one of auto, cls, gap, cam, uniform, got 'best'"),
+        ({"otherwise": "cutmix"}, "otherwise must be 'clean' or 'mixup'"),
+        ({"preset": "ours"}, "preset must be one of paper"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_with_a_sentence(values, message):
+    with pytest.raises(ValueError, match=message):
+        DenseMultiMix(**values)
+
+
+def test_unknown_names_and_settings():
+    with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are dense_multimix, erm"):
+        get_method("mixmax")
+    with pytest.raises(ValueError, match="MultiMix has no setting num_mixd; it has num_mixed, alpha"):
+        Mixing.from_dict({"method": "multimix", "num_mixd": 3})
+    with pytest.raises(ValueError, match="settings of MultiMix, not of DenseMultiMix"):
+        DenseMultiMix.from_dict({"method": "multimix"})
+
+
+def seen(b=6, r=4, c=5):
+    torch.manual_seed(0)
+    mask = torch.rand(b, r) < 0.8
+    mask[:, 0] = True
+    attention = torch.rand(b, r) * mask
+    attention = attention / attention.sum(1, keepdim=True)
+    return LocationOutput(torch.randn(b, c), torch.randn(b, r, c), mask, attention)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    output, labels = seen(), torch.tensor([0, 1, 2, 3, 4, -100])
+    torch.manual_seed(1)
+    method = DenseMultiMix(num_mixed=30, clean_weight=0.5, pooled_weight=2.0, dense_weight=3.0)
+    result = method.loss(output, labels, label_smoothing=0.1)
+    logs = result.logs
+    expected = 0.5 * logs["loss_clean"] + 2 * logs["loss_pooled"] + 3 * logs["loss_dense"]
+    torch.testing.assert_close(result.loss, expected)
+    clean = F.cross_entropy(output.logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(logs["loss_clean"], clean)
+    assert logs["loss_terms"] == 6 + 30 + 4 * 30
+    entropy = -(output.attention * output.attention.clamp(min=1e-30).log()).sum(1).mean()
+    torch.testing.assert_close(logs["attention_entropy"], entropy)
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    assert set(MultiMix(pooled_weight=0.0).loss(seen(), models.labels()).logs) == {"loss_clean", "loss_terms"}
+    assert DenseMultiMix(dense_weight=0.0).attention_kind is None and DenseMultiMix().attention_kind == "auto"
+    assert ERM().attention_kind is None and not ERM().needs_linear_head
+
+
+def test_a_probability_chooses_between_the_method_and_what_happens_otherwise():
+    torch.manual_seed(0)
+    chosen = [MultiMix(probability=0.3, otherwise="mixup").choose() for _ in range(2000)]
+    share = sum(isinstance(method, MultiMix) for method in chosen) / 2000
+    assert abs(share - 0.3) < 0.04 and {type(method) for method in chosen} == {MultiMix, Mixup}
+    assert isinstance(MultiMix(probability=0.0).choose(), ERM)
+
+
+def test_clean_loss_is_cross_entropy():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, -100, 2, 1])
+    torch.testing.assert_close(clean_loss(logits, labels), F.cross_entropy(logits, labels))
+    soft = torch.rand(5, 4).softmax(-1)
+    torch.testing.assert_close(clean_loss(logits, soft, label_smoothing=0.2), F.cross_entropy(logits, soft, label_smoothing=0.2))
+    assert clean_loss(logits, torch.full((5,), -100)) == 0
+
+
+def test_mixup_is_kornias_on_the_same_draws():
+    kornia = pytest.importorskip("kornia.augmentation")
+    images, labels = models.batch("vit")["pixel_values"], torch.tensor([0, 1, 2, 3, 4, 0])
+    model = models.build("vit")
+    torch.manual_seed(4)
+    inputs, targets = Mixup(alpha=0.7).mix_inputs({"pixel_values": images}, labels, model)
+    # kornia's factor and partner, set to what was drawn: it returns the labels of both and the partner's share.
+    torch.manual_seed(4)
+    factor = float(torch.distributions.Beta(0.7, 0.7).sample())
+    partner = torch.randperm(6)
+    params = {
+        "mixup_pairs": partner,
+        "mixup_lambdas": torch.full((6,), 1 - factor),
+        "batch_prob": torch.ones(6),
+        "dtype": torch.tensor(0),
+    }
+    theirs, pairs = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
+    torch.testing.assert_close(inputs["pixel_values"], theirs)
+    one_hot = F.one_hot(labels, 5).float()
+    expected = one_hot * (1 - pairs[:, 2:]) + F.one_hot(pairs[:, 1].long(), 5) * pairs[:, 2:]
+    torch.testing.assert_close(targets, expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_mixup_of_text_mixes_word_embeddings(name):
+    model, inputs, labels = models.build(name), models.batch(name), models.labels()
+    torch.manual_seed(0)
+    mixed, targets = Mixup().mix_inputs(inputs, labels, model)
+    assert "input_ids" not in mixed and mixed["inputs_embeds"].shape == (6, 12, 32)
+    assert (mixed["attention_mask"] >= inputs["attention_mask"]).all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    assert model(**mixed).logits.isfinite().all()
+
+
+def test_mixup_needs_something_to_mix():
+    with pytest.raises(ValueError, match="Mixup mixes inputs that are real numbers"):
+        Mixup().mix_inputs({"position_ids": torch.arange(6)}, models.labels(), models.build("vit"))
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        Mixup(alpha=0)
