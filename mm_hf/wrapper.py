@@ -138,8 +138,7 @@ def wrap_model(
         mixing: The method, for example `DenseMultiMix()`.
         label_smoothing: In [0, 1]; spread over the classes after mixing.
         processing_class: The tokenizer of a text model: it knows which tokens are special and so no locations.
-        example_inputs: A batch to probe the model with now. Without it the first training step does that; a model
-            that is compiled before then needs it.
+        example_inputs: A batch to probe the model with now, labels included. Without it the first training step does.
 
     Returns:
         A handle: `handle.remove()` gives the model back as it was; it is a context manager, too.
@@ -226,7 +225,7 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     inputs.pop("num_items_in_batch", None)  # the loss is a mean over this batch, whatever the accumulation
     as_tuple = inputs.pop("return_dict", None) is False
     if not state.ready:
-        _prepare_first(model, state, {**inputs, "labels": labels})
+        _prepare(model, state, {**inputs, "labels": labels})
     method, inputs, targets = _choose(model, state, inputs, labels)
     if method.attention_kind is None:
         outputs = original(model, **inputs, return_dict=True)
@@ -242,17 +241,13 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     return outputs.to_tuple() if as_tuple else outputs
 
 
-def _prepare_first(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> None:
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            "This model is being compiled before mm_hf has seen a batch, and hooks that are added later are ignored: "
-            "pass example_inputs=batch to wrap_model."
-        )
+# Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
+# checkpoints do not restore, and the walk over chunks is nothing that it could make faster.
+@torch.compiler.disable
+def _prepare(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> None:
     state.prepare(model, inputs)
 
 
-# Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
-# checkpoints do not restore, and the walk over chunks is nothing that it could make faster.
 @torch.compiler.disable
 def _choose(
     model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor

@@ -37,16 +37,7 @@ def test_the_training_loss_by_hand_and_evaluation_untouched(name):
         with torch.no_grad():
             again = model(**inputs, labels=labels)
         assert torch.equal(plain.loss, again.loss) and torch.equal(plain.logits, again.logits)
-        model.train()  # the tiny models have dropout of 0.1; without it, training mode computes what evaluation does
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        transformers.set_seed(0)
-        model.config.attention_probs_dropout_prob = 0.0
-        for module in model.modules():
-            for attribute in ("attention_dropout", "dropout_prob"):
-                if isinstance(getattr(module, attribute, None), float):
-                    setattr(module, attribute, 0.0)
+        model.training = True  # and its parts in evaluation mode: no dropout, and what can be computed by hand
         output = model(**inputs, labels=labels)
     assert list(output) == ["loss", "logits"]
     seen = extract(model.eval(), **inputs)
@@ -157,8 +148,7 @@ def test_examples_labelled_minus_100_take_no_part():
     losses = []
     for x, y in [(inputs["pixel_values"], labels), (inputs["pixel_values"][rest], labels[rest])]:
         with wrap_model(model, Uniform()):
-            for module in model.modules():
-                module.training = module is model
+            model.training = True
             losses.append(model(pixel_values=x, labels=y).loss)
             model.eval()
     torch.testing.assert_close(*losses)
@@ -185,12 +175,17 @@ def test_torch_compile_breaks_the_graph_for_the_loss_only_and_does_not_recompile
     torch._dynamo.reset()
 
 
-def test_a_model_compiled_before_it_was_probed_says_what_to_do():
+def test_a_model_that_is_compiled_before_it_was_probed():
     torch._dynamo.reset()
-    model = models.build("vit").train()
-    wrap_model(model, DenseMultiMix(num_mixed=5))
-    with pytest.raises(RuntimeError, match="pass example_inputs=batch to wrap_model"):
-        torch.compile(model, backend="eager")(**models.batch("vit"), labels=models.labels())
+    model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
+    handle = wrap_model(model, DenseMultiMix(num_mixed=5))
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        torch.manual_seed(0)
+        loss = compiled(**inputs, labels=labels).loss
+        torch.manual_seed(0)
+        torch.testing.assert_close(loss, model(**inputs, labels=labels).loss)
+    assert handle.plan is not None and handle.pop_logs()["loss_dense"] > 0
     torch._dynamo.reset()
 
 

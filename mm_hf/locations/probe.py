@@ -8,6 +8,8 @@ No architecture is named anywhere.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,7 +82,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     inputs = _few_examples({k: v for k, v in inputs.items() if k not in ("labels", "num_items_in_batch")})
     calls: list[Call] = []
     running: list[int] = []
-    clock = iter(range(1_000_000_000))
+    clock = itertools.count()
 
     def before(*_: Any) -> None:
         running.append(next(clock))
@@ -168,7 +170,7 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
     inputs = _input_pointers(recording)
     empty = Plan(type(model).__name__, "", "", None, "", (), "vector", prefix, False, (), None, None, None)
 
-    def walk(target: Tensor, before: int, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
+    def walk(target: Tensor, before: float, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
         earlier = [c for c in recording.calls if c.ended < before]
         made = [(c, ()) for c in reversed(earlier) if _has(c, target)]
         if not made:
@@ -191,7 +193,7 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
                         if pooled.shape == target.shape and _same(pooled, target):
                             yield replace(empty, source=call.name, side="output", key=key, pool=pool, chain=chain)
 
-    yield from walk(recording.logits, 1_000_000_000, (), 0)
+    yield from walk(recording.logits, math.inf, (), 0)
 
 
 def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
