@@ -2,7 +2,7 @@
 
 Run by `make demo`. Same data, budget, schedule and seeds for both; the held-out images choose nothing.
 
-    python examples/demo.py [--seeds 3] [--epochs 25] [--output_dir outputs/demo]
+    python examples/demo.py [--seeds 3] [--epochs 20] [--output_dir outputs/demo]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import transformers
@@ -83,7 +84,7 @@ def prepare(data: DatasetDict, processor: Any) -> DatasetDict:
     def process(batch: dict[str, list[Any]]) -> dict[str, Any]:
         return {"pixel_values": processor(batch["image"], return_tensors="np")["pixel_values"]}
 
-    return data.map(process, batched=True, remove_columns="image", desc="Preparing images").with_format("torch")
+    return data.map(process, batched=True, remove_columns="image").with_format("torch")
 
 
 def train_one(
@@ -104,6 +105,7 @@ def train_one(
         eval_strategy="epoch",
         save_strategy="no",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
     )
     trainer = MultiMixTrainer(
@@ -162,14 +164,15 @@ def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: 
     plot_attention(images, batch["label"], seen.attention, factors, names, path)
 
 
-def show_table(console: Console, results: dict[str, list[dict[str, float]]]) -> None:
+def show_table(console: Console, results: dict[str, list[dict[str, float]]], examples: int) -> None:
     """Mean and standard deviation over seeds."""
     seeds = len(next(iter(results.values())))
-    table = Table(title=f"450 held-out digits, mean ± standard deviation of {seeds} seeds", title_justify="left")
-    for column in ("", "accuracy (%)", "NLL (nats)", "calibration error", "training time (s)", "loss terms a step"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(title=f"{examples} held-out digits, mean ± standard deviation of {seeds} seeds", title_justify="left")
+    columns = ("", "accuracy\n(%)", "NLL\n(nats)", "calibration\nerror", "training\n(seconds)", "loss terms\nper step")
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     scales = {"accuracy": (100, "{:.2f} ± {:.2f}"), "nll": (1, "{:.3f} ± {:.3f}")}
-    scales |= {"calibration_error": (1, "{:.4f} ± {:.4f}"), "seconds": (1, "{:.1f} ± {:.1f}")}
+    scales |= {"calibration_error": (1, "{:.3f} ± {:.3f}"), "seconds": (1, "{:.0f} ± {:.0f}")}
     for name, runs in results.items():
         cells = []
         for figure, (scale, text) in scales.items():
@@ -183,10 +186,12 @@ def main() -> None:
     """Train, compare, draw, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     console = Console()
     data = load_digits()
     processor = ViTImageProcessorPil(
@@ -210,7 +215,7 @@ def main() -> None:
                 if seed == 0:
                     last = trainer
     assert last.mixing == METHODS["Dense MultiMix"]
-    show_table(console, results)
+    show_table(console, results, len(data["test"]))
 
     model_dir = args.output_dir / "model"
     last.save_model(str(model_dir))

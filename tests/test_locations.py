@@ -170,6 +170,16 @@ def test_heads_of_other_kinds(name):
             extract(model, attention="cls", **inputs)
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context):
+    model = models.build("beit")
+    with context():
+        inputs = models.batch("beit")
+        output = extract(model, **inputs)
+        assert torch.equal(output.logits, extract(model, **inputs).logits)
+    assert not output.token_logits.requires_grad
+
+
 def snapshot(model):
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training, sorted(m.__dict__)) for m in model.modules()]
     configs = [id(m.config) for m in model.modules() if hasattr(m, "config")]

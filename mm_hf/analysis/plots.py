@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 COLOURS = ("#6b7280", "#d1495b", "#2e86ab", "#66a182", "#edae49")
@@ -41,6 +42,8 @@ def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str 
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     left.set_yscale("log")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
     right.legend(frameon=False, loc="lower right")
     seeds = max(len(histories) for histories in runs.values())
     figure.suptitle(f"mean of {seeds} seeds (thin lines: one seed each)" if seeds > 1 else "one seed", fontsize=9)
@@ -141,6 +144,8 @@ def plot_attention(
             cell.set_xticks(position, class_names, fontsize=8)
             cell.set_yticks([0, 0.5, 1], ["0", "½", "1"] if k == 0 else [])
             cell.spines[["top", "right"]].set_visible(False)
+            if row == 0 and k == 0:
+                where.set_title("the patch, on the\nmean of all images", fontsize=8)
             if row == 0:
                 cell.set_title(f"mixed example {k + 1}", fontsize=9)
             if row == len(chosen) - 1:

@@ -62,15 +62,16 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
     Raises:
         LocationError: The model's logits cannot be explained by its tokens; the message says what was seen.
     """
-    recording = record(model, inputs)
-    check_head(recording)
     nearest: tuple[float, str] = (float("inf"), "nothing that its head reads was seen to come from tokens")
-    for guess in _explanations(recording):
-        for plan, tokens in _pools(recording, guess):
-            error = _identity_error(recording, plan, tokens)
-            if error <= _tolerance(recording.logits):
-                return _with_attention(recording, _with_special_ids(recording, plan, processing_class), tokens)
-            nearest = min(nearest, (error, f"the nearest miss is off by {error:.1e} (relative):\n{plan}"))
+    with torch.inference_mode(False), torch.enable_grad():
+        recording = record(model, inputs)
+        check_head(recording)
+        for guess in _explanations(recording):
+            for plan, tokens in _pools(recording, guess):
+                error = _identity_error(recording, plan, tokens)
+                if error <= _tolerance(recording.logits):
+                    return _with_attention(recording, _with_special_ids(recording, plan, processing_class), tokens)
+                nearest = min(nearest, (error, f"the nearest miss is off by {error:.1e} (relative):\n{plan}"))
     raise LocationError(
         f"{type(model).__name__} gives no per-location logits: {nearest[1]}\n"
         "MultiMix() needs the logits only and works with this model."
@@ -298,8 +299,9 @@ def _few_examples(inputs: dict[str, Any]) -> dict[str, Any]:
     batch = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0), None)
     if batch is None:
         raise ValueError(f"The inputs {sorted(inputs)} hold no tensor to probe the model with.")
+    # Cloned: tensors made in inference mode take no part in a backward pass.
     return {
-        k: v[:PROBE_EXAMPLES] if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch else v
+        k: v[:PROBE_EXAMPLES].clone() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch else v
         for k, v in inputs.items()
     }
 

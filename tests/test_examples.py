@@ -1,0 +1,122 @@
+"""The example scripts, run as a person would run them, on a small budget."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import offline_data
+from mm_hf import DenseMultiMix, MultiMix
+from mm_hf.hub import load_mixing
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,initializer_range=0.1"
+
+
+def run(script, *options):
+    command = [sys.executable, str(EXAMPLES / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_image_classification_by_options(tmp_path):
+    output = run(
+        "run_image_classification.py",
+        *"--dataset_name digits --max_train_samples 128 --max_eval_samples 100 --augmentation randaugment".split(),
+        *f"--config_overrides {TINY},image_size=8,patch_size=2 --mixing dense_multimix --num_mixed 50".split(),
+        *"--alpha 0.1 0.5 --attention uniform --do_train --do_eval --max_steps 4 --logging_steps 1".split(),
+        *f"--per_device_train_batch_size 32 --report_to none --output_dir {tmp_path}".split(),
+    )
+    assert "'loss_dense'" in output
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert 0 <= results["eval_accuracy"] <= 1 and results["train_loss"] > 0
+    for name in ("model.safetensors", "preprocessor_config.json", "trainer_state.json", "train_results.json"):
+        assert (tmp_path / name).exists()
+    assert load_mixing(tmp_path) == DenseMultiMix(num_mixed=50, alpha=(0.1, 0.5), attention="uniform")
+    card = (tmp_path / "README.md").read_text()
+    assert "dense-multimix" in card and "image-classification" in card
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.id2label[7] == "7"
+    digit = np.array(offline_data.load_digits()["test"][0]["image"])
+    pixels = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(digit), return_tensors="pt")["pixel_values"]
+    assert model(pixels).logits.shape == (1, 10)
+
+
+def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_path):
+    data = offline_data.load_digits()["train"].select(range(120))
+    for i, row in enumerate(data):
+        folder = tmp_path / "images" / f"digit-{row['label'] % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{i}.png")
+    options = {
+        "train_dir": str(tmp_path / "images"),
+        "train_val_split": 0.25,
+        "config_overrides": TINY + ",image_size=8,patch_size=4",
+        "mixing": "multimix",
+        "num_mixed": 20,
+        "do_train": True,
+        "do_eval": True,
+        "num_train_epochs": 1,
+        "output_dir": str(tmp_path / "out"),
+        "report_to": "none",
+    }
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    run("run_image_classification.py", tmp_path / "options.yaml")
+    assert load_mixing(tmp_path / "out") == MultiMix(num_mixed=20)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 3
+
+
+@pytest.mark.skipif(not offline_data.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+def test_the_fashion_mnist_recipe(tmp_path):
+    options = yaml.safe_load((EXAMPLES / "recipes" / "fashion_mnist.yaml").read_text())
+    options |= {"output_dir": str(tmp_path / "out"), "max_steps": 3, "max_eval_samples": 100, "save_strategy": "no"}
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    run("run_image_classification.py", tmp_path / "options.json")
+    assert (tmp_path / "out" / "README.md").exists() and (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_the_recipes_are_what_the_parser_takes():
+    from run_image_classification import parse_arguments
+
+    for recipe in sorted((EXAMPLES / "recipes").glob("*.yaml")):
+        _, data_args, training_args, mixing = parse_arguments([str(recipe)])
+        assert data_args.dataset_name in offline_data.OFFLINE and training_args.do_train
+        assert mixing == DenseMultiMix()
+
+
+def test_digits_are_split_the_same_way_every_time():
+    data = offline_data.load_digits()
+    assert (len(data["train"]), len(data["test"])) == (1347, 450)
+    assert set(data["train"].column_names) == {"image", "label"}
+    assert data["test"]["label"][:8] == offline_data.load_digits()["test"]["label"][:8]
+
+
+def test_a_missing_data_set_names_its_package(monkeypatch):
+    monkeypatch.setattr(offline_data, "FASHION_MNIST", Path("/nowhere"))
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        offline_data.load_fashion_mnist()
+    with pytest.raises(ValueError, match="no offline data set 'cifar'"):
+        offline_data.load_offline("cifar")
+
+
+def test_the_demo_on_a_small_budget(tmp_path):
+    output = run("demo.py", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
+    assert "Dense" in output and "calibration" in output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["seeds"] == [0] and results["versions"]["torch"] == torch.__version__
+    for runs in results["results"].values():
+        assert set(runs[0]) == {"accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step"}
+    assert results["mean"]["Dense MultiMix"]["loss_terms_per_step"] > 16_000
+    for picture in ("training.png", "attention.png"):
+        assert Image.open(tmp_path / picture).size[0] > 800
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    assert model.config.num_labels == 10
+    AutoImageProcessor.from_pretrained(tmp_path / "model")

@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+import pytest
+
+import mm_hf
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_the_package_imports_neither_transformers_nor_torch_for_nothing():
+    heavy = "['transformers', 'datasets', 'accelerate', 'evaluate', 'matplotlib', 'sklearn', 'torchmetrics']"
+    assert python(f"import sys, mm_hf; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+    code = f"import sys; from mm_hf import multimix_loss; print([m for m in {heavy} if m in sys.modules])"
+    assert python(code).strip() == "[]"
+
+
+def test_every_advertised_name_is_there():
+    for name in mm_hf.__all__:
+        assert getattr(mm_hf, name) is not None
+    assert set(mm_hf.__all__) <= set(dir(mm_hf))
+    with pytest.raises(AttributeError, match="has no attribute 'MultiMax'"):
+        _ = mm_hf.MultiMax
