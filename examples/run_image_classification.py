@@ -121,7 +121,7 @@ class ImageTransform:
         self.processor, self.columns = processor, (data_args.image_column_name, data_args.label_column_name)
         self.mode = "RGB" if num_channels == 3 else "L"
         size = dict(processor.size)
-        side = size.get("shortest_edge")
+        side: int = size.get("shortest_edge", 224)
         self.height, self.width = size.get("height", side), size.get("width", side)
         crop = getattr(processor, "crop_size", None)
         if getattr(processor, "do_center_crop", False) and crop is not None:
@@ -165,10 +165,11 @@ def parse_arguments(
         options = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
         method = get_method(options.get("mixing", MixingArguments.mixing))
     else:
-        first = HfArgumentParser(MixingArguments, add_help=False)
+        first = HfArgumentParser([MixingArguments], add_help=False)  # type: ignore[list-item]
         chosen, _ = first.parse_known_args(arguments)
         method = get_method(chosen.mixing)
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments, MixingArguments, method))  # type: ignore[arg-type]
+    classes: Any = (ModelArguments, DataTrainingArguments, TrainingArguments, MixingArguments, method)
+    parser = HfArgumentParser(classes)
     parsed = parser.parse_dict(options) if file is not None else parser.parse_args_into_dataclasses(arguments)
     model_args, data_args, training_args, _, mixing = parsed
     return model_args, data_args, training_args, mixing
@@ -211,8 +212,12 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     """Model and image processor, pretrained or from scratch."""
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    hub = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
+    labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    hub: dict[str, Any] = {
+        "revision": model_args.model_revision,
+        "cache_dir": model_args.cache_dir,
+        "token": model_args.token,
+    }
     hub["trust_remote_code"] = model_args.trust_remote_code
     if model_args.model_name_or_path is None:
         config = CONFIG_MAPPING[model_args.model_type](**labels)
@@ -281,7 +286,7 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    card = {
+    card: dict[str, Any] = {
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data_args.dataset_name or data_args.train_dir,

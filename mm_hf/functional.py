@@ -182,7 +182,9 @@ def _check_shapes(
             f"labels of shape ({b},) must be integers, got {labels.dtype}: class probabilities have the shape ({b}, {c})."
         )
     if attention.shape != (b, r):
-        raise ValueError(f"attention must have the shape (examples, locations) = ({b}, {r}), got {tuple(attention.shape)}.")
+        raise ValueError(
+            f"attention must have the shape (examples, locations) = ({b}, {r}), got {tuple(attention.shape)}."
+        )
     if factors.ndim not in (2, 3) or factors.shape[-2] != b or (factors.ndim == 3 and factors.shape[0] != r):
         raise ValueError(
             f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "

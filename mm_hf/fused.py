@@ -22,8 +22,8 @@ class DenseMixingLoss(torch.autograd.Function):
     """Mean over occupied locations of the weighted soft cross-entropy of all mixed examples there.
 
     Inputs (all floating ones of one type, float32 or float64): `logits` (r, b, c), `targets` (b, c) whose rows sum to
-    1, `confidence` (r, b) >= 0, `factors` (r or 1, b, n), and, for one matrix of factors in an order of examples of
-    its own at each location, `orders` (r, b) or None. With M = confidence * factors and s its column sums, mixed example
+    1, `confidence` (r, b) >= 0, `factors` (r or 1, b, n), and `orders` (r, b) or None, for one matrix of factors in an
+    order of examples of its own at each location. With M = confidence * factors and s its column sums, mixed example
     k of a location has logits and target mixed by M / s, and weighs s if `weighted`, else 1 if s > 0.
     """
 
@@ -51,7 +51,7 @@ class DenseMixingLoss(torch.autograd.Function):
         weight = weight / total.masked_fill(total == 0, 1)
         occupied = (total > 0).sum().clamp_(min=1)
 
-        # Targets cost n b c in products a location; their Gram matrix costs n b b, and cannot tell mixed examples apart.
+        # Targets cost n b c in products a location. Their Gram matrix costs n b b and tells no mixed example apart.
         by_gram = num_classes > num_examples and not need_confidence
         weighted_logits = confidence[..., None] * logits
         weighted_targets = confidence[..., None] * local_targets
@@ -109,7 +109,7 @@ class DenseMixingLoss(torch.autograd.Function):
         return losses.sum() / occupied
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
                 "MultiMix losses keep their gradient and nothing to differentiate it by: call backward() or "

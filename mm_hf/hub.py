@@ -41,7 +41,9 @@ def load_mixing(directory: str | Path) -> Mixing:
     """
     path = Path(directory) / MIXING_FILE
     if not path.exists():
-        raise FileNotFoundError(f"There is no {MIXING_FILE} in {directory}: the model was not saved by MultiMixTrainer.")
+        raise FileNotFoundError(
+            f"There is no {MIXING_FILE} in {directory}: the model was not saved by MultiMixTrainer."
+        )
     return Mixing.from_dict(json.loads(path.read_text())["mixing"])
 
 

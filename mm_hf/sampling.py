@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def sample_factors(
     low, high = check_alpha(alpha)
 
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    options = {"device": device, "dtype": working, "generator": generator}
+    options: dict[str, Any] = {"device": device, "dtype": working, "generator": generator}
     locations = () if num_locations is None else (num_locations,)
     shape = (*locations, num_examples, num_mixed)
     if low == high:
@@ -93,7 +95,9 @@ def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
     """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
     low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
     if not 0 < low <= high < float("inf"):
-        raise ValueError(f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha}.")
+        raise ValueError(
+            f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha}."
+        )
     return float(low), float(high)
 
 

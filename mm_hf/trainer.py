@@ -78,11 +78,11 @@ class MultiMixTrainer(Trainer):
                 "and the loss of mixed examples would not pass through it. Leave it out, or use mixing=ERM()."
             )
         # Set before: with `model_init`, Trainer's own constructor makes the model.
-        self._wrapping = dict(
-            label_smoothing=args.label_smoothing_factor if args is not None else 0.0,
-            processing_class=trainer_kwargs.get("processing_class"),
-        )
-        super().__init__(model, args, **trainer_kwargs)  # type: ignore[arg-type]
+        self._wrapping: dict[str, Any] = {
+            "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
+            "processing_class": trainer_kwargs.get("processing_class"),
+        }
+        super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel; its copies of "
@@ -96,7 +96,7 @@ class MultiMixTrainer(Trainer):
             # model's signature says that it would do so itself.
             self.loss_is_scaled_for_ga = False
 
-    def _wrap_for_mixing(self, model: nn.Module) -> None:
+    def _wrap_for_mixing(self, model: Any) -> None:
         if not self.mixes:
             return
         state = model.__dict__.get(STATE)
@@ -122,6 +122,7 @@ class MultiMixTrainer(Trainer):
         features = getattr(self.train_dataset, "features", None) or {}
         name = next((n for n in ("labels", "label", "label_ids") if n in features), None)
         model: Any = self.model
+        dataset: Any = self.train_dataset
         if name is None or model is None:
             return
         classes = getattr(features[name], "num_classes", None)
@@ -131,9 +132,9 @@ class MultiMixTrainer(Trainer):
                 f"{model.config.num_labels} labels: build the model with num_labels={classes}."
             )
         dtype = str(getattr(features[name], "dtype", ""))
-        if dtype.startswith(("int", "uint")) and hasattr(self.train_dataset, "with_format"):
+        if dtype.startswith(("int", "uint")) and hasattr(dataset, "with_format"):
             try:
-                column = self.train_dataset.with_format("torch", columns=[name])[:][name]
+                column = dataset.with_format("torch", columns=[name])[:][name]
             except TypeError:  # streamed: each batch is all there is
                 return
             check_labels(model, column)
@@ -172,15 +173,16 @@ class MultiMixTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
+        assert model is not None
         if self._restores(model, resume_from_checkpoint):
             load_weights(model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None and self._restores(self.model, best):
-            load_weights(self.model, best)
+        best, model = self.state.best_model_checkpoint, self.model
+        if best is not None and model is not None and self._restores(model, best):
+            load_weights(model, best)
         else:
             super()._load_best_model()
 
@@ -194,11 +196,17 @@ class MultiMixTrainer(Trainer):
         refuse_missing(None, set(load_result.missing_keys) - ignorable)
         super()._issue_warnings_after_load(load_result)
 
-    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Trainer's draft of a model card, with the method's tags and settings."""
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags += [tag for tag in card_tags(self.mixing) if tag not in tags]
-        super().create_model_card(*args, tags=tags, **kwargs)
+        super().create_model_card(language, license, tags, **kwargs)
         if self.is_world_process_zero():
-            card = Path(self.args.output_dir) / "README.md"
+            card = Path(str(self.args.output_dir)) / "README.md"
             card.write_text(card.read_text(encoding="utf-8") + "\n" + card_section(self.mixing), encoding="utf-8")

@@ -85,11 +85,11 @@ class MixingHandle:
         self._state = state
 
     @property
-    def mixing(self) -> Mixing:  # noqa: D102
+    def mixing(self) -> Mixing:
         return self._state.mixing
 
     @property
-    def plan(self) -> Plan | None:  # noqa: D102
+    def plan(self) -> Plan | None:
         return self._state.plan
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:

@@ -4,9 +4,18 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("default")
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its precision and devices for the whole process; each test chooses its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -40,7 +40,7 @@ def dense_multimix(
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
 ) -> Tensor:
-    """features (b, r, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), attention (b, r), factors (r, b, n)."""
+    """Features (b, r, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), attention (b, r), factors (r, b, n)."""
     b, r, _ = features.shape
     n = factors.shape[-1]
     targets = one_hot(labels, len(bias))
@@ -67,7 +67,7 @@ def dense_multimix(
 def multimix(
     features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, factors: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """features (b, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), factors (b, n)."""
+    """Features (b, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), factors (b, n)."""
     b, n = factors.shape
     targets = one_hot(labels, len(bias))
     losses = []

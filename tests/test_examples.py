@@ -6,18 +6,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import offline_data
 import pytest
 import torch
 import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import offline_data
 from mm_hf import DenseMultiMix, MultiMix
 from mm_hf.hub import load_mixing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,initializer_range=0.1"
+TINY = (
+    "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,initializer_range=0.1"
+)
 
 
 def run(script, *options):
@@ -30,9 +32,30 @@ def run(script, *options):
 def test_image_classification_by_options(tmp_path):
     output = run(
         "run_image_classification.py",
-        *"--dataset_name digits --max_train_samples 128 --max_eval_samples 100 --augmentation randaugment".split(),
+        *[
+            "--dataset_name",
+            "digits",
+            "--max_train_samples",
+            "128",
+            "--max_eval_samples",
+            "100",
+            "--augmentation",
+            "randaugment",
+        ],
         *f"--config_overrides {TINY},image_size=8,patch_size=2 --mixing dense_multimix --num_mixed 50".split(),
-        *"--alpha 0.1 0.5 --attention uniform --do_train --do_eval --max_steps 4 --logging_steps 1".split(),
+        *[
+            "--alpha",
+            "0.1",
+            "0.5",
+            "--attention",
+            "uniform",
+            "--do_train",
+            "--do_eval",
+            "--max_steps",
+            "4",
+            "--logging_steps",
+            "1",
+        ],
         *f"--per_device_train_batch_size 32 --report_to none --output_dir {tmp_path}".split(),
     )
     assert "'loss_dense'" in output

@@ -1,9 +1,9 @@
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
 from mm_hf.functional import dense_multimix_loss, multimix_loss, sample_factors
 from mm_hf.sampling import sample_orders
 
@@ -77,7 +77,10 @@ def test_multimix_equals_mixing_features(problem, dtype):
 def test_attention_that_is_not_detached_gets_its_gradient(problem, weighted):
     features, weight, bias, labels, attention, factors, smoothing = problem
     ours, theirs = (attention.clone().requires_grad_() for _ in range(2))
-    (0 * theirs.sum() + reference.dense_multimix(features, weight, bias, labels, theirs, factors, smoothing, weighted)).backward()
+    (
+        0 * theirs.sum()
+        + reference.dense_multimix(features, weight, bias, labels, theirs, factors, smoothing, weighted)
+    ).backward()
     dense_multimix_loss(
         features @ weight.mT + bias,
         labels,

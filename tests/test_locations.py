@@ -1,12 +1,12 @@
 import copy
 import json
 
+import models
 import pytest
 import torch
 import transformers
 from torch import nn
 
-import models
 from mm_hf.locations import LocationError, Plan, extract, probe
 from mm_hf.locations.plan import last_attended
 
@@ -96,7 +96,10 @@ def test_cls_attention_is_what_eager_attention_reports(name, attn):
 def test_padding_changes_nothing_for_the_words(name):
     model = models.build(name)
     short = models.batch(name, b=1, length=8)
-    padded = {k: nn.functional.pad(v, (0, 5), value=1 if (k, name) == ("input_ids", "roberta") else 0) for k, v in short.items()}
+    padded = {
+        k: nn.functional.pad(v, (0, 5), value=1 if (k, name) == ("input_ids", "roberta") else 0)
+        for k, v in short.items()
+    }
     one, other = (extract(model, **inputs) for inputs in (short, padded))
     assert not other.mask[:, 8:].any()
     torch.testing.assert_close(other.token_logits[:, :8], one.token_logits, rtol=1e-4, atol=1e-5)
@@ -181,7 +184,9 @@ def test_without_gradients(context):
 
 
 def snapshot(model):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), m.training, sorted(m.__dict__)) for m in model.modules()]
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), m.training, sorted(m.__dict__)) for m in model.modules()
+    ]
     configs = [id(m.config) for m in model.modules() if hasattr(m, "config")]
     flags = [(p.requires_grad, p.grad) for p in model.parameters()]
     return hooks, configs, flags, model.config.to_dict(), model.config._attn_implementation
@@ -253,7 +258,9 @@ def test_errors_say_what_was_seen_and_what_still_works():
     config = models.build("vit").config
     with pytest.raises(LocationError, match="does not end in a linear layer: its logits are tanh of what leaves"):
         probe(Odd(config), models.batch("vit"))
-    with pytest.raises(LocationError, match=r"(?s)Twisted gives no per-location logits.*MultiMix\(\) needs the logits only"):
+    with pytest.raises(
+        LocationError, match=r"(?s)Twisted gives no per-location logits.*MultiMix\(\) needs the logits only"
+    ):
         probe(Twisted(config), models.batch("vit"))
     nonlinear = models.build("vit")
     nonlinear.classifier = nn.Sequential(nn.Linear(32, 5), nn.Softmax(dim=-1))

@@ -1,5 +1,6 @@
 import json
 
+import models
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import HfArgumentParser, TrainingArguments
 
-import models
 from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method
 from mm_hf.locations import LocationOutput
 from mm_hf.methods import METHODS
@@ -149,7 +149,9 @@ def test_clean_loss_is_cross_entropy():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 3, -100, 2, 1])
     torch.testing.assert_close(clean_loss(logits, labels), F.cross_entropy(logits, labels))
     soft = torch.rand(5, 4).softmax(-1)
-    torch.testing.assert_close(clean_loss(logits, soft, label_smoothing=0.2), F.cross_entropy(logits, soft, label_smoothing=0.2))
+    torch.testing.assert_close(
+        clean_loss(logits, soft, label_smoothing=0.2), F.cross_entropy(logits, soft, label_smoothing=0.2)
+    )
     assert clean_loss(logits, torch.full((5,), -100)) == 0
 
 

@@ -52,9 +52,8 @@ def test_words_are_the_locations(minilm, side):
 
 
 def test_fine_tuning_with_the_tokenizer_leaves_special_tokens_out(minilm, tmp_path):
-    from datasets import Dataset
-
     import digits
+    from datasets import Dataset
 
     model, tokenizer = minilm
     data = Dataset.from_dict({"text": SENTENCES * 4, "label": [1, 0, 0, 1] * 4})

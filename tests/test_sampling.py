@@ -1,10 +1,10 @@
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-import reference
 from mm_hf.sampling import alpha_for, sample_factors
 
 
@@ -30,9 +30,7 @@ def test_law_is_dirichlet(alpha):
     factors = sample_factors(b, n, alpha, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, variance, deviation = reference.dirichlet_moments(alpha, b)
     assert (factors.mean(dim=1) - mean).abs().max() < 5 * deviation / n**0.5
-    torch.testing.assert_close(
-        factors.var(dim=1), torch.full((b,), variance, dtype=torch.float64), rtol=0.06, atol=0.0
-    )
+    torch.testing.assert_close(factors.var(dim=1), torch.full((b,), variance, dtype=torch.float64), rtol=0.06, atol=0.0)
     # Any two coordinates are negatively correlated by the same amount; a marginal is a Beta distribution.
     covariance = torch.cov(factors)
     off_diagonal = covariance[~torch.eye(b, dtype=torch.bool)]

@@ -3,14 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digits
+import models
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-import digits
-import models
 from mm_hf import ERM, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
 from mm_hf.hub import load_mixing
 
@@ -141,7 +141,9 @@ def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
     assert F.cross_entropy(logits, labels[:1], label_smoothing=0.3).isfinite()
 
 
-@pytest.mark.parametrize("mixing", [MultiMix(num_mixed=20), DENSE, Mixup(), DenseMultiMix(num_mixed=20, preset="paper")])
+@pytest.mark.parametrize(
+    "mixing", [MultiMix(num_mixed=20), DENSE, Mixup(), DenseMultiMix(num_mixed=20, preset="paper")]
+)
 def test_every_method_trains(tmp_path, mixing):
     trainer = run(tmp_path, num_train_epochs=3, trainer_args={"mixing": mixing})
     trainer.train()
@@ -353,7 +355,10 @@ def test_bfloat16_autocast(tmp_path):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
     results = []
-    for extra in ({}, {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}):
+    for extra in (
+        {},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}},
+    ):
         trainer = run(tmp_path, model=digits.vit(), trainer_args={"mixing": DENSE}, max_steps=3, **extra)
         trainer.train()
         results.append(digits.weights(trainer.model))

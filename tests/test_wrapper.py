@@ -2,14 +2,14 @@ import copy
 import inspect
 import types
 
+import digits
+import models
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-import digits
-import models
 from mm_hf import ERM, DenseMultiMix, LocationError, MultiMix, extract, wrap_model
 
 ALL = sorted(models.MODELS)
@@ -115,7 +115,9 @@ def test_a_deep_copy_mixes_with_its_own_weights():
     twin.train()(**inputs, labels=labels).loss.backward()
     assert model.classifier.weight.grad is None and twin.vit.layernorm.weight.grad is not None
     assert float(twin(**inputs, labels=labels).loss.detach()) == pytest.approx(2 * torch.tensor(5.0).log().item())
-    assert float(model.train()(**inputs, labels=labels).loss.detach()) != pytest.approx(2 * torch.tensor(5.0).log().item())
+    assert float(model.train()(**inputs, labels=labels).loss.detach()) != pytest.approx(
+        2 * torch.tensor(5.0).log().item()
+    )
 
 
 def test_positional_arguments_tuples_and_missing_labels():
@@ -201,10 +203,14 @@ def test_mistakes_are_refused_with_sentences():
         wrap_model("vit", ERM())
     beit = models.build("beit")
     resnet = transformers.ResNetForImageClassification(
-        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5
+        )
     )
     with pytest.raises(LocationError, match='Use attention="gap", "cam" or "uniform"'):
-        wrap_model(resnet, DenseMultiMix(attention="cls"), example_inputs={**models.batch("vit", side=64), "labels": labels})
+        wrap_model(
+            resnet, DenseMultiMix(attention="cls"), example_inputs={**models.batch("vit", side=64), "labels": labels}
+        )
     assert "forward" not in resnet.__dict__  # nothing is left of a wrapping that failed
     wrap_model(beit, DenseMultiMix(attention="cls"), example_inputs={**models.batch("beit"), "labels": labels}).remove()
     prepared = digits.vit()

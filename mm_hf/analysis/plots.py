@@ -84,9 +84,10 @@ def plot_attention(
     if side * side != r:
         raise ValueError(f"attention over {r} locations is no square grid of patches.")
     figure = plt.figure(figsize=(1.35 * b + 1.2, 9.2), constrained_layout=True)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.75])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.75])
+    top, bottom = parts
     maps = attention.view(b, side, side).numpy()
-    axes = top.subplots(2, b)
+    axes: Any = top.subplots(2, b)
     cropped = images.numpy()
     scale = cropped.shape[1] / side
     for i in range(b):
@@ -103,7 +104,7 @@ def plot_attention(
             extent=(-0.5, cropped.shape[2] - 0.5, cropped.shape[1] - 0.5, -0.5),
             interpolation="nearest",
         )
-        axes[0, i].set_title(f"label {class_names[labels[i]]}", fontsize=9)
+        axes[0, i].set_title(f"label {class_names[int(labels[i])]}", fontsize=9)
     axes[0, 0].set_ylabel("image", fontsize=9)
     axes[1, 0].set_ylabel("attention\nby patch", fontsize=9)
     top.colorbar(shown, ax=axes[1].tolist(), shrink=0.9, label="share of attention")
@@ -113,7 +114,7 @@ def plot_attention(
     ranking = attention.mean(dim=0).argsort(descending=True)
     chosen = [int(ranking[0]), int(ranking[r // 2]), int(ranking[-1])]
     said = ["most attended patch", "middling patch", "least attended patch"]
-    grid = bottom.subplots(len(chosen), num_mixed + 1, width_ratios=[0.7, *[1] * num_mixed])
+    grid: Any = bottom.subplots(len(chosen), num_mixed + 1, width_ratios=[0.7, *[1] * num_mixed])
     one_hot = torch.nn.functional.one_hot(labels, len(class_names)).float()
     for row, (j, text) in enumerate(zip(chosen, said, strict=True)):
         y, x = divmod(j, side)

@@ -57,12 +57,12 @@ class AttentionTap:
     """
 
     def __init__(self, module: nn.Module, base: str, query: int | str):
-        self.query: int | str | Tensor = query
+        self.query: Any = query
         self.active = False
         self.detach = True
         self.row: Tensor | None = None
-        self._own_config = module.config
-        config = copy.copy(self._own_config)
+        self._own_config: Any = module.config
+        config: Any = copy.copy(self._own_config)
         config._attn_implementation_internal = _register(base)
         module.config = config
         module.mm_hf_tap = self  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def _register(base: str) -> str:
     def tapped(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        tap = module.mm_hf_tap
+        tap: Any = module.mm_hf_tap
         if tap.active:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not tap.detach):
                 tap.row = attention_row(module, query, key, attention_mask, tap.query, **kwargs)
@@ -99,7 +99,7 @@ def base_function(module: nn.Module, base: str) -> Callable[..., Any]:
 
     # A module of an adapter or a subclass still runs the function of the file that defines its attention.
     files = [sys.modules[cls.__module__] for cls in type(module).__mro__ if cls.__module__ in sys.modules]
-    eager = next((f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")), None)
+    eager: Any = next((f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")), None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 class LocationError(ValueError):
@@ -60,7 +65,8 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**arguments)
 
     def __str__(self) -> str:
         where = f"{self.side} of {self.source!r}" + ("" if self.key is None else f" [{self.key}]")
@@ -71,7 +77,7 @@ class Plan:
         if self.attention is None:
             attention = "not readable"
         else:
-            who = {None: "no single query is read by the head", "last": "query: the last token"}
+            who: dict[Any, str] = {None: "no single query is read by the head", "last": "query: the last token"}
             attention = f"{self.attention!r} ({self.attention_base}); {who.get(self.query, 'query: token 0')}"
         return "\n".join(
             [

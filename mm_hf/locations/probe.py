@@ -24,7 +24,9 @@ from .plan import ACTIVATIONS, LocationError, Plan, as_tokens, pool_rows, pool_t
 PROBE_EXAMPLES = 4
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-SUPPORTED = "MultiMix trains classification models (AutoModelFor...Classification), whose logits have the shape (batch, labels)"
+SUPPORTED = (
+    "MultiMix trains classification models (AutoModelFor...Classification), whose logits have the shape (batch, labels)"
+)
 
 
 @dataclass
@@ -138,12 +140,17 @@ def check_head(recording: Recording) -> None:
                     )
     for call in recording.calls:  # a head applied to every token, whose logits are picked or averaged afterwards
         scored = call.results.get(None)
-        if scored is not None and scored.ndim == 3 and scored.shape[::2] == logits.shape and _is_affine(recording, call):
+        if (
+            scored is not None
+            and scored.ndim == 3
+            and scored.shape[::2] == logits.shape
+            and _is_affine(recording, call)
+        ):
             return
     seen = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
     raise LocationError(
-        f"The head of {name} does not end in a linear layer that computes its logits: {seen}. Interpolating features is "
-        "interpolating logits for a linear layer only."
+        f"The head of {name} does not end in a linear layer that computes its logits: {seen}. Interpolating features "
+        "is interpolating logits for a linear layer only."
     )
 
 
@@ -173,9 +180,11 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
 
     def walk(target: Tensor, before: float, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
         earlier = [c for c in recording.calls if c.ended < before]
-        made = [(c, ()) for c in reversed(earlier) if _has(c, target)]
+        made: list[tuple[Call, tuple[str, ...]]] = [(c, ()) for c in reversed(earlier) if _has(c, target)]
         if not made:
-            made = [(c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, target, act)]
+            made = [
+                (c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, target, act)
+            ]
         for call, activation in made if depth < 16 else []:
             x = call.argument
             if x is None or x.data_ptr() in inputs:

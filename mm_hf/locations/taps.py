@@ -110,7 +110,7 @@ class Taps:
     """The one hook and the one attention tap that a plan needs. They stay installed and listen only when told to.
 
     A hook that comes and goes breaks torch.compile's graph each time; one that is installed before the first compiled
-    call and looks at a flag does not. Nothing here refers to the model, so that a copy of the model has taps of its own.
+    call and looks at a flag does not. Nothing here refers to the model: a copy of the model has taps of its own.
     """
 
     def __init__(self, model: nn.Module, plan: Plan):
@@ -149,8 +149,9 @@ class Taps:
         if row is not None:
             row.active, row.detach = True, detach
             if self.plan.query == "last":
-                mask = next((v for v in (inputs.get("attention_mask"), inputs.get("input_ids")) if v is not None), None)
-                row.query = -1 if mask is None else last_attended(attended_mask(inputs, mask.shape[1]))
+                words = inputs.get("attention_mask", inputs.get("input_ids"))
+                attended = None if words is None else attended_mask(inputs, words.shape[1])
+                row.query = -1 if attended is None else last_attended(attended)
         try:
             yield
         finally:

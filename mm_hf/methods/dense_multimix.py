@@ -62,7 +62,7 @@ class DenseMultiMix(MultiMix):
             raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {self.attention!r}.")
 
     @property
-    def attention_kind(self) -> str | None:  # noqa: D102
+    def attention_kind(self) -> str | None:
         return self.attention if self.dense_weight else None
 
     def _terms(self, output: LocationOutput, labels: Tensor, smoothing: float) -> dict[str, tuple[Tensor, dict]]:

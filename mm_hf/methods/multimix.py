@@ -94,11 +94,11 @@ class MultiMix(Mixing):
             if getattr(self, name) is None and not excluded:
                 setattr(self, name, value)
         if isinstance(self.alpha, (list, tuple)):
-            self.alpha = tuple(self.alpha) if len(self.alpha) > 1 else self.alpha[0]
+            self.alpha = tuple(self.alpha) if len(self.alpha) > 1 else self.alpha[0]  # type: ignore[assignment]
         if self.alpha is not None and self.effective_examples is not None:
             raise ValueError(
-                f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both say how strongly examples "
-                "are mixed: give one of the two and leave the other None."
+                f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both say how strongly "
+                "examples are mixed: give one of the two and leave the other None."
             )
         if self.alpha is None and self.effective_examples is None:
             self.effective_examples = DEFAULT_EFFECTIVE_EXAMPLES
@@ -120,13 +120,15 @@ class MultiMix(Mixing):
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, but is {weight}.")
         if not any(weights.values()):
-            raise ValueError(f"At least one of {', '.join(weights)} must be positive: with all at 0 nothing is trained.")
+            raise ValueError(
+                f"At least one of {', '.join(weights)} must be positive: with all at 0 nothing is trained."
+            )
 
     @property
-    def needs_linear_head(self) -> bool:  # noqa: D102
+    def needs_linear_head(self) -> bool:
         return True
 
-    def choose(self) -> Mixing:  # noqa: D102
+    def choose(self) -> Mixing:
         # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
         if self.probability == 1 or float(torch.rand(())) < self.probability:
             return self
@@ -165,7 +167,7 @@ class MultiMix(Mixing):
             logs.update(more)
             logs["loss_terms"] = logs.get("loss_terms", 0) + count
         total = sum(getattr(self, f"{name}_weight") * loss for name, (loss, _) in terms.items())
-        return MixingLoss(total, logs)  # type: ignore[arg-type]
+        return MixingLoss(total, logs)
 
     def to_dict(self) -> dict[str, Any]:
         """The method's name and its settings; what a preset set is among them."""
@@ -177,5 +179,3 @@ class MultiMix(Mixing):
 def largest(factors: Tensor) -> Tensor:
     """Mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the mean of the batch."""
     return factors.amax(dim=-2).mean()
-
-
