@@ -58,7 +58,7 @@ def card_section(mixing: Mixing) -> str:
     rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.items())
     return f"""## Mixing
 
-Trained with [mm_hf](https://pypi.org/project/mm-hf/), method `{mixing.name}`: mixed examples are interpolated from the
+Trained with mm_hf, method `{mixing.name}`: mixed examples are interpolated from the
 whole mini-batch in embedding space, and enter the loss beside or in place of the clean ones. The model itself is a plain
 Transformers model: nothing but Transformers is needed to use it.
 

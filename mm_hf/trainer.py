@@ -123,7 +123,8 @@ class MultiMixTrainer(Trainer):
         name = next((n for n in ("labels", "label", "label_ids") if n in features), None)
         model: Any = self.model
         dataset: Any = self.train_dataset
-        if name is None or model is None:
+        transformed = (getattr(dataset, "format", None) or {}).get("type") == "custom"
+        if name is None or model is None or transformed:  # a transform may make other labels of the column
             return
         classes = getattr(features[name], "num_classes", None)
         if classes is not None and classes > model.config.num_labels:

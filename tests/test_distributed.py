@@ -1,0 +1,54 @@
+"""Two real processes on the CPU (gloo), started by torchrun."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys, torch
+from accelerate import PartialState
+import digits
+from mm_hf import DenseMultiMix, MultiMixTrainer
+
+drawn = []
+
+class Spy(DenseMultiMix):
+    def sample(self, num_examples, device):
+        drawn.append(super().sample(num_examples, device))
+        return drawn[-1]
+
+arguments = digits.arguments(sys.argv[1], per_device_train_batch_size=16, ddp_find_unused_parameters=False)
+trainer = MultiMixTrainer(digits.vit(), arguments, mixing=Spy(num_mixed=20), train_dataset=digits.dataset())
+trainer.train()
+assert trainer.accelerator.num_processes == 2
+result = {
+    "weights": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+    "factors": [float(factors[0, 0]) for factors in drawn],
+    "steps": trainer.state.global_step,
+    "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+}
+json.dump(result, open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w"))
+"""
+
+
+def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    environment = {
+        "PYTHONPATH": ":".join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["steps"] == second["steps"] == 3
+    assert first["weights"] == second["weights"]
+    assert all(a != b for a, b in zip(first["factors"], second["factors"], strict=True))
