@@ -2,8 +2,8 @@
 # dependencies = [
 #     "mm-hf[examples]",
 #     "transformers>=5.20",
-#     "datasets>=3.0",
-#     "accelerate>=1.1",
+#     "datasets>=4.0",
+#     "accelerate>=1.10",
 #     "torch>=2.6",
 # ]
 # ///

@@ -91,6 +91,17 @@ def sample_orders(
     return torch.rand((num_locations, num_examples), device=device, generator=generator).argsort(dim=1)
 
 
+def process_generator(device: torch.device | str) -> torch.Generator:
+    """A generator of this process's own, seeded by one draw from the CPU's global generator.
+
+    Processes of one training have the same global state (Trainer seeds them alike): without this, all would mix by the
+    same factors. The global generator is what checkpoints restore, so that a resumed training draws the same ones.
+    """
+    ranked = torch.distributed.is_available() and torch.distributed.is_initialized()
+    seed = int(torch.randint(2**62, ())) + (torch.distributed.get_rank() if ranked else 0)
+    return torch.Generator(device).manual_seed(seed)
+
+
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
     """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
     low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)

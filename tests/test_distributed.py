@@ -1,6 +1,7 @@
 """Two real processes on the CPU (gloo), started by torchrun."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -33,7 +34,10 @@ json.dump(result, open(f"{sys.argv[1]}/rank{PartialState().process_index}.json",
 
 def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        command += ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
     environment = {
         "PYTHONPATH": ":".join(sys.path),
         "OMP_NUM_THREADS": "1",
@@ -45,7 +49,7 @@ def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mm_hf import ERM, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
 from mm_hf.hub import load_mixing
 
 DENSE = DenseMultiMix(num_mixed=20)
+# Older versions of Transformers know only the older name of the argument.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 
 
 def accuracy(prediction):
@@ -357,7 +361,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
     results = []
     for extra in (
         {},
-        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}},
+        {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}},
     ):
         trainer = run(tmp_path, model=digits.vit(), trainer_args={"mixing": DENSE}, max_steps=3, **extra)
         trainer.train()
@@ -367,7 +371,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
 
 def test_gradient_checkpointing_refuses_attention_with_gradient(tmp_path):
     mixing = DenseMultiMix(num_mixed=5, detach_attention=False)
-    trainer = run(tmp_path, trainer_args={"mixing": mixing}, activation_checkpointing=True)
+    trainer = run(tmp_path, trainer_args={"mixing": mixing}, **{CHECKPOINTING: True})
     with pytest.raises(ValueError, match="detach_attention=False does not work with gradient checkpointing"):
         trainer.train()
 

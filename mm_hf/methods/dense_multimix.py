@@ -11,7 +11,7 @@ from torch import Tensor
 from ..functional import dense_multimix_loss
 from ..locations import LocationOutput
 from ..locations.attention import KINDS
-from ..sampling import sample_orders
+from ..sampling import process_generator, sample_orders
 from .multimix import DEFAULTS, PAPER, MultiMix, largest, setting
 
 
@@ -72,7 +72,8 @@ class DenseMultiMix(MultiMix):
             b, r, _ = output.token_logits.shape
             # One draw in an order of its own at each location: the law at each location is the same as with a draw for
             # each, and so is the gradient's variance (benchmarks/factor_sharing.py), for 1/r of the work.
-            factors = self.sample(b, output.logits.device)
+            device = output.logits.device
+            factors = self.sample(b, device)
             loss = dense_multimix_loss(
                 output.token_logits,
                 labels,
@@ -80,7 +81,7 @@ class DenseMultiMix(MultiMix):
                 factors,
                 label_smoothing=smoothing,
                 confidence_weighted=self.confidence_weighted,
-                orders=sample_orders(r, b, device=output.logits.device),
+                orders=sample_orders(r, b, device=device, generator=process_generator(device)),
             )
             with torch.no_grad():
                 attention = output.attention.detach()

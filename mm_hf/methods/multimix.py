@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..functional import clean_loss, multimix_loss, sample_factors
 from ..locations import LocationOutput
-from ..sampling import alpha_for, check_alpha
+from ..sampling import alpha_for, check_alpha, process_generator
 from .base import Mixing, MixingLoss
 from .erm import ERM
 from .mixup import Mixup
@@ -141,7 +141,8 @@ class MultiMix(Mixing):
         else:
             assert self.effective_examples is not None
             alpha = alpha_for(self.effective_examples, num_examples)
-        return sample_factors(num_examples, self.num_mixed, alpha, device=device)
+        generator = process_generator(device)
+        return sample_factors(num_examples, self.num_mixed, alpha, device=device, generator=generator)
 
     def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
         """Weighted sum of the clean and the mixed loss."""
