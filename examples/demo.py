@@ -20,6 +20,7 @@ import torch
 import transformers
 from datasets import DatasetDict
 from offline_data import load_digits
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -174,12 +175,13 @@ def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: 
 def show_table(console: Console, results: dict[str, list[dict[str, float]]], examples: int) -> None:
     """Mean and standard deviation over seeds."""
     seeds = len(next(iter(results.values())))
-    table = Table(title=f"{examples} held-out digits, mean ± standard deviation of {seeds} seeds", title_justify="left")
-    columns = ("", "accuracy\n(%)", "NLL\n(nats)", "calibration\nerror", "training\n(seconds)", "loss terms\nper step")
+    title = f"{examples} held-out digits, mean ± standard deviation of {seeds} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    columns = ("", "accuracy\n(%)", "NLL\n(nats)", "calibration\nerror", "training\nseconds", "loss terms\nper step")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    scales = {"accuracy": (100, "{:.2f} ± {:.2f}"), "nll": (1, "{:.3f} ± {:.3f}")}
-    scales |= {"calibration_error": (1, "{:.3f} ± {:.3f}"), "seconds": (1, "{:.0f} ± {:.0f}")}
+    scales = {"accuracy": (100, "{:.1f}±{:.1f}"), "nll": (1, "{:.3f}±{:.3f}")}
+    scales |= {"calibration_error": (1, "{:.3f}±{:.3f}"), "seconds": (1, "{:.0f}±{:.0f}")}
     for name, runs in results.items():
         cells = []
         for figure, (scale, text) in scales.items():
