@@ -5,25 +5,33 @@ Everything here is computed in float32 or better, whatever autocast says, and is
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fused import DenseMixingLoss
+from .fused import CRITERIA, DenseMixingLoss
 from .sampling import sample_factors
 
 __all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
 IGNORE_INDEX = -100
+Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 
 
-def clean_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in float32 or better, for class indices or class probabilities; zero if nobody takes part.
+def clean_loss(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, criterion: Criterion = "cross_entropy"
+) -> Tensor:
+    """The loss of examples that are not mixed, in float32 or better; zero if nobody takes part.
 
     Args:
-        logits: (b, c).
-        labels: (b,) class indices, -100 taking no part, or (b, c) class probabilities, a row of zeros taking no part.
-        label_smoothing: In [0, 1].
+        logits: (b, c), or (b, r, c) for labels at each location.
+        labels: For "cross_entropy", class indices (b,) or (b, r), -100 taking no part, or class probabilities of the
+            shape of `logits`, a row of zeros taking no part. For "binary_cross_entropy", of the shape of `logits`. For
+            "mse" likewise, or (b,) with one output.
+        label_smoothing: In [0, 1], for "cross_entropy".
+        criterion: "cross_entropy", "binary_cross_entropy" or "mse", the latter two averaged over the outputs.
 
     Returns:
         The mean over the examples that take part (weighted by the sum of their probabilities), a scalar.
@@ -35,17 +43,30 @@ def clean_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
-        if labels.ndim == 1:
-            count = (labels != IGNORE_INDEX).sum()
-        else:
-            labels = labels.to(dtype)
+        logits = logits.to(dtype)
+        if criterion != "cross_entropy":
+            targets, _ = soft_targets(labels, logits.shape[-1], dtype, criterion=criterion)
+            loss = F.mse_loss if criterion == "mse" else F.binary_cross_entropy_with_logits
+            return loss(logits, targets)
+        if labels.shape == logits.shape:
+            labels = labels.to(dtype).flatten(0, -2)
             count = labels.sum()
-        total = F.cross_entropy(logits.to(dtype), labels, reduction="sum", label_smoothing=label_smoothing)
+        else:
+            labels = labels.flatten()
+            count = (labels != IGNORE_INDEX).sum()
+        total = F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", label_smoothing=label_smoothing)
         return total / count.clamp(min=torch.finfo(dtype).eps)
 
 
-def multimix_loss(logits: Tensor, labels: Tensor, factors: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Soft cross-entropy of interpolated logits against labels interpolated by the same factors.
+def multimix_loss(
+    logits: Tensor,
+    labels: Tensor,
+    factors: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    criterion: Criterion = "cross_entropy",
+) -> Tensor:
+    """Loss of interpolated logits against labels interpolated by the same factors.
 
     The last layer is linear and each column of `factors` sums to 1, so that this equals interpolating the last
     layer's *inputs*, which is what MultiMix does.
@@ -56,6 +77,8 @@ def multimix_loss(logits: Tensor, labels: Tensor, factors: Tensor, *, label_smoo
             are dropped and the other factors of the column scaled to sum to 1.
         factors: (b, n) interpolation factors, see [`sample_factors`].
         label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
+        criterion: "cross_entropy", or "binary_cross_entropy" (labels (b, c) in [0, 1]) or "mse" (real numbers (b, c), or
+            (b,) with one output), the latter two averaged over the c outputs.
 
     Returns:
         The mean over the n mixed examples, a scalar in float32 (float64 for float64 logits).
@@ -80,7 +103,13 @@ def multimix_loss(logits: Tensor, labels: Tensor, factors: Tensor, *, label_smoo
         raise ValueError(f"factors must have the shape (examples, mixed), got {tuple(factors.shape)}.")
     attention = logits.new_ones(len(logits), 1, dtype=torch.float32)
     return dense_multimix_loss(
-        logits[:, None], labels, attention, factors, label_smoothing=label_smoothing, confidence_weighted=False
+        logits[:, None],
+        labels,
+        attention,
+        factors,
+        label_smoothing=label_smoothing,
+        confidence_weighted=False,
+        criterion=criterion,
     )
 
 
@@ -92,6 +121,7 @@ def dense_multimix_loss(
     *,
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
+    criterion: Criterion = "cross_entropy",
     orders: Tensor | None = None,
 ) -> Tensor:
     """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
@@ -102,13 +132,16 @@ def dense_multimix_loss(
 
     Args:
         token_logits: (b, r, c), the classifier applied at every location.
-        labels: (b,) class indices, or (b, c) class probabilities. Examples labelled -100 take no part.
+        labels: (b,) class indices, or (b, c) class probabilities, inherited by all locations of an example; or labels of
+            each location's own: (b, r) class indices or (b, r, c) class probabilities. What is labelled -100 takes no part.
         attention: (b, r) >= 0, the confidence of the label of example i at location j. Zero means "not a location of
             this example" (padding, special tokens). Only ratios between examples at one location matter.
         factors: (r, b, n) interpolation factors, or (b, n) shared by all locations, see [`sample_factors`].
         label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
         confidence_weighted: A mixed example counts within its location with the attention mass that it is made of;
             if False, all mixed examples of a location that have any mass count the same.
+        criterion: "cross_entropy", or "binary_cross_entropy" (labels (b, c) or (b, r, c) in [0, 1]) or "mse" (real numbers
+            likewise, or (b,) with one output), the latter two averaged over the c outputs.
         orders: (r, b) permutations of the examples, with factors (b, n): example i takes row `orders[j, i]` of the
             factors at location j. Each location's factors have the law that the shared ones have, at 1/r of the draws.
 
@@ -131,55 +164,90 @@ def dense_multimix_loss(
         >>> token_logits.grad.shape
         torch.Size([8, 49, 10])
     """
-    _check_shapes(token_logits, labels, attention, factors, orders)
+    _check_shapes(token_logits, labels, attention, factors, orders, criterion)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}.")
+    if label_smoothing and criterion != "cross_entropy":
+        raise ValueError(f"label_smoothing spreads class probabilities and does not go with criterion={criterion!r}.")
     dtype = torch.promote_types(token_logits.dtype, torch.float32)
     with torch.autocast(token_logits.device.type, enabled=False):
         logits = token_logits.to(dtype).transpose(0, 1)
-        # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
-        # logit keeps more digits.
-        logits = logits - logits.detach().mean(dim=-1, keepdim=True)
-        targets, takes_part = soft_targets(labels, token_logits.shape[-1], dtype, label_smoothing)
-        confidence = (attention.to(dtype) * takes_part[:, None]).T
+        if criterion == "cross_entropy":
+            # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
+            # logit keeps more digits.
+            logits = logits - logits.detach().mean(dim=-1, keepdim=True)
+        b, r, c = token_logits.shape
+        if labels.shape == (b, c) and r != c:  # probabilities that are all 0 or 1 may come as integers
+            labels = labels.to(dtype)
+        targets, takes_part = soft_targets(labels, c, dtype, label_smoothing, criterion)
+        if targets.ndim == 3:
+            targets = targets.transpose(0, 1)
+        else:
+            takes_part = takes_part[:, None]
+        confidence = (attention.to(dtype) * takes_part).T
         # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
         factors = factors if factors.ndim == 3 else factors[None]
-        return DenseMixingLoss.apply(logits, targets, confidence, factors, orders, confidence_weighted)
+        return DenseMixingLoss.apply(logits, targets, confidence, factors, orders, confidence_weighted, criterion)
 
 
 def soft_targets(
-    labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+    labels: Tensor,
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+    smoothing: float = 0.0,
+    criterion: Criterion = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
-    """Labels (b,) or (b, c) as class probabilities (b, c), and which examples take part (b,): 0 where labelled -100."""
-    if labels.ndim == 2:
-        targets, takes_part = labels.to(dtype), labels.new_ones(len(labels), dtype=dtype)
-    else:
+    """Labels as targets (..., c), and which take part (...): 0 where labelled -100.
+
+    Labels are class indices (...) if they are integers and the criterion is "cross_entropy"; else they have the shape of
+    the targets, or (...) with one output.
+    """
+    if criterion == "cross_entropy" and not labels.is_floating_point():
         takes_part = (labels != IGNORE_INDEX).to(dtype)
-        targets = takes_part.new_zeros(len(labels), num_classes)
-        targets.scatter_(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None].long(), 1.0)
+        targets = takes_part.new_zeros(*labels.shape, num_classes)
+        targets.scatter_(-1, labels.masked_fill(labels == IGNORE_INDEX, 0)[..., None].long(), 1.0)
+    else:
+        targets = labels.to(dtype)
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        takes_part = targets.new_ones(targets.shape[:-1])
     if smoothing:
         targets = (1 - smoothing) * targets + smoothing / num_classes
     return targets, takes_part
 
 
 def _check_shapes(
-    token_logits: Tensor, labels: Tensor, attention: Tensor, factors: Tensor, orders: Tensor | None
+    token_logits: Tensor,
+    labels: Tensor,
+    attention: Tensor,
+    factors: Tensor,
+    orders: Tensor | None,
+    criterion: str,
 ) -> None:
     if token_logits.ndim != 3:
         raise ValueError(
             f"token_logits must have the shape (examples, locations, classes), got {tuple(token_logits.shape)}."
         )
     b, r, c = token_logits.shape
-    if labels.shape not in ((b,), (b, c)):
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}.")
+    if criterion == "cross_entropy":
+        if labels.shape not in ((b,), (b, c), (b, r), (b, r, c)):
+            raise ValueError(
+                f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), or those of each "
+                f"location of shape ({b}, {r}) or ({b}, {r}, {c}), to fit logits of {b} examples, {r} locations and {c} "
+                f"classes; got shape {tuple(labels.shape)}."
+            )
+        if labels.is_floating_point() and labels.shape[-1] != c or labels.ndim == 1 and labels.is_floating_point():
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}: class probabilities have the "
+                f"shape ({b}, {c})."
+            )
+    elif labels.shape not in ((b, c), (b, r, c), *([(b,)] if c == 1 else [])):
         raise ValueError(
-            f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), to fit logits of "
-            f"{b} examples and {c} classes; got shape {tuple(labels.shape)}."
-        )
-    if labels.ndim == 1 and labels.is_floating_point():
-        raise ValueError(
-            f"labels of shape ({b},) must be integers, got {labels.dtype}: class probabilities have the shape ({b}, {c})."
+            f"labels must have the shape ({b}, {c}) or ({b}, {r}, {c}) for criterion={criterion!r} and {c} outputs, got "
+            f"{tuple(labels.shape)}."
         )
     if attention.shape != (b, r):
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Mixed logits that are alive at a time: small enough for a CPU's cache and a GPU's spare memory, large enough that the
 # matrix products dominate.
@@ -19,12 +20,13 @@ CHUNK_ELEMENTS = 1 << 19
 
 
 class DenseMixingLoss(torch.autograd.Function):
-    """Mean over occupied locations of the weighted soft cross-entropy of all mixed examples there.
+    """Mean over occupied locations of the weighted loss of all mixed examples there.
 
-    Inputs (all floating ones of one type, float32 or float64): `logits` (r, b, c), `targets` (b, c) whose rows sum to
-    1, `confidence` (r, b) >= 0, `factors` (r or 1, b, n), and `orders` (r, b) or None, for one matrix of factors in an
-    order of examples of its own at each location. With M = confidence * factors and s its column sums, mixed example
-    k of a location has logits and target mixed by M / s, and weighs s if `weighted`, else 1 if s > 0.
+    Inputs (all floating ones of one type, float32 or float64): `logits` (r, b, c), `targets` (b, c), or (r, b, c) for
+    targets of each location's own, `confidence` (r, b) >= 0, `factors` (r or 1, b, n), and `orders` (r, b) or None, for
+    one matrix of factors in an order of examples of its own at each location. With M = confidence * factors and s its
+    column sums, mixed example k of a location has logits and target mixed by M / s, and weighs s if `weighted`, else 1
+    if s > 0. `criterion` is a name of `CRITERIA`; the rows of targets sum to 1 for "cross_entropy".
     """
 
     @staticmethod
@@ -36,14 +38,15 @@ class DenseMixingLoss(torch.autograd.Function):
         factors: Tensor,
         orders: Tensor | None,
         weighted: bool,
+        criterion: str,
     ) -> Tensor:
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
         (num_locations, num_examples, num_classes), num_mixed = logits.shape, factors.shape[-1]
         local_targets = targets.expand_as(logits)
         if orders is not None:  # put the examples of each location into the order of the factors' rows
             back = orders.argsort(dim=1)
-            logits, local_targets = _permute(logits, back), targets[back]
-            confidence = confidence.gather(1, back)
+            local_targets = targets[back] if targets.ndim == 2 else _permute(targets, back)
+            logits, confidence = _permute(logits, back), confidence.gather(1, back)
         mass = _mix(factors, confidence[..., None])[..., 0]
         inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
         weight = mass if weighted else (mass > 0).to(mass.dtype)
@@ -52,7 +55,8 @@ class DenseMixingLoss(torch.autograd.Function):
         occupied = (total > 0).sum().clamp_(min=1)
 
         # Targets cost n b c in products a location. Their Gram matrix costs n b b and tells no mixed example apart.
-        by_gram = num_classes > num_examples and not need_confidence
+        by_gram = criterion == "cross_entropy" and num_classes > num_examples and not need_confidence
+        loss_and_slopes = CRITERIA[criterion]
         weighted_logits = confidence[..., None] * logits
         weighted_targets = confidence[..., None] * local_targets
         losses = logits.new_zeros(num_locations)
@@ -66,26 +70,22 @@ class DenseMixingLoss(torch.autograd.Function):
             for start in range(0, num_mixed, mixed_at_once):
                 part = slice(start, start + mixed_at_once)
                 local = (factors if len(factors) == 1 else factors[here])[..., part]
-                w, scale = weight[here, part, None], inverse[here, part, None]
+                scale = inverse[here, part, None]
+                share = weight[here, part, None] * scale
                 mixed = _mix(local, weighted_logits[here]).mul_(scale)
-                normaliser = mixed.logsumexp(dim=-1, keepdim=True)
-                loss = normaliser[..., 0]
-                if not by_gram:
-                    mixed_targets = _mix(local, weighted_targets[here]).mul_(scale)
-                    agreement = (mixed_targets * mixed).sum(dim=-1)
-                    loss = loss - agreement
+                mixed_targets = None if by_gram else _mix(local, weighted_targets[here]).mul_(scale)
+                unmixed = mixed.clone() if need_confidence else mixed  # `loss_and_slopes` works in place
+                loss, slope, target_slope = loss_and_slopes(mixed, mixed_targets, need_confidence)
                 losses[here] += (weight[here, part] * loss).sum(dim=1)
                 if targets_grad is not None:
-                    expected = ((mixed - normaliser).exp() * mixed).sum(dim=-1)
-                    mass_grad[here, part] = (w * scale)[..., 0] * (2 * agreement - expected)
+                    assert mixed_targets is not None and target_slope is not None
+                    lost = (slope * unmixed).sum(dim=-1) + (target_slope * mixed_targets).sum(dim=-1)
+                    mass_grad[here, part] = -share[..., 0] * lost
                     if weighted:
                         mass_grad[here, part] += loss / total[here].masked_fill(total[here] == 0, 1)
-                    targets_grad[here] -= _unmix(local, mixed * (w * scale))
+                    targets_grad[here] += _unmix(local, target_slope * share)
                 if need_logits or need_confidence:
-                    residual = mixed.sub_(normaliser).exp_()
-                    if not by_gram:
-                        residual = residual.sub_(mixed_targets)
-                    logits_grad[here] += _unmix(local, residual.mul_(w * scale))
+                    logits_grad[here] += _unmix(local, slope.mul_(share))
         if targets_grad is not None:
             if weighted:
                 mass_grad -= losses[:, None] / total.masked_fill(total == 0, 1)
@@ -116,7 +116,40 @@ class DenseMixingLoss(torch.autograd.Function):
                 "torch.autograd.grad() without create_graph=True."
             )
         logits_grad, confidence_grad = (None if g is None else g * grad for g in ctx.gradients)
-        return logits_grad, None, confidence_grad, None, None, None
+        return logits_grad, None, confidence_grad, None, None, None, None
+
+
+# Of mixed logits (q, n, c) and targets: the losses (q, n), their slopes by the logits, which may take the place of the
+# logits, and by the targets if asked for. Cross-entropy without targets leaves out what is linear in them.
+Slopes = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _cross_entropy(mixed: Tensor, targets: Tensor | None, by_targets: bool) -> Slopes:
+    normaliser = mixed.logsumexp(dim=-1, keepdim=True)
+    loss = normaliser[..., 0]
+    target_slope = mixed.neg() if by_targets else None
+    if targets is None:
+        return loss, mixed.sub_(normaliser).exp_(), None
+    loss = loss - (targets * mixed).sum(dim=-1)
+    return loss, mixed.sub_(normaliser).exp_().sub_(targets), target_slope
+
+
+def _binary_cross_entropy(mixed: Tensor, targets: Tensor | None, by_targets: bool) -> Slopes:
+    assert targets is not None
+    num_classes = mixed.shape[-1]
+    loss = F.binary_cross_entropy_with_logits(mixed, targets, reduction="none").mean(dim=-1)
+    target_slope = -mixed / num_classes if by_targets else None
+    return loss, mixed.sigmoid_().sub_(targets).div_(num_classes), target_slope
+
+
+def _mse(mixed: Tensor, targets: Tensor | None, by_targets: bool) -> Slopes:
+    assert targets is not None
+    difference = mixed.sub_(targets)
+    slope = difference * (2 / mixed.shape[-1])
+    return difference.square().mean(dim=-1), slope, -slope if by_targets else None
+
+
+CRITERIA = {"cross_entropy": _cross_entropy, "binary_cross_entropy": _binary_cross_entropy, "mse": _mse}
 
 
 def _permute(x: Tensor, order: Tensor) -> Tensor:

@@ -20,14 +20,26 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tens
     return loss
 
 
-def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    if labels.ndim == 2:
-        return labels.double()
-    rows = torch.zeros(len(labels), num_classes, dtype=torch.float64)
-    for i, label in enumerate(labels.tolist()):
-        if label != -100:
-            rows[i, label] = 1
-    return rows
+def loss_of_one(logits: Tensor, target: Tensor, smoothing: float, criterion: str) -> Tensor:
+    if criterion == "cross_entropy":
+        return soft_cross_entropy(logits, target, smoothing)
+    loss = logits.new_zeros(())
+    for z, y in zip(logits, target):
+        if criterion == "mse":
+            loss = loss + (z - y) ** 2
+        else:
+            p = 1 / (1 + torch.exp(-z))
+            loss = loss - y * torch.log(p) - (1 - y) * torch.log(1 - p)
+    return loss / len(logits)
+
+
+def target_of_one(label: Tensor, num_classes: int) -> Tensor | None:
+    """One label, a class index or the target itself; None if it takes no part."""
+    if label.ndim == 1:
+        return label.double()
+    if int(label) == -100:
+        return None
+    return torch.tensor([float(c == int(label)) for c in range(num_classes)], dtype=torch.float64)
 
 
 def dense_multimix(
@@ -39,23 +51,28 @@ def dense_multimix(
     factors: Tensor,
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
+    criterion: str = "cross_entropy",
+    local_labels: bool = False,
 ) -> Tensor:
-    """Features (b, r, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), attention (b, r), factors (r, b, n)."""
+    """Features (b, r, d), classifier weight (c, d) and bias (c,), attention (b, r), factors (r, b, n).
+
+    Labels are (b,) or (b, c), or with `local_labels` (b, r) or (b, r, c).
+    """
     b, r, _ = features.shape
     n = factors.shape[-1]
-    targets = one_hot(labels, len(bias))
-    present = [labels.ndim == 2 or int(labels[i]) != -100 for i in range(b)]
     location_losses = []
     for j in range(r):
         losses, weights = [], []
+        targets = [target_of_one(labels[i, j] if local_labels else labels[i], len(bias)) for i in range(b)]
+        present = [i for i in range(b) if targets[i] is not None]
         for k in range(n):
-            column = [attention[i, j] * factors[j, i, k] if present[i] else torch.tensor(0.0) for i in range(b)]
-            mass = sum(column)
+            column = {i: attention[i, j] * factors[j, i, k] for i in present}
+            mass = sum(column.values(), torch.zeros((), dtype=torch.float64))
             if float(mass.detach()) == 0:
                 continue
-            mixed_feature = sum(column[i] / mass * features[i, j] for i in range(b))
-            mixed_target = sum(column[i] / mass * targets[i] for i in range(b))
-            losses.append(soft_cross_entropy(weight @ mixed_feature + bias, mixed_target, label_smoothing))
+            mixed_feature = sum(column[i] / mass * features[i, j] for i in present)
+            mixed_target = sum(column[i] / mass * targets[i] for i in present)
+            losses.append(loss_of_one(weight @ mixed_feature + bias, mixed_target, label_smoothing, criterion))
             weights.append(mass if confidence_weighted else torch.tensor(1.0, dtype=torch.float64))
         if losses:
             location_losses.append(sum(w * x for w, x in zip(weights, losses)) / sum(weights))
@@ -69,10 +86,10 @@ def multimix(
 ) -> Tensor:
     """Features (b, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), factors (b, n)."""
     b, n = factors.shape
-    targets = one_hot(labels, len(bias))
+    targets = [target_of_one(label, len(bias)) for label in labels]
     losses = []
     for k in range(n):
-        present = [i for i in range(b) if labels.ndim == 2 or int(labels[i]) != -100]
+        present = [i for i in range(b) if targets[i] is not None]
         mass = sum(factors[i, k] for i in present)
         if not present or float(mass) == 0:
             continue

@@ -73,6 +73,70 @@ def test_multimix_equals_mixing_features(problem, dtype):
         close(our.grad, their.grad, 10 * tolerance)
 
 
+@given(problems(), st.booleans(), st.sampled_from(["cross_entropy", "binary_cross_entropy", "mse"]), st.booleans())
+def test_labels_of_each_location_and_other_criteria(problem, weighted, criterion, local):
+    features, weight, bias, _, attention, factors, smoothing = problem
+    (b, r, _), c = features.shape, len(bias)
+    generator = torch.Generator().manual_seed(b + 10 * r + 100 * c)
+    if criterion == "cross_entropy" and local:
+        labels = torch.randint(c, (b, r), generator=generator)
+        labels[torch.rand(b, r, generator=generator) < 0.2] = -100
+    else:
+        labels = torch.rand((b, r, c) if local else (b, c), generator=generator, dtype=torch.float64)
+        labels = labels / labels.sum(-1, keepdim=True) if criterion == "cross_entropy" else labels
+        smoothing = 0.0
+    ours, theirs = (
+        [t.detach().clone().requires_grad_() for t in (features, weight, bias, attention)] for _ in range(2)
+    )
+    expected = reference.dense_multimix(
+        *theirs[:3], labels, theirs[3], factors, smoothing, weighted, criterion, local_labels=local
+    )
+    (expected + 0 * theirs[3].sum()).backward()
+    z, w, v, a = ours
+    options = {"label_smoothing": smoothing, "confidence_weighted": weighted, "criterion": criterion}
+    loss = dense_multimix_loss(z @ w.mT + v, labels, a, factors, **options)
+    loss.backward()
+    close(loss, expected, 1e-12)
+    for our, their in zip(ours, theirs, strict=True):
+        close(our.grad, their.grad, 1e-9)
+    if local:  # in float32, too, and without the gradient of the attention, which takes another way
+        z, w, v = (t.detach().float().requires_grad_() for t in (features, weight, bias))
+        loss = dense_multimix_loss(z @ w.mT + v, labels, attention.float(), factors.float(), **options)
+        loss.backward()
+        close(loss, expected, 1e-6)
+        close(z.grad, theirs[0].grad, 1e-5)
+
+
+def test_indices_of_each_location_are_not_taken_for_probabilities():
+    """Integers (b, r) with as many locations as classes are class indices."""
+    logits, _, attention, factors = dense_batch(c=5)
+    labels = torch.randint(5, (6, 5))
+    one_hot = torch.nn.functional.one_hot(labels, 5).double()
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, labels, attention, factors),
+        dense_multimix_loss(logits, one_hot, attention, factors),
+    )
+    first = torch.nn.functional.one_hot(labels[:, 0], 5)  # one-hot integers of the whole example, where r is not c
+    torch.testing.assert_close(
+        dense_multimix_loss(logits[:, :3], first, attention[:, :3], factors[:3]),
+        dense_multimix_loss(logits[:, :3], labels[:, 0], attention[:, :3], factors[:3]),
+    )
+
+
+def test_regression_with_one_output():
+    labels = torch.randn(6, dtype=torch.float64)
+    logits, _, attention, factors = dense_batch(c=1)
+    loss = dense_multimix_loss(logits, labels, attention, factors, criterion="mse", confidence_weighted=False)
+    mixing = attention.T[..., None] * factors
+    mixing = mixing / mixing.sum(dim=1, keepdim=True)
+    expected = torch.einsum("rbn,br->rn", mixing, logits[..., 0] - labels[:, None]).square().mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        multimix_loss(logits[:1, 0], labels[:1], factors[0, :1] * 0 + 1, criterion="mse"),
+        (logits[0, 0, 0] - labels[0]).square(),
+    )
+
+
 @given(problems(), st.booleans())
 def test_attention_that_is_not_detached_gets_its_gradient(problem, weighted):
     features, weight, bias, labels, attention, factors, smoothing = problem
@@ -259,6 +323,9 @@ def test_large_common_offsets_of_the_logits_cost_no_precision():
         ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
         ({"orders": torch.zeros(5, 6, dtype=torch.long)}, "orders must have the shape"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
+        ({"label_smoothing": 0.1, "criterion": "mse", "labels": torch.rand(6, 4)}, "does not go with criterion='mse'"),
+        ({"criterion": "mse"}, r"labels must have the shape \(6, 4\)"),
+        ({"criterion": "hinge"}, "criterion must be one of cross_entropy, binary_cross_entropy, mse"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
