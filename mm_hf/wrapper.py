@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .functional import IGNORE_INDEX
 from .locations import LocationOutput, Plan, Taps, probe, resolve_attention
-from .locations.probe import check_head, record
+from .locations.probe import check_head
+from .locations.record import logits_of, record
 from .methods import Mixing
 
 STATE = "mm_hf_state"
@@ -229,13 +230,13 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     method, inputs, targets = _choose(model, state, inputs, labels)
     if method.attention_kind is None:
         outputs = original(model, **inputs, return_dict=True)
-        seen = LocationOutput(outputs.logits)
+        seen = LocationOutput(logits_of(outputs))
     else:
         assert state.taps is not None and state.attention is not None
         detach = getattr(method, "detach_attention", True)
-        with state.taps.listening(inputs, with_row=state.attention == "cls", detach=detach):
+        with state.taps.listening(inputs, state.attention, detach=detach):
             outputs = original(model, **inputs, return_dict=True)
-            seen = state.taps.read(model, outputs.logits, inputs, state.attention, targets, detach)
+            seen = state.taps.read(model, logits_of(outputs), inputs, state.attention, targets, detach)
     loss = _loss(state, method, seen, targets)
     outputs = type(outputs)(**{"loss": loss, **{k: v for k, v in outputs.items() if k != "loss"}})
     return outputs.to_tuple() if as_tuple else outputs

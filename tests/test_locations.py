@@ -8,7 +8,6 @@ import transformers
 from torch import nn
 
 from mm_hf.locations import LocationError, Plan, extract, probe
-from mm_hf.locations.plan import last_attended
 
 ALL = sorted(models.MODELS)
 
@@ -159,8 +158,8 @@ def test_heads_of_other_kinds(name):
     plan = probe(model, inputs)
     output = extract(model, **inputs)
     if name == "gpt2":
-        assert plan.pool == "token[last]"
-        last = last_attended(inputs["attention_mask"])
+        assert plan.pool == "token[last!=0]"
+        last = inputs["attention_mask"].sum(dim=1) - 1
         picked = output.token_logits[torch.arange(6), last]
         torch.testing.assert_close(picked, output.logits)
         row = eager_row(model, inputs, last)  # (b, b, n): the row of each example's own last token
@@ -267,7 +266,7 @@ def test_errors_say_what_was_seen_and_what_still_works():
     with pytest.raises(LocationError, match="does not end in a linear layer"):
         probe(nonlinear, models.batch("vit"))
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
-    with pytest.raises(LocationError, match=r"logits of shape \(4, 12, 99\).*classification models"):
+    with pytest.raises(LocationError, match=r"logits of shape \(4, 12, 99\).*models that classify"):
         probe(gpt2, models.batch("bert"))
     with pytest.raises(ValueError, match="attention must be one of auto, cls, gap, cam, uniform, got 'best'"):
         extract(models.build("vit"), attention="best", **models.batch("vit"))

@@ -2,6 +2,7 @@
 
 from .plan import LocationError, Plan
 from .probe import probe
+from .register import register
 from .taps import LocationOutput, Taps, extract, resolve_attention
 
-__all__ = ["LocationError", "LocationOutput", "Plan", "Taps", "extract", "probe", "resolve_attention"]
+__all__ = ["LocationError", "LocationOutput", "Plan", "Taps", "extract", "probe", "register", "resolve_attention"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pools import pool_tokens
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
 }
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "flatten": lambda x: x.flatten(1)}
+EVERY = "every"
+REGISTERED = "registered"
 
 
 class LocationError(ValueError):
@@ -31,31 +37,34 @@ class Plan:
         source: Name of the module that the tokens enter or leave.
         side: "input" or "output" of that module.
         key: Which of the module's outputs, if it returns several: a field of its `ModelOutput` or an index.
-        pool: What the head reads: "token[0]", "token[-1]", "token[last]" (the last one attended to), "mean[k:]" (of
-            tokens k and on), "mean[mask]" (of those attended to), or two of these joined by "|" (concatenated).
-        chain: Modules and activations from one token to its logits, in order.
-        feed: How the first module of the chain takes one token: "vector" (d), "sequence" (1, d) or "map" (d, 1, 1).
+        layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid"
+            (b, h, w, d).
+        pool: What the head reads of the tokens (see `mm_hf.locations.pools`); "every" for a model that labels every
+            location; "registered" for one that was taught by [`register`].
+        chain: Modules and activations from one token to its logits, in order; "a+b" is the mean of two heads.
         prefix: Number of tokens at the front that are no locations (CLS, distillation, registers).
         text: The tokens are those of `input_ids`: padding and special tokens are no locations.
         special_ids: Ids of the special tokens.
-        attention: Name of the last attention module, or None where its weights cannot be read.
-        attention_base: The attention implementation that computes it.
-        query: Whose attention is the confidence: token 0 (CLS), "last", or None where no single token is read.
+        attention: Name of the last self-attention module, or None where its weights cannot be read.
+        attention_base: What computes the weights: an attention implementation ("sdpa"), its own report of them
+            ("eager (weights)"), or the k-th call of a function inside the module ("softmax[0]").
+        query: Whose attention is the confidence: token 0 (CLS), "pool" (the one token that the head reads), or "mean"
+            (of all tokens, where the head reads no single one).
     """
 
     model_class: str
     source: str
     side: str
     key: str | int | None
+    layout: str
     pool: str
     chain: tuple[str, ...]
-    feed: str
-    prefix: int
-    text: bool
-    special_ids: tuple[int, ...]
-    attention: str | None
-    attention_base: str | None
-    query: int | str | None
+    prefix: int = 0
+    text: bool = False
+    special_ids: tuple[int, ...] = ()
+    attention: str | None = None
+    attention_base: str | None = None
+    query: int | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -74,81 +83,87 @@ class Plan:
             locations = f"tokens of input_ids other than padding and the special ids {list(self.special_ids)}"
         else:
             locations = f"all tokens after the first {self.prefix}" if self.prefix else "all tokens"
-        if self.attention is None:
-            attention = "not readable"
-        else:
-            who: dict[Any, str] = {None: "no single query is read by the head", "last": "query: the last token"}
-            attention = f"{self.attention!r} ({self.attention_base}); {who.get(self.query, 'query: token 0')}"
+        attention = "not readable"
+        if self.attention is not None:
+            who = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
+            attention = f"{self.attention!r} ({self.attention_base}); {who.get(str(self.query), 'query: token 0')}"
+        head = "as registered" if self.pool == REGISTERED else " -> ".join(self.chain)
         return "\n".join(
             [
                 f"{self.model_class}:",
-                f"  tokens     {where}",
+                f"  tokens     {where}, a {self.layout}",
                 f"  pool       {self.pool}",
-                f"  head       {' -> '.join(self.chain) or '(the tokens are logits already)'}, one {self.feed} a token",
+                f"  head       {head or '(what is there are logits already)'}",
                 f"  locations  {locations}",
                 f"  attention  {attention}",
             ]
         )
 
 
-def as_tokens(source: Tensor) -> Tensor:
-    """Tokens (b, n, d) of a sequence (b, n, d) or a feature map (b, d, h, w)."""
-    return source.flatten(2).mT if source.ndim == 4 else source
-
-
-def pool_tokens(tokens: Tensor, pool: str, attended: Tensor | None) -> Tensor:
-    """What the head reads of tokens (b, n, d): (b, d), or (b, 2 d) for two pools joined by "|"."""
-    if "|" in pool:
-        return torch.cat([pool_tokens(tokens, part, attended) for part in pool.split("|")], dim=-1)
-    weights = pool_rows(tokens, pool, attended).to(tokens.dtype)
-    if pool.startswith("token"):
-        return tokens[torch.arange(len(tokens), device=tokens.device), weights.argmax(dim=1)]
-    if pool == "mean[mask]":
-        return (tokens * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
-    return tokens[:, int(pool[5:-2]) :].mean(dim=1)
-
-
-def pool_rows(tokens: Tensor, pool: str, attended: Tensor | None) -> Tensor:
-    """Which tokens a pool reads: (b, n) booleans."""
-    if "|" in pool:
-        parts = [pool_rows(tokens, part, attended) for part in pool.split("|")]
-        return torch.stack(parts).any(dim=0)
-    b, n = tokens.shape[:2]
-    position = torch.arange(n, device=tokens.device).expand(b, n)
-    if pool == "mean[mask]":
-        assert attended is not None
-        return attended.bool()
-    if pool.startswith("mean"):
-        return position >= int(pool[5:-2])
-    if pool == "token[last]":
-        assert attended is not None
-        return position == last_attended(attended)[:, None]
-    return position == int(pool[6:-1]) % n
-
-
-def last_attended(attended: Tensor) -> Tensor:
-    """Index (b,) of each example's last token that is attended to, whichever side the padding is on."""
-    position = torch.arange(attended.shape[1], device=attended.device)
-    return (attended.long() * position).argmax(dim=1)
+def as_tokens(source: Tensor, layout: str) -> Tensor:
+    """Tokens (b, n, d) of a tensor of some layout."""
+    if layout == "sequence":
+        return source
+    return source.flatten(1, -2) if layout == "grid" else source.flatten(2).mT
 
 
 def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
     """The model's own head applied to every token: (b, r, d) -> (b, r, c).
 
-    The modules run as they are, in their mode: dropout in the head draws a mask for each token in training.
+    The modules run as they are, in their mode: dropout in the head draws a mask for each token in training. Only batch
+    normalisation uses its running statistics, and leaves them alone: they are those of what the head reads in use.
     """
+    if plan.pool == REGISTERED:
+        from .register import registered
+
+        return registered(plan.model_class).score(model, tokens)
     b, r, d = tokens.shape
-    flat = tokens.reshape(b * r, d)
-    if plan.feed == "sequence":
-        flat = flat[:, None]
-    elif plan.feed == "map":
-        flat = flat[:, :, None, None]
-    for step in plan.chain:
-        # The modules are called and not their weights used: FSDP gathers, and adapters act, in the call.
-        flat = ACTIVATIONS[step](flat) if step in ACTIVATIONS else model.get_submodule(step)(flat)
-    return flat.reshape(b, r, -1)
+    with _running_statistics(model, plan):
+        return _run_chain(model, plan.chain, _as_fed(tokens.reshape(b * r, d), plan)).reshape(b, r, -1)
 
 
-def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, attended: Tensor | None) -> Tensor:
+def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """The clean logits (b, c), computed the plan's way: the plan is right if these are the model's."""
-    return score_tokens(model, plan, pool_tokens(tokens, plan.pool, attended)[:, None])[:, 0]
+    if plan.pool == REGISTERED:
+        from .register import registered
+
+        return registered(plan.model_class).pooled(model, tokens)
+    pools = plan.pool.split("+")
+    logits = []
+    for i, pool in enumerate(pools):
+        chain = tuple(step.split("+")[i] if len(pools) > 1 and "+" in step else step for step in plan.chain)
+        logits.append(_run_chain(model, chain, _as_fed(pool_tokens(tokens, pool, inputs), plan)).flatten(1))
+    return torch.stack(logits).mean(dim=0)
+
+
+def _as_fed(vectors: Tensor, plan: Plan) -> Tensor:
+    """Vectors (m, d) as the first module of the chain takes one token."""
+    if plan.side == "output":
+        return vectors
+    shape = {"sequence": (1, -1), "channels": (-1, 1), "map": (-1, 1, 1), "grid": (1, 1, -1)}[plan.layout]
+    return vectors.view(len(vectors), *shape)
+
+
+def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
+    for step in chain:
+        # Modules are called and not their weights used: FSDP gathers, and adapters act, in the call.
+        if step in STEPS:
+            x = STEPS[step](x)
+        else:
+            outputs = [model.get_submodule(name)(x) for name in step.split("+")]
+            x = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
+    return x
+
+
+@contextmanager
+def _running_statistics(model: nn.Module, plan: Plan) -> Iterator[None]:
+    names = [name for step in plan.chain if step not in STEPS for name in step.split("+")]
+    modules = [module for name in names for module in model.get_submodule(name).modules()]
+    training = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in training:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.training = True

@@ -7,51 +7,34 @@ No architecture is named anywhere.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attention import watch_attention
-from .plan import ACTIVATIONS, LocationError, Plan, as_tokens, pool_rows, pool_tokens, pooled_logits
+from .attention_choice import with_attention
+from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
+from .pools import MASKS, pool_rows, pool_tokens
+from .record import Call, Recording, pad_id, record, traceless
+from .register import is_registered, registered
 
-PROBE_EXAMPLES = 4
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-SUPPORTED = (
-    "MultiMix trains classification models (AutoModelFor...Classification), whose logits have the shape (batch, labels)"
-)
+LAYOUTS = {3: ("sequence", "channels"), 4: ("map", "grid"), 5: ("map", "grid")}
+TEACH = """To teach it, say where the tokens are and what the head makes of them (see mm_hf.locations.register):
+    from mm_hf import locations
+    def score(model, tokens):   # (batch, locations, features) -> the logits of each location by itself
+        ...
+    def pooled(model, tokens):  # all tokens -> the model's own logits, as a proof
+        ...
+    locations.register({name!r}, source="name of the module that gives the tokens", score=score, pooled=pooled)"""
 
 
-@dataclass
-class Call:
-    """One call of a module: its first tensor argument, its tensor results, and when it began and ended."""
-
-    name: str
-    began: int
-    ended: int
-    argument: Tensor | None
-    results: dict[str | int | None, Tensor]
-
-
-@dataclass
-class Recording:
-    """What one forward on a few examples showed."""
-
-    model: nn.Module
-    inputs: dict[str, Any]
-    logits: Tensor
-    calls: list[Call]
-    attention_calls: list[tuple[nn.Module, str, int, int]]
-
-
-def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None) -> Plan:
+def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None) -> Plan:
     """The plan of a model, from a batch as it comes from the data loader (labels are not looked at).
 
     Nothing of it remains: no hook, no change of mode or flags, no draw from the random generators.
@@ -60,75 +43,89 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
         model: A Transformers classification model, also under PEFT.
         inputs: Keyword arguments of its forward.
         processing_class: The tokenizer, which knows the special tokens that the model's config may not name.
+        plan: A plan from elsewhere (a checkpoint, another process) that is to be proved in place of a search.
 
     Raises:
-        LocationError: The model's logits cannot be explained by its tokens; the message says what was seen.
+        LocationError: The model's logits cannot be explained by its tokens, or not by the given plan; the message says
+            what was seen.
     """
-    nearest: tuple[float, str] = (float("inf"), "nothing that its head reads was seen to come from tokens")
     with torch.inference_mode(False), torch.enable_grad():
         recording = record(model, inputs)
         check_head(recording)
+        if plan is not None:
+            return _proved(recording, plan)
+        misses: list[tuple[float, Plan]] = []
         for guess in _explanations(recording):
-            for plan, tokens in _pools(recording, guess):
-                error = _identity_error(recording, plan, tokens)
-                if error <= _tolerance(recording.logits):
-                    return _with_attention(recording, _with_special_ids(recording, plan, processing_class), tokens)
-                nearest = min(nearest, (error, f"the nearest miss is off by {error:.1e} (relative):\n{plan}"))
-    raise LocationError(
-        f"{type(model).__name__} gives no per-location logits: {nearest[1]}\n"
-        "MultiMix() needs the logits only and works with this model."
+            for candidate, tokens in _pools(recording, guess):
+                error = _identity_error(recording, candidate, tokens)
+                if error <= tolerance(recording.logits):
+                    return _completed(recording, candidate, tokens, processing_class)
+                misses.append((error, candidate))
+    raise LocationError(_no_plan(type(model).__name__, misses))
+
+
+def _no_plan(name: str, misses: list[tuple[float, Plan]]) -> str:
+    nearest = "Nothing that its head reads was seen to come from tokens."
+    if misses:
+        error, plan = min(misses, key=lambda miss: miss[0])
+        nearest = f"The nearest miss reproduces its logits up to {error:.1e} (relative):\n{plan}"
+    return (
+        f"{name} gives no per-location logits. Tried were a head that scores every token, a head or pooler that takes the "
+        f"sequence, a pooled vector and two averaged heads: {len(misses)} explanations in all. {nearest}\n"
+        f"MultiMix() needs the logits only and works with this model. {TEACH.format(name=name)}"
     )
 
 
-def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
-    """Run one forward on a few examples in evaluation mode and keep what the modules took and gave."""
-    inputs = _few_examples({k: v for k, v in inputs.items() if k not in ("labels", "num_items_in_batch")})
-    calls: list[Call] = []
-    running: list[int] = []
-    clock = itertools.count()
-
-    def before(*_: Any) -> None:
-        running.append(next(clock))
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            argument = next((x for x in (*args, *kwargs.values()) if _is_features(x)), None)
-            calls.append(Call(name, running.pop(), next(clock), argument, _tensors(output)))
-
-        return hook
-
-    handles: list[Any] = []
-    try:
-        with _traceless(model), watch_attention() as attention_calls:
-            for name, module in model.named_modules():
-                if name:
-                    handles.append(module.register_forward_pre_hook(before))
-                    handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-            output = plain_call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    logits = getattr(output, "logits", None)
-    batch = next(len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0)
-    if logits is None or logits.ndim != 2 or len(logits) != batch:
-        shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
-        raise LocationError(f"{type(model).__name__} returns {shape} for {batch} examples. {SUPPORTED}.")
-    return Recording(model, inputs, logits, calls, attention_calls)
+def _completed(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
+    plan = _with_special_ids(recording, plan, processing_class)
+    return with_attention(recording, plan, tokens.shape[1], tolerance(recording.logits))
 
 
-def plain_call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """The model's own forward: not one that was put in its place, with autocast (accelerate) or mixing."""
-    forward = functools.partial(type(model).forward, model) if "forward" in model.__dict__ else model
-    return forward(**inputs, return_dict=True)
+def _proved(recording: Recording, plan: Plan) -> Plan:
+    """The plan itself if this model bears it out in every field, else a LocationError that says where it does not."""
+    name = type(recording.model).__name__
+    source = next((c for c in recording.calls if c.name == plan.source), None)
+    if source is None:
+        raise LocationError(f"The plan does not fit {name}: it has, or calls, no module {plan.source!r}.\n{plan}")
+    bare = replace(plan, attention=None, attention_base=None, query=None, prefix=0, text=False)
+    if plan.pool not in (EVERY, REGISTERED):
+        for candidate, tokens in _pools(recording, replace(bare, prefix=_prefix_length(recording.model))):
+            error = _identity_error(recording, candidate, tokens)
+            if error > tolerance(recording.logits):
+                raise LocationError(f"The plan does not fit {name}: it misses its logits by {error:.1e}.\n{plan}")
+            break
+        else:
+            raise LocationError(
+                f"The plan does not fit {name}: its logits do not depend on the tokens that {plan.pool!r} names and on "
+                f"no others.\n{plan}"
+            )
+    else:
+        candidate, tokens = next(_explanations(recording)), _tokens(recording, plan)
+    shown = _completed(recording, candidate, tokens, None)
+    shown = replace(shown, special_ids=plan.special_ids, model_class=plan.model_class)
+    for field in fields(Plan):
+        said, seen = getattr(plan, field.name), getattr(shown, field.name)
+        if said != seen:
+            raise LocationError(
+                f"The plan does not fit {name}: it says {field.name}={said!r} and the model shows {seen!r}. Probe again "
+                f"(leave the plan out).\n{plan}"
+            )
+    return plan
 
 
 def check_head(recording: Recording) -> None:
     """Raise a LocationError unless the logits leave an affine layer, as all that MultiMix does rests on it."""
     name = type(recording.model).__name__
     logits = recording.logits
+    if logits.ndim > 2:  # a label for every location; interpolation to another size is linear, too
+        made = [c for c in recording.calls if c.results.get(None) is not None]
+        scored = [c for c in made if c.results[None].ndim == logits.ndim]
+        axis = -1 if logits.ndim == 3 else 1
+        if any(c.results[None].shape[axis] == logits.shape[axis] and is_affine(recording, c) for c in reversed(scored)):
+            return
     last_steps = [c for c in recording.calls if _has(c, logits)]
     for call in last_steps:
-        if call.argument is not None and _is_affine(recording, call):
+        if call.argument is not None and is_affine(recording, call):
             return
     for call in recording.calls:
         for result in call.results.values():
@@ -138,13 +135,15 @@ def check_head(recording: Recording) -> None:
                         f"The head of {name} does not end in a linear layer: its logits are {label} of what leaves "
                         f"{call.name!r}. Interpolating features is interpolating logits for a linear layer only."
                     )
+    if next(_averaged_heads(recording), None) is not None:
+        return
     for call in recording.calls:  # a head applied to every token, whose logits are picked or averaged afterwards
-        scored = call.results.get(None)
+        scored_tokens = call.results.get(None)
         if (
-            scored is not None
-            and scored.ndim == 3
-            and scored.shape[::2] == logits.shape
-            and _is_affine(recording, call)
+            scored_tokens is not None
+            and scored_tokens.ndim == 3
+            and scored_tokens.shape[::2] == logits.shape
+            and is_affine(recording, call)
         ):
             return
     seen = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
@@ -154,56 +153,111 @@ def check_head(recording: Recording) -> None:
     )
 
 
-def _is_affine(recording: Recording, call: Call) -> bool:
+def is_affine(recording: Recording, call: Call) -> bool:
     """Whether the halfway point of two arguments gives the halfway point of the results."""
     x = call.argument
-    if x is None or call.name == "" or not x.is_floating_point() or x.data_ptr() in _input_pointers(recording):
+    if x is None or call.name == "" or x.data_ptr() in recording.input_pointers:
         return False
     module = recording.model.get_submodule(call.name)
     if not any(True for _ in module.parameters()):
         return False
-    other = 3 * x.flip(0) + x.std()
-    with _traceless(recording.model), torch.no_grad():
+    with traceless(recording.model), torch.no_grad():
+        other = 3 * x.flip(0) + x.std()
         try:
             ends, middle = (module(x) + module(other)) / 2, module((x + other) / 2)
         except Exception:  # a module that needs more arguments is no last layer
             return False
-    return isinstance(ends, Tensor) and _same(ends, middle, 100 * _tolerance(ends))
+    return isinstance(ends, Tensor) and _same(ends, middle, 100 * tolerance(ends))
+
+
+def _averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
+    """Pairs of affine heads whose mean is the logits."""
+    logits = recording.logits
+    heads = [c for c in recording.calls if (c.results.get(None) is not None and c.results[None].shape == logits.shape)]
+    for a, b in itertools.combinations(heads, 2):
+        if _same((a.results[None] + b.results[None]) / 2, logits) and is_affine(recording, a) and is_affine(recording, b):
+            yield a, b
 
 
 def _explanations(recording: Recording) -> Iterator[Plan]:
     """Ways in which the logits may have come about, outermost modules first; `pool` is "" where it is still open."""
     model = recording.model
-    prefix = _prefix_length(model)
-    inputs = _input_pointers(recording)
-    empty = Plan(type(model).__name__, "", "", None, "", (), "vector", prefix, False, (), None, None, None)
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # type: ignore[operator]
+    empty = Plan(type(model).__name__, "", "", None, "", "", (), prefix=_prefix_length(model))
+    if is_registered(name):
+        known = registered(name)
+        yield replace(
+            empty, model_class=name, source=known.source, side=known.side, key=known.key, layout=known.layout,
+            pool=REGISTERED, prefix=known.prefix, query=known.query,
+        )  # fmt: skip
+        return
+    if recording.logits.ndim > 2:
+        yield _every_location(recording, empty)
+        return
+    yield from _walk(recording, empty, recording.logits, math.inf, (), 0)
+    for a, b in _averaged_heads(recording):
+        ways = [[] if c.argument is None else list(_before(recording, empty, c, (c.name,), 0)) for c in (a, b)]
+        for one, other in itertools.product(*ways):
+            same = (one.source, one.side, one.key, one.layout, len(one.chain))
+            if same == (other.source, other.side, other.key, other.layout, len(other.chain)):
+                pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
+                chain = tuple(x if x == y else f"{x}+{y}" for x, y in zip(one.chain, other.chain))
+                yield replace(one, pool=pool, chain=chain)
 
-    def walk(target: Tensor, before: float, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
-        earlier = [c for c in recording.calls if c.ended < before]
-        made: list[tuple[Call, tuple[str, ...]]] = [(c, ()) for c in reversed(earlier) if _has(c, target)]
-        if not made:
-            made = [
-                (c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, target, act)
-            ]
-        for call, activation in made if depth < 16 else []:
-            x = call.argument
-            if x is None or x.data_ptr() in inputs:
-                continue
-            steps = (call.name, *activation, *chain)
-            if _is_vector(x):
-                yield from walk(x.flatten(1), call.began, steps, depth + 1)
-            elif x.ndim in (3, 4):
-                feed = "sequence" if x.ndim == 3 else "map"
-                yield replace(empty, source=call.name, side="input", chain=steps, feed=feed)
-        for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
-            for key, x in call.results.items():
-                if x.ndim in (3, 4) and not _is_vector(x):
-                    for pool in _pool_names(recording, as_tokens(x), prefix):
-                        pooled = pool_tokens(as_tokens(x), pool, attended_mask(recording.inputs, as_tokens(x).shape[1]))
-                        if pooled.shape == target.shape and _same(pooled, target):
-                            yield replace(empty, source=call.name, side="output", key=key, pool=pool, chain=chain)
 
-    yield from walk(recording.logits, math.inf, (), 0)
+def _every_location(recording: Recording, empty: Plan) -> Plan:
+    """The plan of a model that labels every location: its own logits, and the last affine layer as their source."""
+    axis = -1 if recording.logits.ndim == 3 else 1
+    size = recording.logits.shape[axis]
+    for call in reversed(recording.calls):
+        result = call.results.get(None)
+        if (
+            result is not None
+            and result.ndim == recording.logits.ndim
+            and result.shape[axis] == size
+            and is_affine(recording, call)
+        ):
+            layout = "sequence" if recording.logits.ndim == 3 else "map"
+            return replace(empty, source=call.name, side="output", layout=layout, pool=EVERY, prefix=0)
+    raise AssertionError("check_head has found one")
+
+
+def _walk(
+    recording: Recording, empty: Plan, target: Tensor, before: float, chain: tuple[str, ...], depth: int
+) -> Iterator[Plan]:
+    """Explanations of a vector for each example that was there before some moment and goes through `chain` afterwards."""
+    flat = target.flatten(1)
+    earlier = [c for c in recording.calls if c.ended < before]
+    made: list[tuple[Call, tuple[str, ...]]] = [(c, ()) for c in reversed(earlier) if _has(c, flat)]
+    if not made:
+        made = [(c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, flat, act)]
+    for call, activation in made if depth < 16 else []:
+        reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
+        yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
+    for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
+        for key, x in call.results.items():
+            for layout in LAYOUTS.get(x.ndim, ()) if not _is_vector(x) else ():
+                tokens = as_tokens(x, layout)
+                if chain and tokens.shape[-1] not in (flat.shape[-1], flat.shape[-1] // 2):
+                    continue
+                for pool in _pool_names(recording, tokens, empty.prefix):
+                    pooled = pool_tokens(tokens, pool, recording.inputs)
+                    if pooled.shape == flat.shape and _same(pooled, flat):
+                        yield replace(
+                            empty, source=call.name, side="output", key=key, layout=layout, pool=pool, chain=chain
+                        )
+
+
+def _before(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
+    """Explanations of what a module call took."""
+    x = call.argument
+    if x is None or x.data_ptr() in recording.input_pointers:
+        return
+    if _is_vector(x):
+        yield from _walk(recording, empty, x, call.began, chain, depth + 1)
+    else:
+        for layout in LAYOUTS.get(x.ndim, ()):
+            yield replace(empty, source=call.name, side="input", layout=layout, chain=chain)
 
 
 def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
@@ -211,39 +265,55 @@ def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
     source = _source(recording, guess)
     if not source.requires_grad:
         return
+    tokens = as_tokens(source.detach(), guess.layout)
+    n = tokens.shape[1]
+    text = any(_length(recording.inputs.get(k)) == n for k in ("input_ids", "inputs_embeds"))
+    found = replace(guess, text=text, prefix=0 if text else guess.prefix)
+    if guess.pool in (EVERY, REGISTERED):
+        yield replace(found, prefix=guess.prefix), tokens
+        return
     weights = torch.linspace(1, 2, recording.logits.numel(), device=source.device, dtype=recording.logits.dtype)
     total = (recording.logits * weights.view_as(recording.logits)).sum()
     (gradient,) = torch.autograd.grad(total, source, retain_graph=True, allow_unused=True)
     if gradient is None:
         return
-    tokens, read = as_tokens(source.detach()), as_tokens(gradient).ne(0).any(dim=-1)
-    n = tokens.shape[1]
-    attended = attended_mask(recording.inputs, n)
-    text = any(_length(recording.inputs.get(k)) == n for k in ("input_ids", "inputs_embeds"))
+    read = as_tokens(gradient, guess.layout).ne(0).any(dim=-1)
     names = (guess.pool,) if guess.pool else _pool_names(recording, tokens, guess.prefix)
     for pool in names:
-        # A token may be read and still have no gradient (a saturated or dead unit), but none may be read in secret.
-        rows = pool_rows(tokens, pool, attended)
-        if not (read & ~rows).any() and (read.sum() >= 0.9 * rows.sum()):
-            yield replace(guess, pool=pool, text=text, prefix=0 if text else guess.prefix), tokens
+        # A token may be read and still have no gradient (a saturated or dead unit), but none may be read in secret. What
+        # was set to zero has a gradient and is not read all the same.
+        rows = pool_rows(tokens, pool, recording.inputs)
+        secret = (read & ~rows).any() and pool != "mean[nonzero]"
+        if not secret and (read & rows).sum() >= 0.9 * rows.sum():
+            yield replace(found, pool=pool), tokens
 
 
 def _pool_names(recording: Recording, tokens: Tensor, prefix: int) -> tuple[str, ...]:
     """Pools that may be, the likeliest first."""
-    masked = attended_mask(recording.inputs, tokens.shape[1]) is not None
-    names = ["token[0]", *(["token[last]", "mean[mask]"] if masked else ["token[-1]"]), "mean[0:]"]
+    inputs, shape = recording.inputs, tokens.shape[:2]
+    names = ["token[0]"]
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.shape == shape:
+        pad = pad_id(recording.model)
+        names += [] if pad is None else [f"token[last!={pad}]", f"token[after!={pad}]"]
+        eos = getattr(recording.model.config, "eos_token_id", None)
+        names += [f"token[last=={i}]" for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+    masked = any(isinstance(inputs.get(name), Tensor) and inputs[name].shape == shape for name in MASKS)
+    names += ["token[last]", "mean[mask]"] if masked else []
+    names += ["token[-1]", "mean[0:]", "mean[nonzero]"]
     if prefix:
-        names += [f"mean[{prefix}:]", f"token[0]|mean[{prefix}:]"]
-        names += [f"token[0]|mean[{k}:]" for k in (1,) if k != prefix]
+        names += [f"mean[{prefix}:]", f"token[0]|mean[{prefix}:]", f"mean[:{prefix}]"]
+        names += ["token[1]", "token[0]|mean[1:]"] if prefix > 1 else []
     return tuple(names)
 
 
 def _identity_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
     """How far, relatively, the plan's own way to the logits ends from the model's."""
-    attended = attended_mask(recording.inputs, tokens.shape[1])
-    with _traceless(recording.model), torch.no_grad():
+    if plan.pool == EVERY:
+        return 0.0
+    with traceless(recording.model), torch.no_grad():
         try:
-            logits = pooled_logits(recording.model, plan, tokens, attended)
+            logits = pooled_logits(recording.model, plan, tokens, recording.inputs)
         except Exception:  # a module that cannot take one token: not a way to per-location logits
             return float("inf")
     if logits.shape != recording.logits.shape or not logits.isfinite().all():
@@ -266,27 +336,15 @@ def _with_special_ids(recording: Recording, plan: Plan, processing_class: Any) -
     return replace(plan, special_ids=tuple(sorted(i for i in ids if isinstance(i, int))))
 
 
-def _with_attention(recording: Recording, plan: Plan, tokens: Tensor) -> Plan:
-    """The last self-attention over as many tokens as the head meets, and whose attention is the head's."""
-    names = {module: name for name, module in recording.model.named_modules()}
-    n = tokens.shape[1]
-    found = [(m, base) for m, base, queries, keys in recording.attention_calls if queries == keys == n]
-    query: int | str | None = None
-    if plan.pool.startswith("token[0]") or (plan.prefix and plan.pool.startswith("mean")):
-        query = 0
-    elif plan.pool in ("token[-1]", "token[last]"):
-        query = "last"
-    if not found or found[-1][0] not in names or not hasattr(found[-1][0], "config"):
-        return plan
-    module, base = found[-1]
-    return replace(plan, attention=names[module], attention_base=base, query=query)
-
-
 def _source(recording: Recording, plan: Plan) -> Tensor:
     call = next(c for c in reversed(recording.calls) if c.name == plan.source)
     source = call.argument if plan.side == "input" else call.results[plan.key]
     assert source is not None
     return source
+
+
+def _tokens(recording: Recording, plan: Plan) -> Tensor:
+    return as_tokens(_source(recording, plan).detach(), plan.layout)
 
 
 def _prefix_length(model: nn.Module) -> int:
@@ -295,70 +353,12 @@ def _prefix_length(model: nn.Module) -> int:
     return sum(p.shape[-2] if p.ndim > 1 else 1 for p in named)
 
 
-def attended_mask(inputs: Mapping[str, Any], n: int) -> Tensor | None:
-    """The padding mask (b, n), if the inputs have one for n tokens."""
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape[1:] == (n,):
-        return mask.bool()
-    ids = inputs.get("input_ids")
-    return torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, Tensor) and ids.shape[1:] == (n,) else None
-
-
-def _few_examples(inputs: dict[str, Any]) -> dict[str, Any]:
-    batch = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0), None)
-    if batch is None:
-        raise ValueError(f"The inputs {sorted(inputs)} hold no tensor to probe the model with.")
-    # Cloned: tensors made in inference mode take no part in a backward pass.
-    return {
-        k: v[:PROBE_EXAMPLES].clone() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch else v
-        for k, v in inputs.items()
-    }
-
-
-@contextmanager
-def _traceless(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, float arithmetic and gradients also for frozen weights, and everything as it was afterwards."""
-    device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False), torch.enable_grad():
-            for module in modes:
-                module.training = False
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-def _tensors(output: Any) -> dict[str | int | None, Tensor]:
-    """Floating tensors of a module's output by field or index; None for an output that is a tensor itself."""
-    if isinstance(output, Tensor):
-        items: list[tuple[Any, Any]] = [(None, output)]
-    elif isinstance(output, Mapping):
-        items = list(output.items())
-    elif isinstance(output, (tuple, list)):
-        items = list(enumerate(output))
-    else:
-        items = []
-    return {k: v for k, v in items if _is_features(v)}
-
-
-def _is_features(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and 2 <= x.ndim <= 4
-
-
 def _is_vector(x: Tensor) -> bool:
     """One vector an example, with or without dimensions of size 1 for a single token or pixel."""
-    return x.ndim == 2 or (x.ndim == 3 and x.shape[1] == 1) or (x.ndim == 4 and x.shape[2:] == (1, 1))
+    return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))
 
 
-def _has(call: Call, target: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> bool:
+def _has(call: Call, target: Tensor, activation: Any = None) -> bool:
     """Whether a module's one result is `target`, a vector an example (through an activation)."""
     result = call.results.get(None)
     if result is None or not _is_vector(result) or result.numel() != target.numel():
@@ -367,17 +367,14 @@ def _has(call: Call, target: Tensor, activation: Callable[[Tensor], Tensor] | No
     return _same(result if activation is None else activation(result), target)
 
 
-def _same(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
-    return a.shape == b.shape and relative_error(a, b) <= (_tolerance(a) if tolerance is None else tolerance)
+def _same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
+    return a.shape == b.shape and relative_error(a, b) <= (tolerance(a) if limit is None else limit)
 
 
-def _tolerance(x: Tensor) -> float:
+def tolerance(x: Tensor) -> float:
+    """How far apart two ways to the same result may end, relatively, in the arithmetic of `x`."""
     return 1e-5 if x.dtype in (torch.float32, torch.float64) else 2e-2
 
 
 def _length(x: Any) -> int | None:
     return x.shape[1] if isinstance(x, Tensor) and x.ndim >= 2 else None
-
-
-def _input_pointers(recording: Recording) -> set[int]:
-    return {v.data_ptr() for v in recording.inputs.values() if isinstance(v, Tensor)}

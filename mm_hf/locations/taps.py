@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import KINDS, AttentionTap, confidence, normalise
-from .plan import LocationError, Plan, as_tokens, last_attended, pool_tokens, pooled_logits, score_tokens
-from .probe import attended_mask, plain_call, probe, relative_error
+from .attention import KINDS, confidence, normalise
+from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
+from .pools import attended, pool_rows, pool_tokens
+from .probe import probe, relative_error
+from .reading import AttentionTap
+from .record import logits_of, plain_call
 
 TAPS = "mm_hf_taps"
 
@@ -23,16 +26,18 @@ class LocationOutput:
     """What one forward tells about a batch and its locations.
 
     Attributes:
-        logits: (b, c), the model's own.
+        logits: (b, c), the model's own; (b, n, c) or (b, c, h, w) of a model that labels every location.
         token_logits: (b, r, c), the model's head applied at every location; None where only logits were asked for.
         mask: (b, r), True where a location is one of the example (not padding, not a special token).
         attention: (b, r) in float32, zero off the mask, summing to 1 for each example that has locations.
+        labels: (b, r), where each location has a label of its own; else None.
     """
 
     logits: Tensor
     token_logits: Tensor | None = None
     mask: Tensor | None = None
     attention: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> LocationOutput:
@@ -43,8 +48,9 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
 
     Args:
         model: A Transformers classification model.
-        attention: "cls", "gap", "cam" (needs `labels`), "uniform", or "auto": "cls" where the head reads a single
-            token, else "gap".
+        attention: "cls" (of the token that the head reads), "mean" (of all tokens), "gap", "cam" (needs `labels`),
+            "uniform", or "auto": "cls" where the head reads a single token, else "gap"; "uniform" for models that label
+            every location.
         inputs: Keyword arguments of the model's forward; `labels` are for "cam" only and not handed to it.
 
     Raises:
@@ -88,10 +94,10 @@ def _forward(
     model: nn.Module, taps: Taps, attention: str, labels: Tensor | None, inputs: dict[str, Any]
 ) -> LocationOutput:
     kind = resolve_attention(attention, taps.plan)
-    with taps.listening(inputs, with_row=kind == "cls"):
-        logits = plain_call(model, inputs).logits
+    with taps.listening(inputs, kind):
+        logits = logits_of(plain_call(model, inputs))
         output = taps.read(model, logits, inputs, kind, labels, detach=True)
-        if not model.training:
+        if not model.training and taps.plan.pool != EVERY:
             taps.check(model, logits, inputs)
     return output
 
@@ -119,9 +125,9 @@ class Taps:
         self.source: Tensor | None = None
         self.row: AttentionTap | None = None
         self._hook = model.get_submodule(plan.source).register_forward_hook(self._capture, with_kwargs=True)
-        if plan.attention is not None and plan.query is not None:
+        if plan.attention is not None:
             assert plan.attention_base is not None
-            self.row = AttentionTap(model.get_submodule(plan.attention), plan.attention_base, plan.query)
+            self.row = AttentionTap(model.get_submodule(plan.attention), plan.attention_base)
         model.__dict__[TAPS] = self
 
     def remove(self, model: nn.Module) -> None:
@@ -142,22 +148,30 @@ class Taps:
             self.source = output if self.plan.key is None else output[self.plan.key]
 
     @contextmanager
-    def listening(self, inputs: Mapping[str, Any], with_row: bool, detach: bool = True) -> Iterator[None]:
-        """Keep the tokens of the forward inside, and one row of attention if asked for; forget both afterwards."""
-        row = self.row if with_row else None
+    def listening(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
+        """Keep the tokens of the forward inside, and the attention that `kind` needs; forget both afterwards."""
+        row = self.row if kind in ("cls", "mean") else None
         self.active = True
         if row is not None:
             row.active, row.detach = True, detach
-            if self.plan.query == "last":
-                words = inputs.get("attention_mask", inputs.get("input_ids"))
-                attended = None if words is None else attended_mask(inputs, words.shape[1])
-                row.query = -1 if attended is None else last_attended(attended)
+            row.batch = next(len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0)
+            row.index = None if kind == "mean" else self._query(inputs)
         try:
             yield
         finally:
             self.active, self.source = False, None
             if row is not None:
                 row.active, row.row = False, None
+
+    def _query(self, inputs: Mapping[str, Any]) -> int | Tensor:
+        """Whose attention is the confidence: a position, or one for each example."""
+        if self.plan.query != "pool":
+            assert isinstance(self.plan.query, int)
+            return self.plan.query
+        words = next((inputs[k] for k in ("input_ids", "inputs_embeds") if inputs.get(k) is not None), None)
+        if words is None:
+            return -1
+        return pool_rows(words.detach().reshape(*words.shape[:2], -1), self.plan.pool, inputs).int().argmax(dim=1)
 
     def read(
         self,
@@ -169,43 +183,52 @@ class Taps:
         detach: bool,
     ) -> LocationOutput:
         """Turn what was kept of the forward into locations. Call while `listening`."""
-        assert self.source is not None
         plan = self.plan
-        tokens = as_tokens(self.source)
-        attended = attended_mask(inputs, tokens.shape[1])
-        here = tokens[:, plan.prefix :]
-        mask = torch.ones(here.shape[:2], dtype=torch.bool, device=here.device)
-        if plan.text:
-            mask = self._text_mask(inputs, mask if attended is None else attended)
-        seen = here
-        if "|" in plan.pool:
-            first = pool_tokens(tokens, plan.pool.split("|")[0], attended)
-            seen = torch.cat([first[:, None].expand_as(here), here], dim=-1)
-        token_logits = score_tokens(model, plan, seen)
+        if self.source is None:
+            raise StalePlanError(
+                f"{type(model).__name__} did not call {plan.source!r} in this forward, where its tokens were when it was "
+                f"probed: it has changed since. Remove the wrapping and wrap it again.\n{plan}"
+            )
+        tokens = as_tokens(self.source, plan.layout)
         row = None
-        if kind == "cls":
+        if kind in ("cls", "mean"):
             assert self.row is not None and self.row.row is not None
             row = self.row.row[:, plan.prefix :]
+        if plan.pool == EVERY:
+            here = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT
+            mask = attended(inputs, here)
+        else:
+            here = tokens[:, plan.prefix :]
+            mask = self._mask(inputs, tokens)[:, plan.prefix :]
+            seen = here
+            if "|" in plan.pool:
+                first = pool_tokens(tokens, plan.pool.split("|")[0], inputs)
+                seen = torch.cat([first[:, None].expand_as(here), here], dim=-1)
+            token_logits = score_tokens(model, plan, seen)
         weights = confidence(kind, row, here * mask[..., None], token_logits, labels)
         attention = normalise(weights.detach() if detach else weights, mask)
         return LocationOutput(logits, token_logits, mask, attention)
 
-    def _text_mask(self, inputs: Mapping[str, Any], mask: Tensor) -> Tensor:
-        """Tokens that are words: attended to, not special, and not the one that stands for the whole."""
-        ids = inputs.get("input_ids")
-        if ids is not None:
-            for special in self.plan.special_ids:
+    def _mask(self, inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
+        """Tokens (b, n) that are locations: attended to, and of a text only its words."""
+        plan = self.plan
+        mask = attended(inputs, tokens)
+        if plan.pool == "mean[nonzero]":
+            mask = pool_rows(tokens, plan.pool, inputs)
+        if plan.text:
+            ids = inputs.get("input_ids")
+            for special in plan.special_ids if ids is not None else ():
                 mask = mask & (ids != special)
-        if self.plan.pool.startswith("token[0]"):
-            mask = mask & (torch.arange(mask.shape[1], device=mask.device) > 0)
+            if plan.pool.startswith("token[0]"):  # which stands for the whole
+                mask = mask & (torch.arange(mask.shape[1], device=mask.device) > 0)
         return mask
 
     def check(self, model: nn.Module, logits: Tensor, inputs: Mapping[str, Any]) -> None:
         """Raise unless the plan reproduces the clean logits of this forward. Call while `listening`, in eval mode."""
         assert self.source is not None
-        tokens = as_tokens(self.source)
+        tokens = as_tokens(self.source, self.plan.layout)
         with torch.no_grad():
-            expected = pooled_logits(model, self.plan, tokens, attended_mask(inputs, tokens.shape[1]))
+            expected = pooled_logits(model, self.plan, tokens, inputs)
             error = relative_error(expected, logits)
         if error > (1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2):
             raise StalePlanError(
@@ -218,13 +241,29 @@ def resolve_attention(kind: str, plan: Plan) -> str:
     """What "auto" means for a model; a LocationError if the model has not got the attention asked for."""
     if kind not in KINDS:
         raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {kind!r}.")
-    readable = plan.attention is not None and plan.query is not None
-    if kind == "auto":
-        return "cls" if readable and plan.pool.startswith("token") else "gap"
-    if kind == "cls" and not readable:
-        why = "its head reads no single token" if plan.attention is not None else "its attention cannot be read"
+    name, readable = plan.model_class, plan.attention is not None
+    if plan.pool == EVERY:
+        if kind in ("auto", "uniform"):
+            return "uniform"
+        if kind == "mean" and readable:
+            return kind
         raise LocationError(
-            f'attention="cls" needs a CLS token whose attention can be read, and {plan.model_class} has none: {why}. '
-            'Use attention="gap", "cam" or "uniform", or "auto" to have one chosen.'
+            f'{name} labels every location, and attention={kind!r} says where the one label of a whole example is. Use '
+            '"uniform"' + (' or "mean".' if readable else ".")
+        )
+    single = readable and plan.query != "mean"
+    if kind == "auto":
+        return "cls" if single and plan.pool.startswith("token") else "gap"
+    if kind == "cls" and not single:
+        why = "its head reads no single token" if readable else "its attention cannot be read"
+        others = ('"mean", ' if readable else "") + '"gap", "cam" or "uniform"'
+        raise LocationError(
+            f'attention="cls" needs a CLS token whose attention can be read, and {name} has none: {why}. '
+            f'Use attention={others}, or "auto" to have one chosen.'
+        )
+    if kind == "mean" and not readable:
+        raise LocationError(
+            f'attention="mean" needs attention that can be read, and that of {name} cannot be. Use attention="gap", "cam" '
+            'or "uniform", or "auto" to have one chosen.'
         )
     return kind

@@ -1,0 +1,193 @@
+"""What the example scripts share: options with the mixing method's fields among them, data, models, the end of `main`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+import yaml
+from datasets import DatasetDict, load_dataset
+from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, TrainingArguments, set_seed
+
+from mm_hf import Mixing, MultiMixTrainer, get_method
+
+logger = logging.getLogger("mm_hf.examples")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained. A script's own class sets the default of `model_type`."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained model: a Hub name or a directory. Without it: from scratch."}
+    )
+    model_type: str = field(default="", metadata={"help": "Architecture of a model from scratch."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of a model from scratch: hidden_size=192,num_hidden_layers=6 or, where some are lists, JSON: "
+            '{"depths": [1, 1]}'
+        },
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    token: str | None = field(default=None, metadata={"help": "Token for the Hub, if not the one of `hf auth login`."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Load a checkpoint whose head has another number of classes."}
+    )
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What each `from_pretrained` is told of the Hub."""
+        return {
+            "revision": self.model_revision,
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class DataArguments:
+    """Which data it is trained on. A script's own class adds files and columns."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, or an offline one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_val_split: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training set to validate on. Default: the validation or test split, or 0.15."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many examples only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on so many examples only."})
+
+
+@dataclass
+class MixingArguments:
+    """Which method mixes."""
+
+    mixing: str = field(
+        default="dense_multimix", metadata={"help": "dense_multimix, multimix, mixup, or erm for plain training."}
+    )
+
+
+Model = TypeVar("Model", bound=ModelArguments)
+Data = TypeVar("Data", bound=DataArguments)
+
+
+def parse_arguments(
+    arguments: list[str], model_class: type[Model], data_class: type[Data]
+) -> tuple[Model, Data, TrainingArguments, Mixing]:
+    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    file = Path(arguments[0]) if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml", ".json")) else None
+    if file is not None:
+        options = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+        method = get_method(options.get("mixing", MixingArguments.mixing))
+    else:
+        first = HfArgumentParser([MixingArguments], add_help=False)  # type: ignore[list-item]
+        chosen, _ = first.parse_known_args(arguments)
+        method = get_method(chosen.mixing)
+    classes: Any = (model_class, data_class, TrainingArguments, MixingArguments, method)
+    parser = HfArgumentParser(classes)
+    parsed = parser.parse_dict(options) if file is not None else parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, training_args, _, mixing = parsed
+    return model_args, data_args, training_args, mixing
+
+
+def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
+    """Logging and seeds."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    logger.info("mixing: %s", mixing)
+    set_seed(training_args.seed)
+
+
+def load_from_hub(data_args: DataArguments, model_args: ModelArguments) -> DatasetDict:
+    """The data set of `--dataset_name`."""
+    return load_dataset(
+        data_args.dataset_name, data_args.dataset_config_name, cache_dir=model_args.cache_dir, token=model_args.token
+    )
+
+
+def check_columns(data: DatasetDict, data_args: DataArguments, *options: str) -> None:
+    """Refuse the columns that these options name if the data set does not have them."""
+    for option in options:
+        column = getattr(data_args, option)
+        if column not in data["train"].column_names:
+            raise ValueError(
+                f"--{option} is {column!r}, but the data set has only the columns "
+                f"{', '.join(data['train'].column_names)}: choose one of them."
+            )
+
+
+def train_and_validation(data: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:
+    """Splits `train` and `validation`, cut to size."""
+    held_out = next((split for split in ("validation", "test") if split in data), None)
+    if held_out is not None and data_args.train_val_split is None:
+        data = DatasetDict(train=data["train"], validation=data[held_out])
+    else:
+        parts = data["train"].train_test_split(data_args.train_val_split or 0.15, seed=seed)
+        data = DatasetDict(train=parts["train"], validation=parts["test"])
+    for split, most in [("train", data_args.max_train_samples), ("validation", data_args.max_eval_samples)]:
+        if most is not None and most < len(data[split]):
+            data[split] = data[split].shuffle(seed=seed).select(range(most))
+    return data
+
+
+def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], task: str, **settings: Any) -> Any:
+    """A model of an auto class, pretrained or from scratch; `settings` are defaults of one from scratch."""
+    labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if model_args.model_name_or_path is None:
+        config = CONFIG_MAPPING[model_args.model_type](**labels, **settings)
+        override(config, model_args.config_overrides or "")
+        config.architectures = None
+        return auto_class.from_config(config)
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **labels, finetuning_task=task, **model_args.hub)
+    return auto_class.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        **model_args.hub,
+    )
+
+
+def override(config: Any, overrides: str) -> None:
+    """Change a configuration by `name=value,name=value`, or by JSON, which can say lists."""
+    if not overrides.startswith("{"):
+        if overrides:
+            config.update_from_string(overrides)
+        return
+    for name, value in json.loads(overrides).items():
+        if not hasattr(config, name):
+            raise ValueError(f"--config_overrides has {name!r}, which {type(config).__name__} does not: take it out.")
+        setattr(config, name, value)
+
+
+def image_size(processor: Any) -> tuple[int, int]:
+    """Height and width that an image processor resizes to, as a square if it tells the shortest edge only."""
+    size = dict(processor.size)
+    side: int = size.get("shortest_edge", 224)
+    return size.get("height", side), size.get("width", side)
+
+
+def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:
+    """Train, save, evaluate, and write a model card or push to the Hub."""
+    training_args = trainer.args
+    if training_args.do_train:
+        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)

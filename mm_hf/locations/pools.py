@@ -1,0 +1,78 @@
+"""Which tokens a head reads, told by a name: "token[0]", "mean[1:]", ... so that a plan can be printed and saved.
+
+    token[k]        token k, from the front or (negative) from the back
+    token[last]     the last token that is attended to
+    token[last!=i]  the last token whose id is not i (decoders: i is the padding)
+    token[last==i]  the last token whose id is i (BART, T5: the end of the sentence)
+    token[after!=i] the one behind that, if there is one (encoder-decoders, whose decoder reads the text shifted)
+    mean[k:]        the mean of tokens k and on; mean[:k] of the first k
+    mean[mask]      the mean of the tokens that are attended to
+    mean[nonzero]   the mean of the tokens that were not set to zero (padding, in wav2vec 2.0)
+    p|q             two of these, concatenated
+    p+q             two of these for two heads whose logits are averaged, in the order of the heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASKS = ("attention_mask", "pixel_attention_mask", "padding_mask")
+
+
+def attended(inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
+    """Which of tokens (b, n, ...) are attended to, (b, n): all where the inputs have no mask for n tokens."""
+    for name in MASKS:
+        mask = inputs.get(name)
+        if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2]:
+            return mask.bool()
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def pool_tokens(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
+    """What the head reads of tokens (b, n, d): (b, d), or (b, 2 d) for two pools joined by "|"."""
+    if "|" in pool:
+        return torch.cat([pool_tokens(tokens, part, inputs) for part in pool.split("|")], dim=-1)
+    rows = pool_rows(tokens, pool, inputs)
+    if pool.startswith("token"):
+        return tokens[torch.arange(len(tokens), device=tokens.device), rows.int().argmax(dim=1)]
+    weights = rows.to(tokens.dtype)[..., None]
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def pool_rows(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
+    """Which of tokens (b, n, d) a pool reads: (b, n) booleans."""
+    for joint in ("+", "|"):
+        if joint in pool:
+            return torch.stack([pool_rows(tokens, part, inputs) for part in pool.split(joint)]).any(dim=0)
+    b, n = tokens.shape[:2]
+    position = torch.arange(n, device=tokens.device).expand(b, n)
+    which = pool[pool.index("[") + 1 : -1]
+    if which == "mask":
+        return attended(inputs, tokens)
+    if which == "nonzero":
+        return tokens.detach().ne(0).any(dim=-1)
+    if ":" in which:
+        start, stop = (int(bound) if bound else default for bound, default in zip(which.split(":"), (0, n)))
+        return (position >= start) & (position < stop)
+    if which.startswith(("last", "after")):
+        return position == _last(which, tokens, inputs)[:, None]
+    return position == int(which) % n
+
+
+def _last(which: str, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Index (b,) of each example's last token of a kind, whichever side the padding is on."""
+    ids = inputs.get("input_ids")
+    if which == "last":
+        wanted = attended(inputs, tokens)
+    elif ids is None:  # embeddings in place of ids: Transformers, too, takes the very last token
+        wanted = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    else:
+        token = int(which[which.index("=") + 1 :].removeprefix("="))
+        wanted = ids.eq(token) if "==" in which else ids.ne(token)
+    n = wanted.shape[1]
+    last = (wanted.long() * torch.arange(n, device=wanted.device)).argmax(dim=1)
+    return (last + 1).clamp(max=n - 1) if which.startswith("after") else last
