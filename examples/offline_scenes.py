@@ -10,9 +10,9 @@ from PIL import Image as PILImage
 OFFLINE = ("digit_scenes",)
 CLASSES = ["background", *(str(digit) for digit in range(10))]
 IGNORED = 255
-SIDE, SIZES, MOST_DIGITS = 48, (16, 28), 4
+SIDE, SIZES, MOST_DIGITS = 48, (18, 28), 3
 NO_INK, INK = 0.3, 0.6  # coverage of a pixel: at most for background, at least for a digit; between it is ambiguous
-SCENES = {"train": 1000, "test": 200}
+SCENES = {"train": 2000, "test": 200}
 
 
 def load_offline(name: str) -> DatasetDict:
@@ -23,7 +23,7 @@ def load_offline(name: str) -> DatasetDict:
 
 
 def load_digit_scenes() -> DatasetDict:
-    """Scenes of 48x48 pixels with one to four of scikit-learn's digits: columns `image` (RGB) and `label` (one channel).
+    """Scenes of 48x48 pixels with one to three of scikit-learn's digits: columns `image` (RGB) and `label` (one channel).
 
     A pixel's label is the digit + 1 where there is ink, 0 where there is none, and 255 where that is ambiguous: at the
     border of a stroke, and where two digits overlap. Test scenes have digits, places and noise that training has not.

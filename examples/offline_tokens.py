@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 OFFLINE = ("stdlib",)
 # Modules that all versions of Python have that mm_hf supports; the splits share none.
@@ -44,7 +44,7 @@ def load_stdlib() -> DatasetDict:
     DECORATORs and of modules after import or from (IMPORT), and of what is raised or caught (EXCEPTION).
     """
     features = Features(
-        tokens=Sequence(Value("string")), ner_tags=Sequence(ClassLabel(names=list(TAGS))), module=Value("string")
+        tokens=List(Value("string")), ner_tags=List(ClassLabel(names=list(TAGS))), module=Value("string")
     )
     splits = {}
     for split, modules in MODULES.items():

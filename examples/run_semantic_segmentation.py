@@ -121,8 +121,7 @@ class SegmentationTransform:
             pixels, labels = self.augment(pixels, labels)
         labels = labels[:, 0].long()
         if self.reduces:
-            labels = torch.where(labels == IGNORED, labels, labels - 1)  # class 0 is -1 now
-            labels[labels < 0] = IGNORED
+            labels = torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
         labels[labels == IGNORED] = self.ignored
         return {"pixel_values": list(pixels), "labels": list(labels)}
 

@@ -100,10 +100,12 @@ class DataTrainingArguments(common.DataArguments):
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_file is None:
             raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
-        for option in ("train_file", "validation_file"):
-            file = getattr(self, option)
+        files = {name: getattr(self, name) for name in ("train_file", "validation_file")}
+        for name, file in files.items():
             if file is not None and Path(file).suffix not in (".csv", ".json", ".jsonl"):
-                raise ValueError(f"--{option} must end in .csv, .json or .jsonl, got {file!r}.")
+                raise ValueError(
+                    f"--{name} must end in .csv, .json or .jsonl, but is {file!r}: convert it to one of these."
+                )
 
 
 def resolve(name: str | None) -> str | None:
@@ -141,21 +143,21 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     common.check_columns(data, data_args, "text_column_name", "label_column_name")
     if isinstance(data["train"].features[text], Value):  # a .csv
         data = data.map(lambda row: {text: row[text].split(), label: row[label].split()})
-    data = common.train_and_validation(data, data_args, seed)
-    if not isinstance(data["train"].features[label].feature, ClassLabel):
-        names = sorted({tag for split in data.values() for row in split[label] for tag in row})
-        data = data.cast_column(label, List(ClassLabel(names=[str(name) for name in names])))
-    return data
+    features = data["train"].features.copy()
+    if not isinstance(features[label].feature, ClassLabel):
+        tags = sorted({tag for split in data.values() for row in split[label] for tag in row})
+        features[label] = List(ClassLabel(names=[str(tag) for tag in tags]))
+        data = data.map(lambda row: {label: [tags.index(tag) for tag in row[label]]}, features=features)
+    return common.train_and_validation(data, data_args, seed)
 
 
 def align(
     tokenizer: Any, data_args: DataTrainingArguments, names: list[str]
 ) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
     """A function of a batch of rows: word pieces, and the label of each, -100 where none is asked for."""
-    # A token that begins an entity has following pieces that are inside of it.
-    following = [
-        names.index(name.replace("B-", "I-", 1)) if _has_inside(name, names) else i for i, name in enumerate(names)
-    ]
+    # Pieces that follow the first one of a token that begins an entity are inside of it.
+    inside = {f"B-{name[2:]}": i for i, name in enumerate(names) if name.startswith("I-")}
+    following = [inside.get(name, i) for i, name in enumerate(names)]
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(
@@ -179,10 +181,6 @@ def align(
         return encoded
 
     return tokenize
-
-
-def _has_inside(name: str, names: list[str]) -> bool:
-    return name.startswith("B-") and f"I-{name[2:]}" in names
 
 
 def most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,12 @@ def load_mixing(directory: str | Path) -> Mixing:
     return Mixing.from_dict(json.loads(path.read_text())["mixing"])
 
 
+def load_plan(directory: str | Path) -> Plan | None:
+    """How the locations of the model in a directory were found, from its `mixing.json`; None if they were not needed."""
+    values = json.loads((Path(directory) / MIXING_FILE).read_text())["locations"]
+    return None if values is None else Plan.from_dict(values)
+
+
 def card_tags(mixing: Mixing) -> list[str]:
     """Tags of the model card's metadata."""
     return [mixing.name.replace("_", "-"), *(["multimix"] if "multimix" in mixing.name else [])]

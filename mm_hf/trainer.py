@@ -11,8 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from .checkpoint import is_plain_checkpoint, load_weights, refuse_missing
 from .hub import card_section, card_tags, save_mixing
+from .labels import check_labels
 from .methods import ERM, DenseMultiMix, Mixing, get_method
-from .wrapper import STATE, MixingHandle, check_labels, wrap_model
+from .wrapper import STATE, MixingHandle, wrap_model
 
 
 class MultiMixTrainer(Trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Mapping
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .functional import IGNORE_INDEX
-from .locations import LocationOutput, Plan, Taps, probe, resolve_attention
+from .functional import Criterion
+from .labels import at_locations, check_labels, check_shapes
+from .locations import LocationError, LocationOutput, Plan, Taps, probe, resolve_attention
 from .locations.probe import check_head
 from .locations.record import logits_of, record
 from .methods import Mixing
@@ -26,14 +29,16 @@ class MixingState:
     It refers to no model, so that a deep copy of the model (EMA, early stopping) mixes with its own weights.
     """
 
-    def __init__(self, mixing: Mixing, label_smoothing: float, processing_class: Any):
+    def __init__(self, mixing: Mixing, label_smoothing: float, processing_class: Any, plan: Plan | None = None):
         self.mixing = mixing
         self.label_smoothing = label_smoothing
         self.processing_class = processing_class
         self.owned_by_trainer = False
         self.ready = False
+        self.adapters: Any = None
+        self.criterion: Criterion = "cross_entropy"
         self.before: dict[str, Any] = {}
-        self.plan: Plan | None = None
+        self.plan: Plan | None = plan
         self.taps: Taps | None = None
         self.attention: str | None = None
         self.sums: dict[str, Tensor | float] = {}
@@ -41,23 +46,46 @@ class MixingState:
 
     def prepare(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Look at the model and a batch once, before the first mixed step, and refuse what cannot be trained."""
-        if self.ready:
+        if self.is_ready(model):
             return
-        check_labels(model, inputs.get("labels"))
+        labels = inputs.get("labels")
+        self.criterion = check_labels(model, labels)
+        if self.label_smoothing and self.criterion != "cross_entropy":
+            raise ValueError(
+                f"label_smoothing spreads class probabilities, and {type(model).__name__} is trained by "
+                f"{self.criterion}: leave it at 0."
+            )
         forward_inputs = {k: v for k, v in inputs.items() if k != "labels"}
         kind = self.mixing.attention_kind
+        dense_labels = labels.ndim > 1 and not labels.is_floating_point() and self.criterion == "cross_entropy"
+        if dense_labels and not self.mixing.takes_dense_labels:
+            raise ValueError(
+                f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label an example. Use "
+                'DenseMultiMix(pooled_weight=0, otherwise="clean"), or ERM().'
+            )
         if kind is not None:
-            plan = probe(model, forward_inputs, self.processing_class)
+            # After another adapter was chosen what is called has changed, and only a search tells.
+            given = self.plan if self.taps is None else None
+            if self.taps is not None:
+                self.taps.remove(model)
+                self.taps = None
+            plan = _agreed_plan(model, forward_inputs, self.processing_class, given)
             self.attention = resolve_attention(kind, plan)
             self.plan, self.taps = plan, Taps(model, plan)
         elif self.mixing.needs_linear_head:
-            check_head(record(model, forward_inputs))
+            recording = record(model, forward_inputs)
+            check_head(recording)
         if not getattr(self.mixing, "detach_attention", True) and _recomputes(model):
             raise ValueError(
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
                 "attention is read from. Switch one of the two off."
             )
+        self.adapters = _adapters(model)
         self.ready = True
+
+    def is_ready(self, model: nn.Module) -> bool:
+        """Whether the model is as it was when it was looked at."""
+        return self.ready and self.adapters == _adapters(model)
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
         """Add to the running means, on the device."""
@@ -128,6 +156,7 @@ def wrap_model(
     label_smoothing: float = 0.0,
     processing_class: Any = None,
     example_inputs: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
 ) -> MixingHandle:
     """Train a model with a mixing method: in training mode and with labels, its loss is the method's.
 
@@ -140,6 +169,8 @@ def wrap_model(
         label_smoothing: In [0, 1]; spread over the classes after mixing.
         processing_class: The tokenizer of a text model: it knows which tokens are special and so no locations.
         example_inputs: A batch to probe the model with now, labels included. Without it the first training step does.
+        plan: How the model's locations are found, from another process or a checkpoint ([`~mm_hf.hub.load_plan`]). It is
+            proved on the first batch, in place of a search.
 
     Returns:
         A handle: `handle.remove()` gives the model back as it was; it is a context manager, too.
@@ -174,7 +205,7 @@ def wrap_model(
             f"wrap_model must come before accelerator.prepare (or DistributedDataParallel): this {type(model).__name__} "
             "has been prepared, or its forward replaced, and mixing would be lost or run outside mixed precision."
         )
-    state = MixingState(mixing, label_smoothing, processing_class)
+    state = MixingState(mixing, label_smoothing, processing_class, plan)
     state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}
     model.__dict__[STATE] = state
     model.__dict__["forward"] = types.MethodType(_mixing_forward(type(model).forward), model)
@@ -225,7 +256,7 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     labels = inputs.pop("labels")
     inputs.pop("num_items_in_batch", None)  # the loss is a mean over this batch, whatever the accumulation
     as_tuple = inputs.pop("return_dict", None) is False
-    if not state.ready:
+    if not state.is_ready(model):
         _prepare(model, state, {**inputs, "labels": labels})
     method, inputs, targets = _choose(model, state, inputs, labels)
     if method.attention_kind is None:
@@ -237,8 +268,12 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
         with state.taps.listening(inputs, state.attention, detach=detach):
             outputs = original(model, **inputs, return_dict=True)
             seen = state.taps.read(model, logits_of(outputs), inputs, state.attention, targets, detach)
-    loss = _loss(state, method, seen, targets)
-    outputs = type(outputs)(**{"loss": loss, **{k: v for k, v in outputs.items() if k != "loss"}})
+    loss = _loss(model, state, method, seen, targets)
+    rest = {k: v for k, v in outputs.items() if k != "loss"}
+    if "loss" in {field.name for field in dataclasses.fields(outputs)}:
+        outputs = type(outputs)(**{"loss": loss, **rest})
+    else:  # a model that is made for use only (DeiT with its teacher): it gets a place for its loss
+        outputs = SequenceClassifierOutput(loss=loss, logits=logits_of(outputs))
     return outputs.to_tuple() if as_tuple else outputs
 
 
@@ -254,47 +289,53 @@ def _choose(
     model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
 ) -> tuple[Mixing, dict[str, Any], Tensor]:
     method = state.mixing.choose()
-    return method, *method.mix_inputs(inputs, labels, model)
+    return method, *method.mix_inputs(inputs, labels, model, state.criterion)
 
 
 @torch.compiler.disable
-def _loss(state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
-    result = method.loss(seen, labels, label_smoothing=state.label_smoothing)
+def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
+    check_shapes(model, seen.logits, labels)
+    seen, labels = at_locations(model, seen, labels)
+    result = method.loss(seen, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
     state.log(result.logs)
     return result.loss
+
+
+def _agreed_plan(
+    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None
+) -> Plan:
+    """The plan that all processes have come to. They look at different batches, and one may show less than another."""
+    processes = torch.distributed.get_world_size() if _is_distributed() else 1
+    plan: Plan | None = None
+    said: dict[str, Any]
+    try:
+        plan = probe(model, inputs, processing_class, given)
+        said = plan.to_dict()
+    except LocationError as error:
+        if processes == 1:
+            raise
+        said = {"error": str(error)}
+    if processes > 1:
+        everywhere: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(everywhere, said)
+        errors = [x["error"] for x in everywhere if "error" in x]
+        if errors:  # all stop: one that went on would wait for the others for ever
+            raise LocationError(errors[0])
+        if any(x != everywhere[0] for x in everywhere):
+            plan = probe(model, inputs, processing_class, Plan.from_dict(everywhere[0]))
+    assert plan is not None
+    return plan
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _adapters(model: nn.Module) -> Any:
+    """The adapters of PEFT that are in use."""
+    return getattr(model, "active_adapter", None) if hasattr(type(model), "get_base_model") else None
 
 
 def _recomputes(model: nn.Module) -> bool:
     """Whether any of the model's layers is checkpointed: run again in the backward pass."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
-def check_labels(model: nn.Module, labels: Any) -> None:
-    """Refuse labels that are missing, of the wrong type or out of range, with a sentence that says what to do."""
-    name = type(model).__name__
-    config: Any = model.config
-    if labels is None:
-        raise ValueError(f"The batch for {name} has no labels. Mixing needs a column named `labels` (or `label`).")
-    problem = getattr(config, "problem_type", None)
-    if problem not in (None, "single_label_classification") or config.num_labels < 2:
-        raise ValueError(
-            f"{name} is configured for {problem or 'regression'} with {config.num_labels} labels; mixing supports "
-            "single-label classification with at least two labels (problem_type='single_label_classification')."
-        )
-    if labels.is_floating_point():
-        if labels.ndim == 2 and labels.shape[1] == config.num_labels:
-            return
-        raise ValueError(
-            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}. Give class indices as integers of shape "
-            f"(batch,), or class probabilities of shape (batch, {config.num_labels}); mixed labels are made inside the step."
-        )
-    if labels.ndim != 1:
-        raise ValueError(f"Integer labels must have the shape (batch,), got {tuple(labels.shape)}.")
-    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= config.num_labels))]
-    if len(wrong):
-        raise ValueError(
-            f"Label {int(wrong[0])} does not fit {name} with {config.num_labels} labels (0 to {config.num_labels - 1}, or "
-            f"{IGNORE_INDEX} to leave an example out): build the model with num_labels set to your number of classes."
-        )
-    if problem is None:
-        config.problem_type = "single_label_classification"  # as the model itself would at its first loss

@@ -268,7 +268,7 @@ def test_errors_say_what_was_seen_and_what_still_works():
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
     with pytest.raises(LocationError, match=r"logits of shape \(4, 12, 99\).*models that classify"):
         probe(gpt2, models.batch("bert"))
-    with pytest.raises(ValueError, match="attention must be one of auto, cls, gap, cam, uniform, got 'best'"):
+    with pytest.raises(ValueError, match="attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"):
         extract(models.build("vit"), attention="best", **models.batch("vit"))
     with pytest.raises(ValueError, match="pass labels"):
         extract(models.build("vit"), attention="cam", **models.batch("vit"))

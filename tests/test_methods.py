@@ -88,7 +88,7 @@ def test_the_command_line_of_dense_multimix():
         ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
         ({"clean_weight": -1.0}, "clean_weight must not be negative"),
         ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
-        ({"attention": "best"}, "attention must be one of auto, cls, gap, cam, uniform, got 'best'"),
+        ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
         ({"otherwise": "cutmix"}, "otherwise must be 'clean' or 'mixup'"),
         ({"preset": "ours"}, "preset must be one of paper"),
     ],

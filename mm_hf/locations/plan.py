@@ -41,7 +41,8 @@ class Plan:
             (b, h, w, d).
         pool: What the head reads of the tokens (see `mm_hf.locations.pools`); "every" for a model that labels every
             location; "registered" for one that was taught by [`register`].
-        chain: Modules and activations from one token to its logits, in order; "a+b" is the mean of two heads.
+        chain: Modules, activations and constant scales from one token to its logits, in order; "a+b" is the mean of two
+            heads.
         prefix: Number of tokens at the front that are no locations (CLS, distillation, registers).
         text: The tokens are those of `input_ids`: padding and special tokens are no locations.
         special_ids: Ids of the special tokens.
@@ -149,6 +150,8 @@ def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
         # Modules are called and not their weights used: FSDP gathers, and adapters act, in the call.
         if step in STEPS:
             x = STEPS[step](x)
+        elif step.startswith("scale["):
+            x = x * float(step[6:-1])
         else:
             outputs = [model.get_submodule(name)(x) for name in step.split("+")]
             x = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
@@ -157,7 +160,7 @@ def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics(model: nn.Module, plan: Plan) -> Iterator[None]:
-    names = [name for step in plan.chain if step not in STEPS for name in step.split("+")]
+    names = [name for step in plan.chain if step not in STEPS and "[" not in step for name in step.split("+")]
     modules = [module for name in names for module in model.get_submodule(name).modules()]
     training = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in training:

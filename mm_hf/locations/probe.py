@@ -231,6 +231,8 @@ def _walk(
     made: list[tuple[Call, tuple[str, ...]]] = [(c, ()) for c in reversed(earlier) if _has(c, flat)]
     if not made:
         made = [(c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, flat, act)]
+    if not made:
+        made = [(c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := _scale(c, flat)) is not None]
     for call, activation in made if depth < 16 else []:
         reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
         yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
@@ -365,6 +367,16 @@ def _has(call: Call, target: Tensor, activation: Any = None) -> bool:
         return False
     result = result.flatten(1)
     return _same(result if activation is None else activation(result), target)
+
+
+def _scale(call: Call, target: Tensor) -> float | None:
+    """The number by which a module's one result was multiplied to give `target`, if it was."""
+    result = call.results.get(None)
+    if result is None or not _is_vector(result) or result.numel() != target.numel():
+        return None
+    result, target = result.detach().flatten(1).double(), target.detach().double()
+    scale = round(float((result * target).sum() / result.square().sum().clamp(min=1e-30)), 6)
+    return scale if scale and _same(scale * result, target, 1e-5) else None
 
 
 def _same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from ..functional import Criterion
 from ..locations import LocationOutput
 
 METHODS: dict[str, type[Mixing]] = {}
@@ -47,15 +48,29 @@ class Mixing:
         """Whether the method mixes what enters the last layer, and so needs it to be linear."""
         return False
 
+    @property
+    def takes_dense_labels(self) -> bool:
+        """Whether the method trains models that label every location (tokens, pixels)."""
+        return False
+
     def choose(self) -> Mixing:
         """The method for this mini-batch: itself, unless it is applied with a probability only."""
         return self
 
-    def mix_inputs(self, inputs: dict[str, Any], labels: Tensor, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    def mix_inputs(
+        self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
+    ) -> tuple[dict[str, Any], Tensor]:
         """Mix the inputs of the model's forward and the labels, for methods that work in input space."""
         return inputs, labels
 
-    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
         """The training loss of a mini-batch, a scalar: a mean over whatever the method averages."""
         raise NotImplementedError
 

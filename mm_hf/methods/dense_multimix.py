@@ -25,9 +25,10 @@ class DenseMultiMix(MultiMix):
 
     Args:
         dense_weight: Weight of the loss of the locations.
-        attention: What weighs a label at a location: "cls" (attention of the CLS token in the last block), "gap"
-            (agreement with the mean feature), "cam" (the label's own logit there), "uniform", or "auto": "cls" where
-            the head reads a single token, else "gap".
+        attention: What weighs a label at a location: "cls" (attention of the CLS token in the last block), "mean" (of all
+            tokens, for heads that read no single one), "gap" (agreement with the mean feature), "cam" (the label's own
+            logit there), "uniform", or "auto": "cls" where the head reads a single token, else "gap"; "uniform" where
+            every location has a label of its own (token classification, segmentation).
         detach_attention: Treat the attention as a constant.
         confidence_weighted: A mixed example counts with the attention it is made of within its location.
 
@@ -50,7 +51,7 @@ class DenseMultiMix(MultiMix):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}}
 
     dense_weight: float = setting(None, "Weight of the loss of mixed features at every location. Default: 1.")
-    attention: Literal["auto", "cls", "gap", "cam", "uniform"] = setting(
+    attention: Literal["auto", "cls", "mean", "gap", "cam", "uniform"] = setting(
         "auto", "What weighs an example's label at a location."
     )
     detach_attention: bool = setting(True, "Treat the attention as a constant.")
@@ -65,8 +66,15 @@ class DenseMultiMix(MultiMix):
     def attention_kind(self) -> str | None:
         return self.attention if self.dense_weight else None
 
-    def _terms(self, output: LocationOutput, labels: Tensor, smoothing: float) -> dict[str, tuple[Tensor, dict]]:
-        terms = super()._terms(output, labels, smoothing)
+    @property
+    def takes_dense_labels(self) -> bool:
+        mixes_inputs = self.otherwise == "mixup" and self.probability < 1
+        return not self.pooled_weight and not mixes_inputs
+
+    def _terms(
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any]
+    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+        terms = super()._terms(output, labels, how)
         if self.dense_weight:
             assert output.token_logits is not None and output.attention is not None and output.mask is not None
             b, r, _ = output.token_logits.shape
@@ -76,12 +84,12 @@ class DenseMultiMix(MultiMix):
             factors = self.sample(b, device)
             loss = dense_multimix_loss(
                 output.token_logits,
-                labels,
+                labels if output.labels is None else output.labels,
                 output.attention,
                 factors,
-                label_smoothing=smoothing,
                 confidence_weighted=self.confidence_weighted,
                 orders=sample_orders(r, b, device=device, generator=process_generator(device)),
+                **how,
             )
             with torch.no_grad():
                 attention = output.attention.detach()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..functional import clean_loss
+from ..functional import Criterion, clean_loss
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss
 
@@ -23,6 +23,17 @@ class ERM(Mixing):
 
     name: ClassVar[str] = "erm"
 
-    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
-        """Cross-entropy of the clean logits."""
-        return MixingLoss(clean_loss(output.logits, labels, label_smoothing=label_smoothing))
+    @property
+    def takes_dense_labels(self) -> bool:
+        return True
+
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
+        """The loss of the clean logits."""
+        return MixingLoss(clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..functional import clean_loss, soft_targets
+from ..functional import Criterion, clean_loss, soft_targets
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss
 
@@ -36,7 +36,9 @@ class Mixup(Mixing):
         if not self.alpha > 0:
             raise ValueError(f"alpha must be positive, but is {self.alpha}.")
 
-    def mix_inputs(self, inputs: dict[str, Any], labels: Tensor, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    def mix_inputs(
+        self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
+    ) -> tuple[dict[str, Any], Tensor]:
         """Mix every floating-point input; token ids, which cannot be mixed, by their embeddings."""
         b = len(labels)
         if inputs.get("input_ids") is not None:
@@ -55,11 +57,19 @@ class Mixup(Mixing):
         if isinstance(inputs.get("attention_mask"), Tensor):
             mask = inputs["attention_mask"]
             mixed["attention_mask"] = torch.maximum(mask, mask[partner])
-        targets, takes_part = soft_targets(labels, model.config.num_labels)  # type: ignore[union-attr, arg-type]
+        num_labels: int = model.config.num_labels  # type: ignore[union-attr, assignment]
+        targets, takes_part = soft_targets(labels, num_labels, criterion=criterion)
         targets = targets * takes_part[:, None]
         return {**inputs, **mixed}, targets.lerp(targets[partner], 1 - factor)
 
-    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
-        """Cross-entropy against the mixed labels."""
-        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing)
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
+        """The loss against the mixed labels."""
+        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
         return MixingLoss(loss, {"loss_mixup": loss.detach()})

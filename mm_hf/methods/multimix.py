@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..functional import clean_loss, multimix_loss, sample_factors
+from ..functional import Criterion, clean_loss, multimix_loss, sample_factors
 from ..locations import LocationOutput
 from ..sampling import alpha_for, check_alpha, process_generator
 from .base import Mixing, MixingLoss
@@ -144,23 +144,34 @@ class MultiMix(Mixing):
         generator = process_generator(device)
         return sample_factors(num_examples, self.num_mixed, alpha, device=device, generator=generator)
 
-    def loss(self, output: LocationOutput, labels: Tensor, *, label_smoothing: float = 0.0) -> MixingLoss:
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
         """Weighted sum of the clean and the mixed loss."""
-        return self._weighted_sum(self._terms(output, labels, label_smoothing), label_smoothing)
+        return self._weighted_sum(
+            self._terms(output, labels, {"label_smoothing": label_smoothing, "criterion": criterion})
+        )
 
-    def _terms(self, output: LocationOutput, labels: Tensor, smoothing: float) -> dict[str, tuple[Tensor, dict]]:
+    def _terms(
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any]
+    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         """Each term's loss and what else to log of it, for terms whose weight is not zero."""
-        terms: dict[str, tuple[Tensor, dict]] = {}
+        terms: dict[str, tuple[Tensor, dict[str, Any]]] = {}
         if self.clean_weight:
-            loss = clean_loss(output.logits, labels, label_smoothing=smoothing)
+            loss = clean_loss(output.logits, labels, **how)
             terms["clean"] = (loss, {"loss_terms": len(labels)})
         if self.pooled_weight:
             factors = self.sample(len(labels), output.logits.device)
-            loss = multimix_loss(output.logits, labels, factors, label_smoothing=smoothing)
+            loss = multimix_loss(output.logits, labels, factors, **how)
             terms["pooled"] = (loss, {"loss_terms": self.num_mixed, "mean_largest_factor": largest(factors)})
         return terms
 
-    def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict]], smoothing: float) -> MixingLoss:
+    def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict[str, Any]]]) -> MixingLoss:
         logs: dict[str, Tensor | float] = {}
         for name, (loss, more) in terms.items():
             logs[f"loss_{name}"] = loss.detach()
