@@ -4,29 +4,61 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from .plan import EVERY, Plan
-from .reading import REPORTED
-from .record import Recording
+from .reading import REPORTED, AttentionTap
+from .record import Recording, logits_of, plain_call, traceless
 
 
-def with_attention(recording: Recording, plan: Plan, num_tokens: int, tolerance: float) -> Plan:
+def tolerance(x: Tensor) -> float:
+    """How far apart two ways to the same result may end, relatively, in the arithmetic of `x`."""
+    return 1e-5 if x.dtype in (torch.float32, torch.float64) else 2e-2
+
+
+def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
     """The plan with the attention that can be read and was proved to be the one that was computed.
 
-    The last call among as many tokens as the head meets: in hybrid models it need not be in the last block.
+    It is the last self-attention of as many tokens as the head meets; in hybrid models it need not be in the last block.
     """
-    call = next((c for c in reversed(recording.attention_calls) if c.size == num_tokens), None)
-    if call is None or plan.layout != "sequence" and plan.pool == EVERY:
+    calls = recording.attention_calls
+    own = [i for i, c in enumerate(calls) if c.queries == num_tokens and not c.cross]
+    # A decoder layer attends to itself and then to the encoder. More of the latter: the own tokens are among its keys.
+    behind = sum(c.cross for c in calls[own[-1] :]) if own else 0
+    call = calls[own[-1]] if own and behind <= 1 else None
+    if call is None or call.keys != num_tokens or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
-    base: str | None = None
-    if call.rows is not None and call.proves_rows(max(1e-4, tolerance)):
-        base = call.base
-    elif call.weights is not None:
-        rows = call.weights.numel() // (num_tokens * num_tokens)
-        whole = rows % len(recording.logits) == 0
-        base = (call.base if call.base.endswith("]") else call.base + REPORTED) if whole else None
-    if base is None:
-        return replace(plan, query=None)
-    return replace(plan, attention=call.name, attention_base=base, query=_query(plan))
+    bases = []
+    if call.rows is not None and call.proves_rows(max(1e-4, tolerance(recording.logits))):
+        bases += [call.base, call.inner]
+    if call.weights is not None and len(call.weights) == len(recording.logits):
+        bases.append(call.base if call.base.endswith("]") else call.base + REPORTED)
+    for base in bases:
+        if base is not None:
+            choice = replace(plan, attention=call.name, attention_base=base, query=_query(plan))
+            if base.endswith("]") or _changes_nothing(recording, choice):
+                return choice
+    return replace(plan, query=None)
+
+
+def _changes_nothing(recording: Recording, plan: Plan) -> bool:
+    """Whether the model gives the same logits with its attention tapped.
+
+    The tap goes by a name in the module's config, and there are modules that look at this name and do something else for
+    one that they do not know.
+    """
+    assert plan.attention is not None and plan.attention_base is not None
+    module = recording.model.get_submodule(plan.attention)
+    if not hasattr(module, "config"):
+        return False
+    tap = AttentionTap(module, plan.attention_base)
+    try:
+        with traceless(recording.model), torch.no_grad():
+            logits = logits_of(plain_call(recording.model, recording.inputs))
+    finally:
+        tap.remove(module)
+    return bool((logits - recording.logits).abs().max() <= tolerance(logits) * recording.logits.abs().max())
 
 
 def _query(plan: Plan) -> int | str:

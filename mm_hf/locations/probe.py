@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention_choice import with_attention
+from .attention_choice import tolerance, with_attention
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
 from .record import Call, Recording, pad_id, record, traceless
@@ -78,7 +78,7 @@ def _no_plan(name: str, misses: list[tuple[float, Plan]]) -> str:
 
 def _completed(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
     plan = _with_special_ids(recording, plan, processing_class)
-    return with_attention(recording, plan, tokens.shape[1], tolerance(recording.logits))
+    return with_attention(recording, plan, tokens.shape[1])
 
 
 def _proved(recording: Recording, plan: Plan) -> Plan:
@@ -173,7 +173,8 @@ def is_affine(recording: Recording, call: Call) -> bool:
 def _averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
     """Pairs of affine heads whose mean is the logits."""
     logits = recording.logits
-    heads = [c for c in recording.calls if (c.results.get(None) is not None and c.results[None].shape == logits.shape)]
+    heads = [c for c in recording.calls if c.results.get(None) is not None and c.results[None].shape == logits.shape]
+    heads.sort(key=lambda c: c.name.count("."))
     for a, b in itertools.combinations(heads, 2):
         if _same((a.results[None] + b.results[None]) / 2, logits) and is_affine(recording, a) and is_affine(recording, b):
             yield a, b
@@ -197,7 +198,7 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
     yield from _walk(recording, empty, recording.logits, math.inf, (), 0)
     for a, b in _averaged_heads(recording):
         ways = [[] if c.argument is None else list(_before(recording, empty, c, (c.name,), 0)) for c in (a, b)]
-        for one, other in itertools.product(*ways):
+        for one, other in sorted(itertools.product(*ways), key=lambda pair: pair[0].pool != pair[1].pool):
             same = (one.source, one.side, one.key, one.layout, len(one.chain))
             if same == (other.source, other.side, other.key, other.layout, len(other.chain)):
                 pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
@@ -381,11 +382,6 @@ def _scale(call: Call, target: Tensor) -> float | None:
 
 def _same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
     return a.shape == b.shape and relative_error(a, b) <= (tolerance(a) if limit is None else limit)
-
-
-def tolerance(x: Tensor) -> float:
-    """How far apart two ways to the same result may end, relatively, in the arithmetic of `x`."""
-    return 1e-5 if x.dtype in (torch.float32, torch.float64) else 2e-2
 
 
 def _length(x: Any) -> int | None:

@@ -32,23 +32,28 @@ _sdpa_signature = inspect.signature(lambda query, key, value, attn_mask=None, dr
 
 @dataclass
 class AttentionCall:
-    """One call that computed attention among `size` tokens.
+    """One call that computed the attention of `queries` tokens to `keys` tokens.
 
     Attributes:
         name: Name of the module that made the call.
         base: What computed it, as in `Plan.attention_base`.
+        cross: Whether other tokens than the queries' own were attended to.
         weights: (b, h, n, n) where the call tells them.
         rows: Function of a query's index that computes its weights from the call's arguments, if it can.
         values: (b, h, n, d), and `result` (b, h, n, d), what the weights made of them.
+        inner: The function by which a registered attention function computed it.
     """
 
     name: str
     base: str
-    size: int
+    queries: int
+    keys: int
+    cross: bool
     weights: Tensor | None = None
     rows: Callable[[Any], Tensor] | None = None
     values: Tensor | None = None
     result: Tensor | None = None
+    inner: str | None = None
 
     def proves_rows(self, tolerance: float) -> bool:
         """Whether the computed weights make the call's result of its values."""
@@ -66,36 +71,51 @@ class AttentionCall:
         return expected.shape == self.result.shape and bool((expected - self.result).abs().max() <= tolerance * scale)
 
 
+@dataclass
+class Running:
+    """A module call that has begun: when, and whether it was given other tokens to attend to."""
+
+    name: str
+    module: nn.Module
+    began: int
+    cross: bool
+
+
 @contextmanager
-def watch_attention(running: Callable[[], tuple[str, nn.Module] | None]) -> Iterator[list[AttentionCall]]:
-    """Record self-attention, registered functions and others; `running` tells the module that is being computed."""
+def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[AttentionCall]]:
+    """Record all attention, by registered functions and by others; `innermost` tells which module is being computed."""
     from transformers import AttentionInterface
 
     calls: list[AttentionCall] = []
     mapping = AttentionInterface._global_mapping
     saved = dict(mapping)
+    nested: list[str] = []  # inside a registered function, the functions that it called
     inside = [False]
 
     def watched(name: str, function: Callable[..., Any] | None) -> Callable[..., Any]:
         def call(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
         ) -> Any:
-            where = running()
             inside[0] = True
+            nested.clear()
             try:
                 output = (function or eager_of(module))(module, query, key, value, attention_mask, **kwargs)
             finally:
                 inside[0] = False
-            if where is not None and query.shape[2] == key.shape[2]:
+            where = innermost()
+            if where is not None:
                 calls.append(
                     AttentionCall(
-                        where[0],
+                        where.name,
                         name.removeprefix(PREFIX),
+                        query.shape[2],
                         key.shape[2],
+                        where.cross,
                         weights=output[1],
                         rows=lambda index: attention_rows(module, query, key, attention_mask, index, **kwargs),
                         values=value,
                         result=output[0].transpose(1, 2),
+                        inner=nested[-1] if nested else None,
                     )
                 )
             return output
@@ -110,24 +130,22 @@ def watch_attention(running: Callable[[], tuple[str, nn.Module] | None]) -> Iter
             mapping["eager"] = eager
 
     def seen(function: str, count: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        where = None if inside[0] else running()
-        if where is None or output.ndim < 3:
-            return
-        base, (name, module) = f"{function}[{count}]", where
-        if function == "softmax":
-            if output.shape[-1] == output.shape[-2]:
-                calls.append(AttentionCall(name, base, output.shape[-1], weights=output))
-            return
-        bound = _sdpa_signature.bind(*args, **kwargs).arguments
-        if output.ndim == 4 and bound["query"].shape[2] == bound["key"].shape[2]:
+        where, base = innermost(), f"{function}[{count}]"
+        if inside[0]:
+            nested.append(base)
+        elif where is not None and output.ndim >= 3 and function == "softmax":
+            calls.append(AttentionCall(where.name, base, *output.shape[-2:], where.cross, weights=output))
+        elif where is not None and output.ndim == 4:
+            module, bound = where.module, _sdpa_signature.bind(*args, **kwargs).arguments
             rows = lambda index: _sdpa_rows(module, bound, index)  # noqa: E731
-            calls.append(AttentionCall(name, base, output.shape[2], None, rows, bound["value"], output))
+            sizes = output.shape[2], bound["key"].shape[2]
+            calls.append(AttentionCall(where.name, base, *sizes, where.cross, None, rows, bound["value"], output))
 
     eager = watched("eager", saved.get("eager"))
     mapping.update({name: watched(name, function) for name, function in saved.items()})
     mapping["eager"] = eager
     try:
-        with FunctionWatch(seen, running):
+        with FunctionWatch(seen, lambda: getattr(innermost(), "began", None)):
             yield calls
     finally:
         mapping.clear()
@@ -135,7 +153,7 @@ def watch_attention(running: Callable[[], tuple[str, nn.Module] | None]) -> Iter
 
 
 class FunctionWatch(TorchFunctionMode):
-    """Tells of each softmax and scaled dot product attention, and how many came before it in the same module call."""
+    """Tells of each softmax and scaled dot product attention, and how many came before it in the same call (`scope`)."""
 
     def __init__(self, seen: Callable[..., None], scope: Callable[[], Any]):
         super().__init__()

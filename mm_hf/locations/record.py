@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .plan import LocationError
 from .pools import MASKS
-from .reading import AttentionCall, watch_attention
+from .reading import AttentionCall, Running, watch_attention
 
 PROBE_EXAMPLES = 4
 NOT_INPUTS = ("labels", "num_items_in_batch")
@@ -78,26 +78,23 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
 
 def _record(model: nn.Module, inputs: dict[str, Any]) -> Recording:
     calls: list[Call] = []
-    running: list[tuple[str, nn.Module, int, bool]] = []
+    running: list[Running] = []
     clock = itertools.count()
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running.append((name, module, next(clock), _attends_elsewhere(module, args, kwargs)))
+            running.append(Running(name, module, next(clock), _attends_elsewhere(module, args, kwargs)))
 
         return hook
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name, _, began, _ = running.pop()
+        this = running.pop()
         argument = next((x for x in (*args, *kwargs.values()) if _is_features(x)), None)
-        calls.append(Call(name, began, next(clock), argument, _tensors(output)))
-
-    def innermost() -> tuple[str, nn.Module] | None:
-        return running[-1][:2] if running and not running[-1][-1] else None
+        calls.append(Call(this.name, this.began, next(clock), argument, _tensors(output)))
 
     handles: list[Any] = []
     try:
-        with traceless(model), watch_attention(innermost) as attention_calls:
+        with traceless(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
             for name, module in model.named_modules():
                 if name:
                     handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
