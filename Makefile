@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES = mm_hf examples tests benchmarks setup.py
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench coverage clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -25,6 +25,9 @@ format: $(VENV)/.dev  ## what `make check` would complain of and a machine can m
 bench: $(VENV)/.dev  ## slow evidence: what sharing factors costs the gradient, what a step costs
 	$(BIN)/python benchmarks/factor_sharing.py
 	$(BIN)/python benchmarks/step_time.py
+
+coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
+	$(BIN)/python benchmarks/model_coverage.py
 
 $(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -12,7 +12,7 @@ CLASSES = ["background", *(str(digit) for digit in range(10))]
 IGNORED = 255
 SIDE, SIZES, MOST_DIGITS = 48, (18, 28), 3
 NO_INK, INK = 0.3, 0.6  # coverage of a pixel: at most for background, at least for a digit; between it is ambiguous
-SCENES = {"train": 2000, "test": 200}
+SCENES = {"train": 4000, "test": 200}
 
 
 def load_offline(name: str) -> DatasetDict:

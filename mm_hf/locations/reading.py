@@ -24,8 +24,13 @@ from .attention import attention_rows
 
 PREFIX = "mm_hf_"
 REPORTED = " (weights)"
-SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-SDPA = F.scaled_dot_product_attention
+SDPA = "scaled_dot_product_attention"
+# What computes attention, by name; all but PyTorch's fused attention give the weights themselves.
+FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
+    F.multi_head_attention_forward: "multi_head_attention_forward",
+    F.scaled_dot_product_attention: SDPA,
+}
 _sdpa_signature = inspect.signature(lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
                                     enable_gqa=False: None)  # fmt: skip
 
@@ -133,7 +138,10 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
         where, base = innermost(), f"{function}[{count}]"
         if inside[0]:
             nested.append(base)
-        elif where is not None and output.ndim >= 3 and function == "softmax":
+        elif where is not None and output.ndim >= 3 and function != SDPA:
+            heads = getattr(where.module, "num_heads", None)
+            if function == "softmax" and output.ndim == 3 and isinstance(heads, int) and len(output) % heads == 0:
+                output = output.unflatten(0, (-1, heads))
             calls.append(AttentionCall(where.name, base, *output.shape[-2:], where.cross, weights=output))
         elif where is not None and output.ndim == 4:
             module, bound = where.module, _sdpa_signature.bind(*args, **kwargs).arguments
@@ -164,11 +172,12 @@ class FunctionWatch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        name = "softmax" if func in SOFTMAX else "scaled_dot_product_attention" if func is SDPA else None
-        if name is not None:
+        name = FUNCTIONS.get(func)
+        result = output[1] if isinstance(output, tuple) else output
+        if name is not None and result is not None:
             key = (name, self.scope())
             self.counts[key] = self.counts.get(key, -1) + 1
-            self.seen(name, self.counts[key], args, kwargs or {}, output)
+            self.seen(name, self.counts[key], args, kwargs or {}, result)
         return output
 
 
@@ -253,7 +262,7 @@ class AttentionTap:
     def _seen(self, function: str, count: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if f"{function}[{count}]" != self.base:
             return
-        if function == "softmax":
+        if function != SDPA:
             self.keep_reported(output)
         else:
             bound = _sdpa_signature.bind(*args, **kwargs).arguments

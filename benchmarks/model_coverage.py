@@ -4,7 +4,7 @@ For each class: plain MultiMix, the probe and its plan, the identity on a fresh 
 against what eager attention reports, a training step by the locations' loss alone (gradients reach the first layer and all
 of the head), and a checkpoint that loads as a plain model.
 
-    python benchmarks/coverage.py [--classes ViTForImageClassification ...]       (or: make coverage)
+    python benchmarks/model_coverage.py [--classes ViTForImageClassification ...]       (or: make coverage)
 """
 
 import argparse
@@ -49,6 +49,7 @@ class Row:
     attention_error: float | None = None
     trained: bool = False
     reason: str = ""
+    unavailable: bool = False
 
 
 def check(name: str) -> Row:
@@ -57,7 +58,7 @@ def check(name: str) -> Row:
     try:
         model = zoo.build(name)
     except zoo.Unavailable as error:
-        row.reason = str(error)
+        row.reason, row.unavailable = str(error), True
         return row
     inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {}))
     reached: list[str] = []
