@@ -18,7 +18,7 @@ OFFLINE = ("stdlib",)
 MODULES = {
     "train": "argparse bdb calendar code codecs configparser contextlib copy csv dataclasses difflib fileinput fractions "
     "ftplib functools getpass gettext glob gzip heapq imaplib inspect ipaddress mailbox mimetypes netrc optparse os "
-    "pickle plistlib pprint profile pstats random sched shlex shutil socket statistics string subprocess tarfile trace "
+    "pickle plistlib pprint profile pstats random sched shlex shutil socket statistics stat subprocess tarfile trace "
     "typing",
     "test": "cmd compileall datetime enum filecmp graphlib hashlib hmac queue selectors shelve smtplib socketserver "
     "tempfile textwrap threading timeit uuid weakref zipapp",
@@ -41,7 +41,8 @@ def load_stdlib() -> DatasetDict:
     """Blocks of code of the running Python's standard library, split by module: `tokens`, `ner_tags` and `module`.
 
     The tags (BIO) are spans of the names that are being defined (CLASS, FUNCTION, PARAMETER), of the dotted names of
-    DECORATORs and of modules after import or from (IMPORT), and of what is raised or caught (EXCEPTION).
+    DECORATORs and of modules after import or from (IMPORT), and of what is raised or caught (EXCEPTION). Blocks with
+    none of these, every second one, are left out.
     """
     features = Features(
         tokens=List(Value("string")), ner_tags=List(ClassLabel(names=list(TAGS))), module=Value("string")
@@ -52,6 +53,7 @@ def load_stdlib() -> DatasetDict:
             {"tokens": tokens, "ner_tags": tags, "module": module}
             for module in modules.split()
             for tokens, tags in blocks(tagged_lines(read_module(module)))
+            if set(tags) != {"O"}
         ]
         splits[split] = Dataset.from_list(rows, features=features)
     return DatasetDict(splits)

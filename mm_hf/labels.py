@@ -104,6 +104,9 @@ def at_locations(model: nn.Module, seen: LocationOutput, labels: Tensor) -> tupl
     """
     if seen.logits.ndim == 2:
         return seen, labels
+    if seen.attention is not None and seen.mask is not None:
+        # One label is shared out among an example's locations. Here each has its own, and a short text no more of each.
+        seen.attention = seen.attention * seen.mask.sum(dim=1, keepdim=True)
     if seen.logits.ndim == 3:
         seen.labels = labels
         return seen, labels

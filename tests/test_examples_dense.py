@@ -31,7 +31,7 @@ from mm_hf import DenseMultiMix
 from mm_hf.hub import load_mixing
 
 TINY_BERT = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
-SHORT = {"max_steps": 3, "save_strategy": "no", "report_to": "none", "num_mixed": 20}
+SHORT = {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "num_mixed": 20}
 SENTENCES = [  # tokens and tags
     ("Ada Lovelace met Babbage .", "B-PER I-PER O B-PER O"),
     ("He lived in New York .", "O O O B-LOC I-LOC O"),
@@ -191,7 +191,7 @@ def test_tags_of_code():
 
 def test_code_has_valid_tags_and_splits_by_module(stdlib):
     names = stdlib["train"].features["ner_tags"].feature.names
-    assert names == list(offline_tokens.TAGS) and len(stdlib["train"]) > 4000 and len(stdlib["test"]) > 1000
+    assert names == list(offline_tokens.TAGS) and len(stdlib["train"]) > 3000 and len(stdlib["test"]) > 800
     assert not set(stdlib["train"]["module"]) & set(stdlib["test"]["module"])
     for split in stdlib.values():
         seen = set()
@@ -200,6 +200,7 @@ def test_code_has_valid_tags_and_splits_by_module(stdlib):
             assert len(tags) == len(row["tokens"]) <= offline_tokens.LONGEST_LINE and all(row["tokens"])
             for before, tag in zip(["O", *tags], tags):
                 assert not tag.startswith("I-") or before[2:] == tag[2:]
+            assert set(tags) != {"O"}
             seen |= set(tags)
         assert {f"B-{kind}" for kind in offline_tokens.TYPES} | {"I-IMPORT", "I-DECORATOR", "I-EXCEPTION"} <= seen
 

@@ -430,7 +430,8 @@ def test_mistakes_are_refused_before_training_starts(tmp_path):
     trains("There is no mixing method 'mixmax'", mixing="mixmax")
     trains("mixing must be a method", mixing=3)
     trains("compute_loss_func cannot be combined", compute_loss_func=lambda *_: None)
-    trains("configured for regression", model=digits.vit(num_labels=1), train=rows)
+    multi = digits.vit(problem_type="multi_label_classification")
+    trains("configured for multi_label_classification", model=multi, train=rows)
     trains("already wrapped", model=_wrapped())
 
 

@@ -93,6 +93,7 @@ class DenseMultiMix(MultiMix):
             )
             with torch.no_grad():
                 attention = output.attention.detach()
+                attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)
                 entropy = -torch.xlogy(attention, attention).sum(dim=1).mean()
                 occupied = output.mask.any(dim=0).sum()
             terms["dense"] = (
