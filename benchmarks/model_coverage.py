@@ -119,7 +119,9 @@ def attention_error(model, plan, kind, inputs, seen):
         return None
     n = seen.mask.shape[1] + plan.prefix
     reported = [output.get("decoder_attentions") or output.get("attentions") or ()]
-    layers = [a for a in reported[0] if isinstance(a, torch.Tensor) and a.shape[-2:] == (n, n) and len(a) == len(seen.mask)]
+    layers = [
+        a for a in reported[0] if isinstance(a, torch.Tensor) and a.shape[-2:] == (n, n) and len(a) == len(seen.mask)
+    ]
     if not layers or (layers[-1].sum(-1) - 1).abs().max() > 1e-3:  # SqueezeBERT reports scores
         return None
     weights = layers[-1].flatten(1, -3).mean(dim=1)
@@ -195,7 +197,7 @@ def table(rows, seconds):
         "",
         "`attention` says whose is read (the one token that the head reads, or the mean of all) and where: an attention "
         "implementation's row is computed anew from query and keys; `(weights)` are those that the eager function reports; "
-        "`softmax[k]` is the k-th call inside the module. Without it, `attention=\"gap\"`, `\"cam\"` and `\"uniform\"` work. "
+        '`softmax[k]` is the k-th call inside the module. Without it, `attention="gap"`, `"cam"` and `"uniform"` work. '
         "Errors are orders of magnitude, rounded up.",
         "",
         "| class | Dense | pool | head | identity | attention | against eager |",
@@ -203,7 +205,14 @@ def table(rows, seconds):
     ]
     for r in rows:
         if r.dense and r.trained:
-            cells = ["yes", f"`{r.pool}`".replace("|", "\\|"), f"`{r.head}`", number(r.identity), r.attention, number(r.attention_error)]
+            cells = [
+                "yes",
+                f"`{r.pool}`".replace("|", "\\|"),
+                f"`{r.head}`",
+                number(r.identity),
+                r.attention,
+                number(r.attention_error),
+            ]
             lines.append(f"| {r.name} | " + " | ".join(cells) + " |")
         else:
             lines.append(f"| {r.name} | {'MultiMix only' if r.multimix else 'no'}: {r.reason} | | | | | |")

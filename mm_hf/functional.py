@@ -239,7 +239,7 @@ def _check_shapes(
                 f"location of shape ({b}, {r}) or ({b}, {r}, {c}), to fit logits of {b} examples, {r} locations and {c} "
                 f"classes; got shape {tuple(labels.shape)}."
             )
-        if labels.is_floating_point() and labels.shape[-1] != c or labels.ndim == 1 and labels.is_floating_point():
+        if labels.is_floating_point() and (labels.ndim == 1 or labels.shape[-1] != c):
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}: class probabilities have the "
                 f"shape ({b}, {c})."

@@ -48,7 +48,7 @@ class MixingState:
         """Look at the model and a batch once, before the first mixed step, and refuse what cannot be trained."""
         if self.is_ready(model):
             return
-        labels = inputs.get("labels")
+        labels: Any = inputs.get("labels")
         self.criterion = check_labels(model, labels)
         if self.label_smoothing and self.criterion != "cross_entropy":
             raise ValueError(
@@ -301,9 +301,7 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOu
     return result.loss
 
 
-def _agreed_plan(
-    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None
-) -> Plan:
+def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
     processes = torch.distributed.get_world_size() if _is_distributed() else 1
     plan: Plan | None = None

@@ -129,7 +129,6 @@ def test_segmentation_of_a_directory_of_images_with_names_of_classes(tmp_path):
     folder.mkdir()
     Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
     (folder / "id2label.json").write_text(json.dumps({"0": "road", "1": "car"}))
-    options = yaml.safe_load((EXAMPLES / "recipes" / "digit_scenes.yaml").read_text())
     changes = {
         "dataset_name": str(folder),
         "image_column_name": "picture",
@@ -137,7 +136,6 @@ def test_segmentation_of_a_directory_of_images_with_names_of_classes(tmp_path):
         "do_reduce_labels": True,
         "augmentation": "crop_flip",
         "image_size": 24,
-        "config_overrides": options["config_overrides"],
     }
     run("run_semantic_segmentation.py", recipe("digit_scenes.yaml", tmp_path, **changes))
     out = tmp_path / "out"

@@ -115,7 +115,7 @@ def test_token_classification_mixes_each_locations_own_labels(name):
 
 
 def test_attention_received_can_weigh_tokens():
-    model, inputs, labels = token_model("BertForTokenClassification")
+    model, inputs, _ = token_model("BertForTokenClassification")
     seen = extract(model, attention="mean", **inputs)
     model.set_attn_implementation("eager")
     expected = model(**inputs, output_attentions=True).attentions[-1].mean(dim=(1, 2)) * seen.mask

@@ -80,7 +80,8 @@ OVERRIDES = {
         "stage_num_blocks": [1, 1, 1, 1],
         "stage_numb_of_layers": [1, 1, 1, 1],
     },
-    "hiera": STAGES | {"embed_dim": 8, "num_heads": [1, 2, 2, 4], "image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 1, 1, 2]},
+    "hiera": STAGES
+    | {"embed_dim": 8, "num_heads": [1, 2, 2, 4], "image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 1, 1, 2]},
     # its patches are 16 x 16 whatever the configuration says, and two more stages halve the sides
     "levit": {"image_size": 128, "patch_size": 16, "hidden_sizes": [16, 32, 32], "key_dim": [8, 8, 8]}
     | {"depths": [1, 1, 1], "num_attention_heads": [2, 2, 2]},

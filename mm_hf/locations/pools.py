@@ -1,15 +1,15 @@
 """Which tokens a head reads, told by a name: "token[0]", "mean[1:]", ... so that a plan can be printed and saved.
 
-    token[k]        token k, from the front or (negative) from the back
-    token[last]     the last token that is attended to
-    token[last!=i]  the last token whose id is not i (decoders: i is the padding)
-    token[last==i]  the last token whose id is i (BART, T5: the end of the sentence)
-    token[after!=i] the one behind that, if there is one (encoder-decoders, whose decoder reads the text shifted)
-    mean[k:]        the mean of tokens k and on; mean[:k] of the first k
-    mean[mask]      the mean of the tokens that are attended to
-    mean[nonzero]   the mean of the tokens that were not set to zero (padding, in wav2vec 2.0)
-    p|q             two of these, concatenated
-    p+q             two of these for two heads whose logits are averaged, in the order of the heads
+token[k]        token k, from the front or (negative) from the back
+token[last]     the last token that is attended to
+token[last!=i]  the last token whose id is not i (decoders: i is the padding)
+token[last==i]  the last token whose id is i (BART, T5: the end of the sentence)
+token[after!=i] the one behind that, if there is one (encoder-decoders, whose decoder reads the text shifted)
+mean[k:]        the mean of tokens k and on; mean[:k] of the first k
+mean[mask]      the mean of the tokens that are attended to
+mean[nonzero]   the mean of the tokens that were not set to zero (padding, in wav2vec 2.0)
+p|q             two of these, concatenated
+p+q             two of these for two heads whose logits are averaged, in the order of the heads
 """
 
 from __future__ import annotations

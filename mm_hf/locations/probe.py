@@ -84,23 +84,23 @@ def _completed(recording: Recording, plan: Plan, tokens: Tensor, processing_clas
 def _proved(recording: Recording, plan: Plan) -> Plan:
     """The plan itself if this model bears it out in every field, else a LocationError that says where it does not."""
     name = type(recording.model).__name__
-    source = next((c for c in recording.calls if c.name == plan.source), None)
-    if source is None:
-        raise LocationError(f"The plan does not fit {name}: it has, or calls, no module {plan.source!r}.\n{plan}")
-    bare = replace(plan, attention=None, attention_base=None, query=None, prefix=0, text=False)
-    if plan.pool not in (EVERY, REGISTERED):
-        for candidate, tokens in _pools(recording, replace(bare, prefix=_prefix_length(recording.model))):
-            error = _identity_error(recording, candidate, tokens)
-            if error > tolerance(recording.logits):
-                raise LocationError(f"The plan does not fit {name}: it misses its logits by {error:.1e}.\n{plan}")
-            break
-        else:
-            raise LocationError(
-                f"The plan does not fit {name}: its logits do not depend on the tokens that {plan.pool!r} names and on "
-                f"no others.\n{plan}"
-            )
+    if _source(recording, plan) is None:
+        raise LocationError(
+            f"The plan does not fit {name}: it has, or calls, no module {plan.source!r} with such an {plan.side}.\n{plan}"
+        )
+    if plan.pool in (EVERY, REGISTERED):
+        guess = next(_explanations(recording))
     else:
-        candidate, tokens = next(_explanations(recording)), _tokens(recording, plan)
+        guess = replace(plan, attention=None, attention_base=None, query=None, prefix=_prefix_length(recording.model))
+    candidate, tokens = next(_pools(recording, guess), (None, None))
+    if candidate is None or tokens is None:
+        raise LocationError(
+            f"The plan does not fit {name}: its logits do not depend on the tokens that {plan.pool!r} names and on no "
+            f"others.\n{plan}"
+        )
+    error = _identity_error(recording, candidate, tokens)
+    if error > tolerance(recording.logits):
+        raise LocationError(f"The plan does not fit {name}: it misses its logits by {error:.1e}.\n{plan}")
     shown = _completed(recording, candidate, tokens, None)
     shown = replace(shown, special_ids=plan.special_ids, model_class=plan.model_class)
     for field in fields(Plan):
@@ -176,7 +176,11 @@ def _averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
     heads = [c for c in recording.calls if c.results.get(None) is not None and c.results[None].shape == logits.shape]
     heads.sort(key=lambda c: c.name.count("."))
     for a, b in itertools.combinations(heads, 2):
-        if _same((a.results[None] + b.results[None]) / 2, logits) and is_affine(recording, a) and is_affine(recording, b):
+        if (
+            _same((a.results[None] + b.results[None]) / 2, logits)
+            and is_affine(recording, a)
+            and is_affine(recording, b)
+        ):
             yield a, b
 
 
@@ -266,7 +270,7 @@ def _before(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...
 def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
     """The guess with each pool whose tokens are exactly those that the logits depend on, and these tokens."""
     source = _source(recording, guess)
-    if not source.requires_grad:
+    if source is None or not source.requires_grad:
         return
     tokens = as_tokens(source.detach(), guess.layout)
     n = tokens.shape[1]
@@ -339,15 +343,11 @@ def _with_special_ids(recording: Recording, plan: Plan, processing_class: Any) -
     return replace(plan, special_ids=tuple(sorted(i for i in ids if isinstance(i, int))))
 
 
-def _source(recording: Recording, plan: Plan) -> Tensor:
-    call = next(c for c in reversed(recording.calls) if c.name == plan.source)
-    source = call.argument if plan.side == "input" else call.results[plan.key]
-    assert source is not None
-    return source
-
-
-def _tokens(recording: Recording, plan: Plan) -> Tensor:
-    return as_tokens(_source(recording, plan).detach(), plan.layout)
+def _source(recording: Recording, plan: Plan) -> Tensor | None:
+    call = next((c for c in reversed(recording.calls) if c.name == plan.source), None)
+    if call is None:
+        return None
+    return call.argument if plan.side == "input" else call.results.get(plan.key)
 
 
 def _prefix_length(model: nn.Module) -> int:

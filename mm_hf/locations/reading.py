@@ -142,7 +142,8 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
             heads = getattr(where.module, "num_heads", None)
             if function == "softmax" and output.ndim == 3 and isinstance(heads, int) and len(output) % heads == 0:
                 output = output.unflatten(0, (-1, heads))
-            calls.append(AttentionCall(where.name, base, *output.shape[-2:], where.cross, weights=output))
+            queries, keys = output.shape[-2:]
+            calls.append(AttentionCall(where.name, base, queries, keys, where.cross, weights=output))
         elif where is not None and output.ndim == 4:
             module, bound = where.module, _sdpa_signature.bind(*args, **kwargs).arguments
             rows = lambda index: _sdpa_rows(module, bound, index)  # noqa: E731

@@ -121,14 +121,11 @@ def logits_of(output: Any) -> Any:
 def _logits(model: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Tensor:
     logits = logits_of(output)
     batch, labels = _batch_size(inputs), model.config.num_labels  # type: ignore[union-attr]
-    shape = None if not isinstance(logits, Tensor) else tuple(logits.shape)
-    fits = shape is not None and shape[0] == batch and len(shape) in (2, 3, 4)
-    if not fits or (len(shape) > 2 and shape[2 if len(shape) == 3 else 1] != labels):  # type: ignore[arg-type]
-        said = "no logits" if shape is None else f"logits of shape {shape}"
-        raise LocationError(
-            f"{type(model).__name__} returns {said} for {batch} examples and {labels} labels. {SUPPORTED}."
-        )
-    return logits  # type: ignore[return-value]
+    fits = isinstance(logits, Tensor) and len(logits) == batch
+    if fits and (logits.ndim == 2 or (logits.ndim in (3, 4) and logits.shape[-1 if logits.ndim == 3 else 1] == labels)):
+        return logits
+    said = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
+    raise LocationError(f"{type(model).__name__} returns {said} for {batch} examples and {labels} labels. {SUPPORTED}.")
 
 
 def _attends_elsewhere(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -163,7 +160,9 @@ def _varied(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """
     b = _batch_size(inputs)
     inputs = {
-        k: v[torch.arange(PROBE_EXAMPLES, device=v.device) % b] if isinstance(v, Tensor) and v.ndim and len(v) == b else v
+        k: v[torch.arange(PROBE_EXAMPLES, device=v.device) % b]
+        if isinstance(v, Tensor) and v.ndim and len(v) == b
+        else v
         for k, v in inputs.items()
     }
     ids = inputs.get("input_ids")
@@ -182,7 +181,9 @@ def _varied(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | None:
     real = [row.nonzero()[:, 0] for row in mask]
     if min(len(real[shortened]), len(real[moved])) < 6:
         return None
-    kept = torch.cat([real[shortened][: len(real[shortened]) // 2 - 1], real[shortened][len(real[shortened]) // 2 + 1 :]])
+    kept = torch.cat(
+        [real[shortened][: len(real[shortened]) // 2 - 1], real[shortened][len(real[shortened]) // 2 + 1 :]]
+    )
     padding = torch.zeros_like(ids).bool()
     place = slice(n - len(kept), n) if left else slice(0, len(kept))
     padding[shortened] = True

@@ -248,7 +248,7 @@ def resolve_attention(kind: str, plan: Plan) -> str:
         if kind == "mean" and readable:
             return kind
         raise LocationError(
-            f'{name} labels every location, and attention={kind!r} says where the one label of a whole example is. Use '
+            f"{name} labels every location, and attention={kind!r} says where the one label of a whole example is. Use "
             '"uniform"' + (' or "mean".' if readable else ".")
         )
     single = readable and plan.query != "mean"
