@@ -8,6 +8,7 @@ from dataclasses import replace
 import models
 import pytest
 import torch
+import transformers
 import zoo
 
 from mm_hf import DenseMultiMix, LocationError, MultiMix, MultiMixTrainer, Plan, extract, probe, wrap_model
@@ -83,6 +84,28 @@ def test_the_end_of_a_sentence_is_told_from_the_last_word_in_a_batch_without_pad
         padded = zoo.batch(name, model, b=3, seed=7)
         with torch.no_grad():
             extract(model, attention="uniform", **padded)  # checks the identity
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_a_head_that_starts_at_zero(name):
+    model, inputs = models.build(name), models.batch(name)
+    expected = probe(model, inputs)
+    last = next(m for m in reversed(list(model.modules())) if isinstance(m, torch.nn.Linear))
+    torch.nn.init.zeros_(last.weight)
+    assert probe(model, inputs) == expected and not last.weight.any()
+
+
+def test_small_numbers_are_not_taken_for_their_own_tanh():
+    class Tanh(transformers.ViTForImageClassification):
+        def forward(self, pixel_values, labels=None, **kwargs):
+            hidden = self.vit(pixel_values).last_hidden_state[:, 0]
+            logits = self.classifier(torch.tanh(self.dense(hidden)))
+            return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
+
+    model = Tanh(models.build("vit").config)
+    model.dense = torch.nn.Linear(32, 32)
+    torch.nn.init.normal_(model.dense.weight, std=1e-5)
+    assert probe(model.eval(), models.batch("vit")).chain == ("dense", "tanh", "classifier")
 
 
 @pytest.fixture

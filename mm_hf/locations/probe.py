@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .attention_choice import tolerance, with_attention
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
-from .record import Call, Recording, pad_id, record, traceless
+from .record import Call, Recording, pad_id, record, traceless, without_zero_weights
 from .register import is_registered, registered
 
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
@@ -49,7 +49,7 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
         LocationError: The model's logits cannot be explained by its tokens, or not by the given plan; the message says
             what was seen.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_zero_weights(model):
         recording = record(model, inputs)
         check_head(recording)
         if plan is not None:
@@ -233,12 +233,19 @@ def _walk(
     """Explanations of a vector for each example that was there before some moment and goes through `chain` afterwards."""
     flat = target.flatten(1)
     earlier = [c for c in recording.calls if c.ended < before]
-    made: list[tuple[Call, tuple[str, ...]]] = [(c, ()) for c in reversed(earlier) if _has(c, flat)]
+    # Small numbers are nearly their own tanh: what is equal to the last bit comes first.
+    made = sorted(
+        (
+            (error, c, () if name is None else (name,))
+            for c in reversed(earlier)
+            for name, activation in ((None, None), *ACTIVATIONS.items())
+            if (error := _mismatch(c, flat, activation)) <= tolerance(flat)
+        ),
+        key=lambda candidate: candidate[0],
+    )
     if not made:
-        made = [(c, (name,)) for c in reversed(earlier) for name, act in ACTIVATIONS.items() if _has(c, flat, act)]
-    if not made:
-        made = [(c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := _scale(c, flat)) is not None]
-    for call, activation in made if depth < 16 else []:
+        made = [(0.0, c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := _scale(c, flat)) is not None]
+    for _, call, activation in made if depth < 16 else []:
         reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
         yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
     for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
@@ -361,13 +368,19 @@ def _is_vector(x: Tensor) -> bool:
     return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))
 
 
-def _has(call: Call, target: Tensor, activation: Any = None) -> bool:
-    """Whether a module's one result is `target`, a vector an example (through an activation)."""
+def _has(call: Call, target: Tensor) -> bool:
+    """Whether a module's one result is `target`, a vector an example."""
+    return _mismatch(call, target) <= tolerance(target)
+
+
+def _mismatch(call: Call, target: Tensor, activation: Any = None) -> float:
+    """How far a module's one result, a vector an example (through an activation), is from `target`."""
     result = call.results.get(None)
     if result is None or not _is_vector(result) or result.numel() != target.numel():
-        return False
+        return math.inf
     result = result.flatten(1)
-    return _same(result if activation is None else activation(result), target)
+    result = result if activation is None else activation(result)
+    return relative_error(result, target) if result.shape == target.shape else math.inf
 
 
 def _scale(call: Call, target: Tensor) -> float | None:
