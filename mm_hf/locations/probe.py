@@ -201,8 +201,12 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
         return
     yield from _walk(recording, empty, recording.logits, math.inf, (), 0)
     for a, b in _averaged_heads(recording):
-        ways = [[] if c.argument is None else list(_before(recording, empty, c, (c.name,), 0)) for c in (a, b)]
-        for one, other in sorted(itertools.product(*ways), key=lambda pair: pair[0].pool != pair[1].pool):
+        # Each head by itself: together their gradients would not tell which of them reads what.
+        ways = [
+            [way for guess in _before(recording, empty, c, (c.name,), 0) for way, _ in _pools(recording, guess, c)]
+            for c in (a, b)
+        ]
+        for one, other in itertools.product(*ways):
             same = (one.source, one.side, one.key, one.layout, len(one.chain))
             if same == (other.source, other.side, other.key, other.layout, len(other.chain)):
                 pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
@@ -274,8 +278,8 @@ def _before(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...
             yield replace(empty, source=call.name, side="input", layout=layout, chain=chain)
 
 
-def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
-    """The guess with each pool whose tokens are exactly those that the logits depend on, and these tokens."""
+def _pools(recording: Recording, guess: Plan, head: Call | None = None) -> Iterator[tuple[Plan, Tensor]]:
+    """The guess with each pool whose tokens are exactly those that the logits (of one head) depend on, and these tokens."""
     source = _source(recording, guess)
     if source is None or not source.requires_grad:
         return
@@ -286,8 +290,9 @@ def _pools(recording: Recording, guess: Plan) -> Iterator[tuple[Plan, Tensor]]:
     if guess.pool in (EVERY, REGISTERED):
         yield replace(found, prefix=guess.prefix), tokens
         return
-    weights = torch.linspace(1, 2, recording.logits.numel(), device=source.device, dtype=recording.logits.dtype)
-    total = (recording.logits * weights.view_as(recording.logits)).sum()
+    logits = recording.logits if head is None else head.results[None]
+    weights = torch.linspace(1, 2, logits.numel(), device=source.device, dtype=logits.dtype)
+    total = (logits * weights.view_as(logits)).sum()
     (gradient,) = torch.autograd.grad(total, source, retain_graph=True, allow_unused=True)
     if gradient is None:
         return
@@ -388,9 +393,10 @@ def _scale(call: Call, target: Tensor) -> float | None:
     result = call.results.get(None)
     if result is None or not _is_vector(result) or result.numel() != target.numel():
         return None
+    limit = tolerance(target)
     result, target = result.detach().flatten(1).double(), target.detach().double()
     scale = round(float((result * target).sum() / result.square().sum().clamp(min=1e-30)), 6)
-    return scale if scale and _same(scale * result, target, 1e-5) else None
+    return scale if scale and _same(scale * result, target, limit) else None
 
 
 def _same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
