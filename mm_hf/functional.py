@@ -179,8 +179,11 @@ def dense_multimix_loss(
         b, r, c = token_logits.shape
         if labels.shape == (b, c) and r != c:  # probabilities that are all 0 or 1 may come as integers
             labels = labels.to(dtype)
-        targets, takes_part = soft_targets(labels, c, dtype, label_smoothing, criterion)
-        if targets.ndim == 3:
+        if labels.is_floating_point() or criterion != "cross_entropy":
+            targets, takes_part = soft_targets(labels, c, dtype, criterion=criterion)
+        else:
+            targets, takes_part = labels.clamp(min=0).long(), (labels != IGNORE_INDEX).to(dtype)
+        if takes_part.ndim == 2:
             targets = targets.transpose(0, 1)
         else:
             takes_part = takes_part[:, None]
@@ -189,14 +192,15 @@ def dense_multimix_loss(
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
         factors = factors if factors.ndim == 3 else factors[None]
-        return DenseMixingLoss.apply(logits, targets, confidence, factors, orders, confidence_weighted, criterion)
+        return DenseMixingLoss.apply(
+            logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing
+        )
 
 
 def soft_targets(
     labels: Tensor,
     num_classes: int,
     dtype: torch.dtype = torch.float32,
-    smoothing: float = 0.0,
     criterion: Criterion = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
     """Labels as targets (..., c), and which take part (...): 0 where labelled -100.
@@ -212,8 +216,6 @@ def soft_targets(
         targets = labels.to(dtype)
         targets = targets[:, None] if targets.ndim == 1 else targets
         takes_part = targets.new_ones(targets.shape[:-1])
-    if smoothing:
-        targets = (1 - smoothing) * targets + smoothing / num_classes
     return targets, takes_part
 
 
