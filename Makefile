@@ -22,7 +22,8 @@ format: $(VENV)/.dev  ## what `make check` would complain of and a machine can m
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(VENV)/.dev  ## slow evidence: what sharing factors costs the gradient, what a step costs
+bench: $(VENV)/.dev  ## slow evidence: the loss against a literal one, what sharing factors costs the gradient, what a step costs
+	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/factor_sharing.py
 	$(BIN)/python benchmarks/step_time.py
 
