@@ -211,4 +211,8 @@ class MultiMixTrainer(Trainer):
         super().create_model_card(language, license, tags, **kwargs)
         if self.is_world_process_zero():
             card = Path(str(self.args.output_dir)) / "README.md"
-            card.write_text(card.read_text(encoding="utf-8") + "\n" + card_section(self.mixing), encoding="utf-8")
+            # Trainer takes the empty name of a model from scratch for the name of one on the Hub.
+            text = card.read_text(encoding="utf-8").replace(
+                "is a fine-tuned version of [](https://huggingface.co/) on", "was trained from scratch on"
+            )
+            card.write_text(text + "\n" + card_section(self.mixing), encoding="utf-8")
