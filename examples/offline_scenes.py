@@ -36,7 +36,7 @@ def load_digit_scenes() -> DatasetDict:
         classes = digits["label"]
         scenes = []
         for _ in range(SCENES[str(split)]):
-            chosen = rng.integers(len(images), size=rng.integers(1, MOST_DIGITS + 1))
+            chosen = rng.integers(len(images), size=rng.integers(1, MOST_DIGITS + 1)).tolist()
             image, label = scene([images[i] for i in chosen], [classes[i] for i in chosen], rng)
             scenes.append({"image": PILImage.fromarray(image), "label": PILImage.fromarray(label)})
         splits[split] = Dataset.from_list(scenes, features=features)

@@ -1,7 +1,7 @@
 # /// script
 # dependencies = [
 #     "mm-hf[examples]",
-#     "transformers>=5.20",
+#     "transformers>=5.23",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
 #     "torch>=2.6",

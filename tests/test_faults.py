@@ -249,3 +249,38 @@ def test_a_tap_that_would_change_the_model_is_not_used():
     assert plan.attention_base == "scaled_dot_product_attention[0]"
     with torch.no_grad():
         assert torch.equal(extract(model, attention="cls", **inputs).logits, model(**inputs).logits)
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """As if this were the second of two processes, of which the first one says what the test says."""
+    said = {}
+
+    def gather(everywhere, own):
+        everywhere[:] = [said or own, own]
+
+    monkeypatch.setattr("mm_hf.wrapper._is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    return said
+
+
+def test_all_processes_take_the_plan_of_the_first_if_it_is_right_for_them(first_of_two):
+    model, inputs = models.build("bert"), models.batch("bert")
+    example = {**inputs, "labels": models.labels()}
+    plan = probe(model, inputs)
+    with wrap_model(model.train(), DENSE, example_inputs=example) as handle:
+        assert handle.plan == plan
+    # The first one's tokenizer knew more special tokens.
+    first_of_two.update(replace(plan, special_ids=(0, 2, 3)).to_dict())
+    with wrap_model(model, DENSE, example_inputs=example) as handle:
+        assert handle.plan.special_ids == (0, 2, 3)
+    first_of_two.update(replace(plan, pool="mean[0:]").to_dict())
+    with pytest.raises(LocationError, match="does not fit"):
+        wrap_model(model, DENSE, example_inputs=example)
+
+
+def test_all_processes_stop_if_one_finds_nothing(first_of_two):
+    first_of_two["error"] = "the first process found nothing"
+    with pytest.raises(LocationError, match="the first process found nothing"):
+        wrap_model(models.build("vit"), DENSE, example_inputs={**models.batch("vit"), "labels": models.labels()})
