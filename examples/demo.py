@@ -42,7 +42,7 @@ from mm_hf.metrics import classification_metrics
 from mm_hf.sampling import alpha_for
 
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "Dense MultiMix": DenseMultiMix()}
-PAPER: dict[str, Mixing] = {"the paper's recipe": DenseMultiMix(preset="paper")}
+PAPER: dict[str, Mixing] = {"paper's recipe": DenseMultiMix(preset="paper")}
 FIGURES = ("accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step")
 
 
