@@ -140,6 +140,21 @@ def test_decoders_on_either_side_of_the_padding(name, side):
         torch.testing.assert_close(seen.attention[1:2][:, words[1]], alone.attention, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("first", "then"), [("sdpa", "eager"), ("eager", "sdpa")])
+@pytest.mark.parametrize("name", ["vit", "bert", "LlamaForSequenceClassification"])
+def test_another_implementation_is_chosen_after_wrapping(name, first, then):
+    model, inputs = build(name)
+    model.set_attn_implementation(first)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with wrap_model(model.train(), DENSE, example_inputs={**inputs, "labels": models.labels(4)}):
+            seen = extract(model.eval(), attention="cls", **inputs)
+            model.set_attn_implementation(then)
+            torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+            again = extract(model, attention="cls", **inputs)
+    torch.testing.assert_close(again.attention, seen.attention, rtol=1e-4, atol=1e-5)
+
+
 def test_the_block_mask_that_flex_attention_takes():
     """Flex attention trains on GPUs only; the row is computed from its mask's function, whatever the device."""
     from torch.nn.attention.flex_attention import create_block_mask

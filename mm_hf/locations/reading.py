@@ -228,6 +228,11 @@ class AttentionTap:
             module.config = config
         module.mm_hf_tap = self  # type: ignore[assignment]
 
+    @property
+    def implementation(self) -> str:
+        """The attention implementation that the module's own config names."""
+        return self._own_config._attn_implementation
+
     def remove(self, module: nn.Module) -> None:
         """Leave the module as it was."""
         for hook in self._hooks:
@@ -280,11 +285,13 @@ def _register(base: str) -> str:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         tap: Any = module.mm_hf_tap
-        if tap.active and not tap.base.endswith(REPORTED):
-            tap.keep(lambda index: attention_rows(module, query, key, attention_mask, index, **kwargs))
-        output, weights = base_function(module, base)(module, query, key, value, attention_mask, **kwargs)
-        if tap.active and tap.base.endswith(REPORTED):
+        # The implementation may have been changed since, and the mask that comes is made for the one in use.
+        current = base_function(module, tap.implementation)
+        output, weights = current(module, query, key, value, attention_mask, **kwargs)
+        if tap.active and tap.base.endswith(REPORTED) and weights is not None:
             tap.keep_reported(weights)
+        elif tap.active:
+            tap.keep(lambda index: attention_rows(module, query, key, attention_mask, index, **kwargs))
         return output, weights
 
     if name not in AttentionInterface._global_mapping:
