@@ -50,9 +50,12 @@ def clean_loss(
             return loss(logits, targets)
         if labels.shape == logits.shape:
             labels = labels.to(dtype).flatten(0, -2)
-            count = labels.sum()
+            mass = labels.sum(dim=-1, keepdim=True)
+            # Not cross_entropy's own smoothing, which makes a row of zeros a target.
+            labels = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[-1]
+            count, label_smoothing = mass.sum(), 0.0
         else:
-            labels = labels.flatten()
+            labels = _check_classes(labels, logits.shape[-1]).flatten()
             count = (labels != IGNORE_INDEX).sum()
         total = F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", label_smoothing=label_smoothing)
         return total / count.clamp(min=torch.finfo(dtype).eps)
@@ -133,7 +136,8 @@ def dense_multimix_loss(
     Args:
         token_logits: (b, r, c), the classifier applied at every location.
         labels: (b,) class indices, or (b, c) class probabilities, inherited by all locations of an example; or labels of
-            each location's own: (b, r) class indices or (b, r, c) class probabilities. What is labelled -100 takes no part.
+            each location's own: (b, r) class indices or (b, r, c) class probabilities. What is labelled -100, or by a row
+            of zeros, takes no part.
         attention: (b, r) >= 0, the confidence of the label of example i at location j. Zero means "not a location of
             this example" (padding, special tokens). Only ratios between examples at one location matter.
         factors: (r, b, n) interpolation factors, or (b, n) shared by all locations, see [`sample_factors`].
@@ -175,14 +179,15 @@ def dense_multimix_loss(
         if criterion == "cross_entropy":
             # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
             # logit keeps more digits.
-            logits = logits - logits.detach().mean(dim=-1, keepdim=True)
+            logits = logits - logits.detach().amax(dim=-1, keepdim=True)
         b, r, c = token_logits.shape
-        if labels.shape == (b, c) and r != c:  # probabilities that are all 0 or 1 may come as integers
-            labels = labels.to(dtype)
+        if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
+            labels = labels.to(dtype)  # probabilities that are all 0 or 1
         if labels.is_floating_point() or criterion != "cross_entropy":
             targets, takes_part = soft_targets(labels, c, dtype, criterion=criterion)
         else:
-            targets, takes_part = labels.clamp(min=0).long(), (labels != IGNORE_INDEX).to(dtype)
+            takes_part = (labels != IGNORE_INDEX).to(dtype)
+            targets = _check_classes(labels, c).masked_fill(labels == IGNORE_INDEX, 0)
         if takes_part.ndim == 2:
             targets = targets.transpose(0, 1)
         else:
@@ -216,7 +221,22 @@ def soft_targets(
         targets = labels.to(dtype)
         targets = targets[:, None] if targets.ndim == 1 else targets
         takes_part = targets.new_ones(targets.shape[:-1])
+        if criterion == "cross_entropy":
+            takes_part = (targets.sum(dim=-1) > 0).to(dtype)
     return targets, takes_part
+
+
+def _check_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """Class indices as int64. On a CPU those out of range are refused; a GPU would have to be waited for."""
+    labels = labels.long()
+    if labels.device.type == "cpu":
+        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
+        if len(wrong):
+            raise ValueError(
+                f"labels has the class {int(wrong[0])}, and the logits have {num_classes} classes (0 to {num_classes - 1}; "
+                f"{IGNORE_INDEX} takes no part)."
+            )
+    return labels
 
 
 def _check_shapes(

@@ -80,11 +80,18 @@ def _ignored(model: nn.Module) -> int:
     return getattr(model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
 
 
-def check_shapes(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
+def check_shapes(model: nn.Module, logits: Tensor, labels: Tensor, criterion: Criterion) -> None:
     """Refuse labels whose dimensions do not fit the logits: one an example, or one a location."""
     name, b = type(model).__name__, len(logits)
-    if logits.ndim == 2 and (labels.ndim == 1 or labels.shape == logits.shape):
+    numbers = labels.is_floating_point() or criterion != "cross_entropy"
+    if logits.ndim == 2 and (labels.shape == (b,) or (numbers and labels.shape == logits.shape)):
         return
+    if logits.ndim == 2 and labels.shape == logits.shape:
+        raise ValueError(
+            f"{name} has one class an example, and the labels are {labels.dtype} of shape {tuple(labels.shape)}. If each "
+            'example may have several classes, set config.problem_type = "multi_label_classification"; class probabilities '
+            "are floating-point numbers."
+        )
     if logits.ndim == 3 and labels.shape == logits.shape[:2]:
         return
     if logits.ndim == 4 and labels.ndim == 3 and len(labels) == b:

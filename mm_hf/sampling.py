@@ -104,10 +104,14 @@ def process_generator(device: torch.device | str) -> torch.Generator:
 
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
     """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
-    low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-    if not 0 < low <= high < float("inf"):
+    try:
+        low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
+        right = 1e-30 < low <= high < float("inf")  # below, float32 has no such small numbers
+    except (TypeError, ValueError):
+        right = False
+    if not right:
         raise ValueError(
-            f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha}."
+            f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha!r}."
         )
     return float(low), float(high)
 
@@ -125,6 +129,6 @@ def alpha_for(effective_examples: float, num_examples: int) -> float:
         >>> alpha_for(3, num_examples=4)
         1.0
     """
-    if effective_examples <= 1:
+    if not 1 < effective_examples < float("inf"):
         raise ValueError(f"effective_examples must be greater than 1, but is {effective_examples}.")
     return min(1.0, (effective_examples - 1) / max(num_examples - effective_examples, 1e-9))

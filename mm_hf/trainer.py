@@ -98,11 +98,11 @@ class MultiMixTrainer(Trainer):
             self.loss_is_scaled_for_ga = False
 
     def _wrap_for_mixing(self, model: Any) -> None:
-        if not self.mixes:
-            return
         state = model.__dict__.get(STATE)
         if state is not None and state.owned_by_trainer:  # a notebook cell that is run again
             MixingHandle(model, state).remove()
+        if not self.mixes:
+            return
         self.mixing_handle = wrap_model(model, self.mixing, **self._wrapping)
         model.__dict__[STATE].owned_by_trainer = True
 
@@ -151,6 +151,11 @@ class MultiMixTrainer(Trainer):
         """In training, hand the batch to the wrapped model; in evaluation, do what Trainer does."""
         if self.mixing_handle is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.mixing_handle.installed:
+            raise ValueError(
+                "Another trainer was made for this model since, and the model mixes as that one says: train with the newest "
+                "trainer, or make this one again."
+            )
         if inputs.get("labels") is None:
             check_labels(self.accelerator.unwrap_model(model), None)
         # Before a compiled model's first call, which fixes the hooks that it will ever see.

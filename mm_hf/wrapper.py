@@ -121,6 +121,11 @@ class MixingHandle:
     def plan(self) -> Plan | None:
         return self._state.plan
 
+    @property
+    def installed(self) -> bool:
+        """Whether the model still trains by this wrapping: it was not removed, and no other took its place."""
+        return self._model is not None and self._model.__dict__.get(STATE) is self._state
+
     def prepare(self, inputs: Mapping[str, Any]) -> None:
         """Probe and check the model with a batch now (it happens by itself at the first training step)."""
         assert self._model is not None, "This model has been unwrapped."
@@ -294,7 +299,7 @@ def _choose(
 
 @torch.compiler.disable
 def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
-    check_shapes(model, seen.logits, labels)
+    check_shapes(model, seen.logits, labels, state.criterion)
     seen, labels = at_locations(model, seen, labels)
     result = method.loss(seen, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
     state.log(result.logs)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import dense_multimix_loss, multimix_loss, sample_factors
+from mm_hf.functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
 from mm_hf.sampling import sample_orders
 
 
@@ -311,6 +311,65 @@ def test_large_common_offsets_of_the_logits_cost_no_precision():
     rounding = dense_multimix_loss((logits + 4096).float().double() - 4096, labels, attention, factors)
     torch.testing.assert_close(shifted.double(), rounding, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(rounding, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("masked", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_a_class_that_is_masked_out_costs_no_precision(masked):
+    logits, labels, attention, factors = dense_batch(c=5)
+    labels = labels.clamp(max=3)
+    logits[..., 4] = masked
+    expected = dense_multimix_loss(logits[..., :4], labels, attention, factors)
+    loss = dense_multimix_loss(logits.float(), labels, attention.float(), factors.float())
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
+def test_integers_of_all_sizes_are_class_indices(dtype):
+    logits, labels, attention, factors = dense_batch()
+    for loss, arguments in [
+        (dense_multimix_loss, (logits, attention, factors)),
+        (multimix_loss, (logits[:, 0], factors[0])),
+        (clean_loss, (logits[:, 0],)),
+    ]:
+        expected = loss(arguments[0], labels, *arguments[1:])
+        assert torch.equal(loss(arguments[0], labels.to(dtype), *arguments[1:]), expected)
+
+
+def test_labels_of_true_and_false_are_probabilities():
+    logits, labels, attention, factors = dense_batch(c=5)  # as many classes as locations
+    one_hot = torch.nn.functional.one_hot(labels, 5)
+    torch.testing.assert_close(
+        dense_multimix_loss(logits, one_hot.bool(), attention, factors),
+        dense_multimix_loss(logits, labels, attention, factors),
+    )
+
+
+@pytest.mark.parametrize("wrong", [-1, -7, 4, 9])
+def test_classes_out_of_range_are_refused_everywhere(wrong):
+    logits, labels, attention, factors = dense_batch()
+    labels[2] = wrong
+    for loss, arguments in [
+        (dense_multimix_loss, (logits, labels, attention, factors)),
+        (dense_multimix_loss, (logits, labels[:, None].expand(-1, 5), attention, factors)),
+        (multimix_loss, (logits[:, 0], labels, factors[0])),
+        (clean_loss, (logits[:, 0], labels)),
+    ]:
+        with pytest.raises(ValueError, match=f"labels has the class {wrong}, and the logits have 4 classes"):
+            loss(*arguments)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_row_of_zeros_takes_no_part(smoothing):
+    logits, labels, attention, factors = dense_batch()
+    soft = torch.nn.functional.one_hot(labels, 4).double()
+    soft[2], labels[2] = 0, -100
+    for loss, arguments in [
+        (dense_multimix_loss, (logits, attention, factors)),
+        (multimix_loss, (logits[:, 0], factors[0])),
+        (clean_loss, (logits[:, 0],)),
+    ]:
+        results = [loss(arguments[0], y, *arguments[1:], label_smoothing=smoothing) for y in (soft, labels)]
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(

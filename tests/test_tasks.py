@@ -178,8 +178,9 @@ def test_mistakes_about_tasks_are_refused_with_sentences():
     model, inputs, labels = token_model("BertForTokenClassification")
     refused("label for every location.*DenseMultiMix", model, inputs, labels, MultiMix(num_mixed=5))
     refused("label for every location", model, inputs, labels, DenseMultiMix(num_mixed=5, preset="paper"))
-    refused("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
     vit, images = models.build("vit"), models.batch("vit")
+    refused("one class an example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
+    refused("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
     several = (torch.rand(6, 5) < 0.5).float()
     several[0] = 1
     refused('no class probabilities.*problem_type = "multi_label', vit, images, several, DenseMultiMix(num_mixed=5))

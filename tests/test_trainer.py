@@ -316,6 +316,25 @@ def test_a_new_trainer_for_the_same_model_takes_over(tmp_path):
     assert "loss_pooled" in trainer.state.log_history[0] and "loss_dense" not in trainer.state.log_history[0]
 
 
+def test_erm_takes_a_model_over_from_a_trainer_that_mixed(tmp_path):
+    results = []
+    for before in (False, True):
+        model = digits.vit()
+        if before:
+            run(tmp_path, model=model, trainer_args={"mixing": DENSE})
+        run(tmp_path, model=model, trainer_args={"mixing": ERM()}, max_steps=2).train()
+        results.append(digits.weights(model))
+    digits.same_weights(*results)
+
+
+def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
+    model = digits.vit()
+    older = run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1)
+    run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
+    with pytest.raises(ValueError, match="Another trainer was made for this model since"):
+        older.train()
+
+
 # ---- what is saved ----
 
 

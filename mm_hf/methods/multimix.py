@@ -117,8 +117,8 @@ class MultiMix(Mixing):
             raise ValueError(f"otherwise must be 'clean' or 'mixup', got {self.otherwise!r}.")
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
         for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} must not be negative, but is {weight}.")
+            if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be a number and not be negative, but is {weight!r}.")
         if not any(weights.values()):
             raise ValueError(
                 f"At least one of {', '.join(weights)} must be positive: with all at 0 nothing is trained."
