@@ -17,6 +17,7 @@ from .sampling import sample_factors
 __all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
 IGNORE_INDEX = -100
+MASKED = -1e30  # classes are masked out by logits down to the smallest number, a mean of which is minus infinity
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 
 
@@ -179,7 +180,7 @@ def dense_multimix_loss(
         if criterion == "cross_entropy":
             # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
             # logit keeps more digits.
-            logits = logits - logits.detach().amax(dim=-1, keepdim=True)
+            logits = (logits - logits.detach().amax(dim=-1, keepdim=True)).clamp(min=MASKED)
         b, r, c = token_logits.shape
         if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
             labels = labels.to(dtype)  # probabilities that are all 0 or 1

@@ -2,9 +2,9 @@
 
 The classifier is linear and the columns of the mixing matrix sum to 1, so mixing its inputs equals mixing its outputs:
 only the per-location logits are needed. Confidence, order and normalisation are moved from the mixing matrix to what it
-multiplies, so that locations which share factors are mixed by one matrix product. Labels that are classes are not mixed by
-a product at all: a row of the mixing matrix goes to the row of its class. What is kept for the backward pass is the
-gradient alone.
+multiplies, so that locations which share factors are mixed by one matrix product. Labels of many classes are not mixed by a
+product at all: a row of the mixing matrix goes to the row of its class. What is kept for the backward pass is the gradient
+alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 # Mixed logits that are alive at a time: small enough for a CPU's cache and a GPU's spare memory, large enough that the
 # matrix products dominate.
 CHUNK_ELEMENTS = 1 << 19
+# So few classes are mixed as numbers: the product costs as much as adding up by class does at about this many, whatever the
+# other sizes.
+FEW_CLASSES = 64
 
 
 class DenseMixingLoss(torch.autograd.Function):
@@ -164,7 +167,7 @@ def _as_classes(targets: Tensor, logits: Tensor, as_numbers: bool) -> tuple[Tens
     if targets.is_floating_point():
         return None, targets if targets.ndim == 3 else targets[None]
     classes = targets if targets.ndim == 2 else targets.expand(len(logits), -1)
-    if not as_numbers and logits.device.type == "cpu":
+    if not as_numbers and logits.shape[-1] > FEW_CLASSES and logits.device.type == "cpu":
         return classes, None
     return None, F.one_hot(classes, logits.shape[-1]).to(logits.dtype)
 
