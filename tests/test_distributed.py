@@ -23,12 +23,14 @@ trainer = MultiMixTrainer(digits.vit(), arguments, mixing=Spy(num_mixed=20), tra
 trainer.train()
 assert trainer.accelerator.num_processes == 2
 result = {
-    "weights": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+    "weights": float(sum(p.detach().double().abs().sum() for p in trainer.model.parameters())),
     "factors": [float(factors[0, 0]) for factors in drawn],
     "steps": trainer.state.global_step,
     "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
 }
 json.dump(result, open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w"))
+trainer.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()  # gloo's threads abort a process that leaves without it, now and then
 """
 
 
