@@ -27,10 +27,11 @@ import zoo  # noqa: E402
 
 from mm_hf import DenseMultiMix, MultiMix, extract, wrap_model  # noqa: E402
 from mm_hf.locations import LocationError, probe  # noqa: E402
-from mm_hf.locations.plan import pooled_logits  # noqa: E402
+from mm_hf.locations.plan import as_tokens, pooled_logits  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
 from mm_hf.locations.probe import relative_error  # noqa: E402
 from mm_hf.locations.record import logits_of  # noqa: E402
+from mm_hf.locations.taps import tapped  # noqa: E402
 
 LONGER = {"reformer": {"length": 64, "padding": None}}  # in training it takes texts of one length only
 
@@ -73,8 +74,10 @@ def check(name: str) -> Row:
     with torch.no_grad():
         seen = extract(model, attention=kind, **fresh)
         row.identity = relative_error(seen.logits, logits_of(model(**fresh)))
-        with plan_tokens(model, plan, fresh) as tokens:
-            row.identity = max(row.identity, relative_error(pooled_logits(model, plan, tokens, fresh), seen.logits))
+        with tapped(model, plan) as taps, taps.listening(fresh, "uniform"):
+            model(**fresh)
+            pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), fresh)
+            row.identity = max(row.identity, relative_error(pooled, seen.logits))
     row.dense, row.pool, row.head = row.identity <= 1e-5, plan.pool, " → ".join(plan.chain) or "scores every token"
     if plan.attention is not None:
         row.attention = f"{'all tokens' if kind == 'mean' else 'one token'}, {plan.attention_base}"
@@ -87,25 +90,6 @@ def check(name: str) -> Row:
         row.trained, reason = False, f"no gradient reaches {', '.join(missed)}"
     row.reason = row.reason or reason
     return row
-
-
-class plan_tokens:  # noqa: N801
-    """The tokens of a forward, taken by the plan's own hook."""
-
-    def __init__(self, model, plan, inputs):
-        from mm_hf.locations.taps import Taps
-
-        self.model, self.inputs, self.taps = model, inputs, Taps(model, plan)
-
-    def __enter__(self):
-        from mm_hf.locations.plan import as_tokens
-
-        with self.taps.listening(self.inputs, "uniform"):
-            self.model(**self.inputs)
-            return as_tokens(self.taps.source, self.taps.plan.layout)
-
-    def __exit__(self, *_):
-        self.taps.remove(self.model)
 
 
 def attention_error(model, plan, kind, inputs, seen):

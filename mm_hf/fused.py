@@ -50,6 +50,8 @@ class DenseMixingLoss(torch.autograd.Function):
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
         (num_locations, num_examples, num_classes), num_mixed = logits.shape, factors.shape[-1]
         classes, soft = _as_classes(targets, logits, need_confidence)
+        if soft is not None and smoothing:
+            soft = (1 - smoothing) * soft + smoothing / num_classes
         if orders is not None:  # put the examples of each location into the order of the factors' rows
             back = orders.argsort(dim=1)
             logits, confidence = _permute(logits, back), confidence.gather(1, back)
@@ -84,8 +86,6 @@ class DenseMixingLoss(torch.autograd.Function):
                 mixed_targets: Tensor | ClassTargets
                 if weighted_targets is not None:
                     mixed_targets = _mix(local, weighted_targets[here]).mul_(scale)
-                    if smoothing:
-                        mixed_targets.mul_(1 - smoothing).add_(smoothing / num_classes)
                 else:
                     assert classes is not None
                     mixed_targets = ClassTargets(classes[here], confidence[here, :, None] * local * scale, smoothing)
@@ -105,8 +105,7 @@ class DenseMixingLoss(torch.autograd.Function):
             assert soft is not None
             if weighted:
                 mass_grad -= losses[:, None] / total
-            smooth = (1 - smoothing) * soft + smoothing / num_classes
-            confidence_grad = (logits_grad * logits + targets_grad * smooth).sum(dim=-1)
+            confidence_grad = (logits_grad * logits + targets_grad * soft).sum(dim=-1)
             confidence_grad += _unmix(factors, mass_grad.masked_fill_(mass == 0, 0)[:, None])[..., 0]
         logits_grad *= confidence[..., None]
         if orders is not None:

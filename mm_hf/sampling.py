@@ -97,9 +97,13 @@ def process_generator(device: torch.device | str) -> torch.Generator:
     Processes of one training have the same global state (Trainer seeds them alike): without this, all would mix by the
     same factors. The global generator is what checkpoints restore, so that a resumed training draws the same ones.
     """
-    ranked = torch.distributed.is_available() and torch.distributed.is_initialized()
-    seed = int(torch.randint(2**62, ())) + (torch.distributed.get_rank() if ranked else 0)
+    seed = int(torch.randint(2**62, ())) + (torch.distributed.get_rank() if is_distributed() else 0)
     return torch.Generator(device).manual_seed(seed)
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from .locations import LocationError, LocationOutput, Plan, Taps, probe, resolve
 from .locations.probe import check_head
 from .locations.record import logits_of, record
 from .methods import Mixing
+from .sampling import is_distributed
 
 STATE = "mm_hf_state"
 REPLACED = (STATE, "forward", "_original_forward", "_is_accelerate_prepared")
@@ -73,8 +74,7 @@ class MixingState:
             self.attention = resolve_attention(kind, plan)
             self.plan, self.taps = plan, Taps(model, plan)
         elif self.mixing.needs_linear_head:
-            recording = record(model, forward_inputs)
-            check_head(recording)
+            check_head(record(model, forward_inputs))
         if not getattr(self.mixing, "detach_attention", True) and _recomputes(model):
             raise ValueError(
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
@@ -308,7 +308,7 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOu
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
-    processes = torch.distributed.get_world_size() if _is_distributed() else 1
+    processes = torch.distributed.get_world_size() if is_distributed() else 1
     plan: Plan | None = None
     said: dict[str, Any]
     try:
@@ -328,10 +328,6 @@ def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: 
             plan = probe(model, inputs, processing_class, Plan.from_dict(everywhere[0]))
     assert plan is not None
     return plan
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _adapters(model: nn.Module) -> Any:

@@ -117,12 +117,9 @@ def check_head(recording: Recording) -> None:
     """Raise a LocationError unless the logits leave an affine layer, as all that MultiMix does rests on it."""
     name = type(recording.model).__name__
     logits = recording.logits
-    if logits.ndim > 2:  # a label for every location; interpolation to another size is linear, too
-        made = [c for c in recording.calls if c.results.get(None) is not None]
-        scored = [c for c in made if c.results[None].ndim == logits.ndim]
-        axis = -1 if logits.ndim == 3 else 1
-        if any(c.results[None].shape[axis] == logits.shape[axis] and is_affine(recording, c) for c in reversed(scored)):
-            return
+    # A label for every location; interpolation to another size is linear, too.
+    if logits.ndim > 2 and next(_location_scorers(recording), None) is not None:
+        return
     last_steps = [c for c in recording.calls if _has(c, logits)]
     for call in last_steps:
         if call.argument is not None and is_affine(recording, call):
@@ -216,19 +213,24 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
 
 def _every_location(recording: Recording, empty: Plan) -> Plan:
     """The plan of a model that labels every location: its own logits, and the last affine layer as their source."""
-    axis = -1 if recording.logits.ndim == 3 else 1
-    size = recording.logits.shape[axis]
+    scorer = next(_location_scorers(recording))
+    layout = "sequence" if recording.logits.ndim == 3 else "map"
+    return replace(empty, source=scorer.name, side="output", layout=layout, pool=EVERY, prefix=0)
+
+
+def _location_scorers(recording: Recording) -> Iterator[Call]:
+    """Affine layers that give logits at every location, of the dimensions that the model's have; the last first."""
+    logits = recording.logits
+    axis = -1 if logits.ndim == 3 else 1
     for call in reversed(recording.calls):
         result = call.results.get(None)
         if (
             result is not None
-            and result.ndim == recording.logits.ndim
-            and result.shape[axis] == size
+            and result.ndim == logits.ndim
+            and result.shape[axis] == logits.shape[axis]
             and is_affine(recording, call)
         ):
-            layout = "sequence" if recording.logits.ndim == 3 else "map"
-            return replace(empty, source=call.name, side="output", layout=layout, pool=EVERY, prefix=0)
-    raise AssertionError("check_head has found one")
+            yield call
 
 
 def _walk(
@@ -380,21 +382,26 @@ def _has(call: Call, target: Tensor) -> bool:
 
 def _mismatch(call: Call, target: Tensor, activation: Any = None) -> float:
     """How far a module's one result, a vector an example (through an activation), is from `target`."""
-    result = call.results.get(None)
-    if result is None or not _is_vector(result) or result.numel() != target.numel():
+    result = _vector(call, target)
+    if result is None:
         return math.inf
-    result = result.flatten(1)
     result = result if activation is None else activation(result)
     return relative_error(result, target) if result.shape == target.shape else math.inf
 
 
+def _vector(call: Call, target: Tensor) -> Tensor | None:
+    """A module's one result as a vector an example, if it has as many numbers as `target`."""
+    result = call.results.get(None)
+    return result.flatten(1) if result is not None and _is_vector(result) and result.numel() == target.numel() else None
+
+
 def _scale(call: Call, target: Tensor) -> float | None:
     """The number by which a module's one result was multiplied to give `target`, if it was."""
-    result = call.results.get(None)
-    if result is None or not _is_vector(result) or result.numel() != target.numel():
+    result = _vector(call, target)
+    if result is None:
         return None
     limit = tolerance(target)
-    result, target = result.detach().flatten(1).double(), target.detach().double()
+    result, target = result.detach().double(), target.detach().double()
     scale = round(float((result * target).sum() / result.square().sum().clamp(min=1e-30)), 6)
     return scale if scale and _same(scale * result, target, limit) else None
 

@@ -120,7 +120,7 @@ def logits_of(output: Any) -> Any:
 
 def _logits(model: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Tensor:
     logits = logits_of(output)
-    batch, labels = _batch_size(inputs), model.config.num_labels  # type: ignore[union-attr]
+    batch, labels = batch_size(inputs), model.config.num_labels  # type: ignore[union-attr]
     fits = isinstance(logits, Tensor) and len(logits) == batch
     if fits and (logits.ndim == 2 or (logits.ndim in (3, 4) and logits.shape[-1 if logits.ndim == 3 else 1] == labels)):
         return logits
@@ -136,7 +136,7 @@ def _attends_elsewhere(module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _few_examples(inputs: dict[str, Any]) -> dict[str, Any]:
-    batch = _batch_size(inputs)
+    batch = batch_size(inputs)
     # Cloned: tensors made in inference mode take no part in a backward pass.
     return {
         k: v[:PROBE_EXAMPLES].clone() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch else v
@@ -144,7 +144,8 @@ def _few_examples(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _batch_size(inputs: Mapping[str, Any]) -> int:
+def batch_size(inputs: Mapping[str, Any]) -> int:
+    """Number of examples in the keyword arguments of a forward."""
     batch = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0), None)
     if batch is None:
         raise ValueError(f"The inputs {sorted(inputs)} hold no tensor to probe the model with.")
@@ -158,7 +159,7 @@ def _varied(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | None:
     batch they are not. So one example is cut shorter and padded, and in one the end of the sentence is moved forward and
     what follows left out of the attention mask.
     """
-    b = _batch_size(inputs)
+    b = batch_size(inputs)
     inputs = {
         k: v[torch.arange(PROBE_EXAMPLES, device=v.device) % b]
         if isinstance(v, Tensor) and v.ndim and len(v) == b

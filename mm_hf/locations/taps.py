@@ -16,7 +16,7 @@ from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_to
 from .pools import attended, pool_rows, pool_tokens
 from .probe import probe, relative_error
 from .reading import AttentionTap
-from .record import logits_of, plain_call
+from .record import batch_size, logits_of, plain_call
 
 TAPS = "mm_hf_taps"
 
@@ -154,7 +154,7 @@ class Taps:
         self.active = True
         if row is not None:
             row.active, row.detach = True, detach
-            row.batch = next(len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0)
+            row.batch = batch_size(inputs)
             row.index = None if kind == "mean" else self._query(inputs)
         try:
             yield
