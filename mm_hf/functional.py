@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fused import CRITERIA, DenseMixingLoss
-from .sampling import sample_factors
+from .criteria import CRITERIA
+from .fused import DenseMixingLoss
+from .sampling import SparseFactors, sample_factors
 
 __all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
 IGNORE_INDEX = -100
-MASKED = -1e30  # classes are masked out by logits down to the smallest number, a mean of which is minus infinity
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 
 
@@ -65,7 +65,7 @@ def clean_loss(
 def multimix_loss(
     logits: Tensor,
     labels: Tensor,
-    factors: Tensor,
+    factors: Tensor | SparseFactors,
     *,
     label_smoothing: float = 0.0,
     criterion: Criterion = "cross_entropy",
@@ -103,7 +103,7 @@ def multimix_loss(
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must have the shape (examples, classes), got {tuple(logits.shape)}.")
-    if factors.ndim != 2:
+    if len(factors.shape) != 2:
         raise ValueError(f"factors must have the shape (examples, mixed), got {tuple(factors.shape)}.")
     attention = logits.new_ones(len(logits), 1, dtype=torch.float32)
     return dense_multimix_loss(
@@ -121,7 +121,7 @@ def dense_multimix_loss(
     token_logits: Tensor,
     labels: Tensor,
     attention: Tensor,
-    factors: Tensor,
+    factors: Tensor | SparseFactors,
     *,
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
@@ -176,11 +176,6 @@ def dense_multimix_loss(
         raise ValueError(f"label_smoothing spreads class probabilities and does not go with criterion={criterion!r}.")
     dtype = torch.promote_types(token_logits.dtype, torch.float32)
     with torch.autocast(token_logits.device.type, enabled=False):
-        logits = token_logits.to(dtype).transpose(0, 1)
-        if criterion == "cross_entropy":
-            # A shift of all classes changes no loss; without it the difference between the normaliser and the target's
-            # logit keeps more digits.
-            logits = (logits - logits.detach().amax(dim=-1, keepdim=True)).clamp(min=MASKED)
         b, r, c = token_logits.shape
         if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
             labels = labels.to(dtype)  # probabilities that are all 0 or 1
@@ -189,17 +184,14 @@ def dense_multimix_loss(
         else:
             takes_part = (labels != IGNORE_INDEX).to(dtype)
             targets = _check_classes(labels, c).masked_fill(labels == IGNORE_INDEX, 0)
-        if takes_part.ndim == 2:
-            targets = targets.transpose(0, 1)
-        else:
+        if takes_part.ndim == 1:
             takes_part = takes_part[:, None]
         confidence = (attention.to(dtype) * takes_part).T
         # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
-        factors = factors if factors.ndim == 3 else factors[None]
         return DenseMixingLoss.apply(
-            logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing
+            token_logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing
         )
 
 
@@ -244,7 +236,7 @@ def _check_shapes(
     token_logits: Tensor,
     labels: Tensor,
     attention: Tensor,
-    factors: Tensor,
+    factors: Tensor | SparseFactors,
     orders: Tensor | None,
     criterion: str,
 ) -> None:
@@ -276,13 +268,14 @@ def _check_shapes(
         raise ValueError(
             f"attention must have the shape (examples, locations) = ({b}, {r}), got {tuple(attention.shape)}."
         )
-    if factors.ndim not in (2, 3) or factors.shape[-2] != b or (factors.ndim == 3 and factors.shape[0] != r):
+    shape = tuple(factors.shape)
+    if len(shape) not in (2, 3) or shape[-2] != b or (len(shape) == 3 and shape[0] != r):
         raise ValueError(
             f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "
-            f"got {tuple(factors.shape)}."
+            f"got {shape}."
         )
-    if orders is not None and (orders.shape != (r, b) or factors.ndim != 2):
+    if orders is not None and (orders.shape != (r, b) or len(shape) != 2):
         raise ValueError(
             f"orders must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, mixed); got "
-            f"{tuple(orders.shape)} with factors of shape {tuple(factors.shape)}."
+            f"{tuple(orders.shape)} with factors of shape {shape}."
         )

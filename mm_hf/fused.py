@@ -2,9 +2,8 @@
 
 The classifier is linear and the columns of the mixing matrix sum to 1, so mixing its inputs equals mixing its outputs:
 only the per-location logits are needed. Confidence, order and normalisation are moved from the mixing matrix to what it
-multiplies, so that locations which share factors are mixed by one matrix product. Labels of many classes are not mixed by a
-product at all: a row of the mixing matrix goes to the row of its class. What is kept for the backward pass is the gradient
-alone.
+multiplies, so that locations which share factors are mixed together. Labels of many classes are not mixed as numbers: each
+example's share goes to its class. What is kept for the backward pass is the gradient alone.
 """
 
 from __future__ import annotations
@@ -16,23 +15,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Mixed logits that are alive at a time: small enough for a CPU's cache and a GPU's spare memory, large enough that the
-# matrix products dominate.
-CHUNK_ELEMENTS = 1 << 19
-# So few classes are mixed as numbers: the product costs as much as adding up by class does at about this many, whatever the
-# other sizes.
+from .criteria import CRITERIA, ClassTargets
+from .mixers import Mixer, mixer_of
+from .sampling import SparseFactors
+
+# So few classes are mixed as numbers by a product: it costs as much as adding up by class does at about this many,
+# whatever the other sizes.
 FEW_CLASSES = 64
+MASKED = -1e30  # classes are masked out by logits down to the smallest number, a mean of which is minus infinity
 
 
 class DenseMixingLoss(torch.autograd.Function):
     """Mean over occupied locations of the weighted loss of all mixed examples there.
 
-    Inputs (floating ones of one type, float32 or float64): `logits` (r, b, c), `targets` (b, c), or (r, b, c) for targets
-    of each location's own, or class indices (b,) or (r, b), `confidence` (r, b) >= 0, `factors` (r or 1, b, n), and
-    `orders` (r, b) or None, for one matrix of factors in an order of examples of its own at each location. With
-    M = confidence * factors and s its column sums, mixed example k of a location has logits and target mixed by M / s, and
-    weighs s if `weighted`, else 1 if s > 0. `criterion` is a name of `CRITERIA`; rows of targets sum to 1 for
-    "cross_entropy", and `smoothing` spreads that share of them over the classes.
+    Inputs: `logits` (b, r, c) of any floating type, `targets` (b, c), or (b, r, c) for targets of each location's own, or
+    class indices (b,) or (b, r), `confidence` (r, b) >= 0 of the type to compute in (float32 or float64), `factors`
+    (r or 1, b, n) of that type, or sparse, and `orders` (r, b) or None, for one matrix of factors in an order of
+    examples of its own at each location. With M = confidence * factors and s its column sums, mixed example k of a
+    location has logits and target mixed by M / s, and weighs s if `weighted`, else 1 if s > 0. `criterion` is a name of
+    `CRITERIA`; rows of targets sum to 1 for "cross_entropy", and `smoothing` spreads that share of them over the classes.
     """
 
     @staticmethod
@@ -41,79 +42,40 @@ class DenseMixingLoss(torch.autograd.Function):
         logits: Tensor,
         targets: Tensor,
         confidence: Tensor,
-        factors: Tensor,
+        factors: Tensor | SparseFactors,
         orders: Tensor | None,
         weighted: bool,
         criterion: str,
         smoothing: float,
     ) -> Tensor:
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
-        (num_locations, num_examples, num_classes), num_mixed = logits.shape, factors.shape[-1]
-        classes, soft = _as_classes(targets, logits, need_confidence)
-        if soft is not None and smoothing:
-            soft = (1 - smoothing) * soft + smoothing / num_classes
-        if orders is not None:  # put the examples of each location into the order of the factors' rows
-            back = orders.argsort(dim=1)
-            logits, confidence = _permute(logits, back), confidence.gather(1, back)
-            soft = None if soft is None else _permute(soft.expand_as(logits), back)
-            classes = None if classes is None else classes.gather(1, back)
-        mass = _mix(factors, confidence[..., None])[:, 0]
-        inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
-        weight = mass if weighted else (mass > 0).to(mass.dtype)
-        total = weight.sum(dim=1, keepdim=True)
-        total = total.masked_fill(total == 0, 1)
-        occupied = (mass > 0).any(dim=1).sum().clamp_(min=1)
-        weight = weight / total
-
-        loss_and_slopes = CRITERIA[criterion]
-        weighted_logits = confidence[..., None] * logits
-        weighted_targets = None if soft is None else confidence[..., None] * soft
-        losses = logits.new_zeros(num_locations)
-        logits_grad = torch.zeros_like(logits)
-        targets_grad = torch.zeros_like(logits) if need_confidence else None
-        mass_grad = torch.zeros_like(mass)
-        widest = max(num_classes, num_examples)
-        mixed_at_once = min(num_mixed, max(1, CHUNK_ELEMENTS // widest))
-        locations_at_once = max(1, CHUNK_ELEMENTS // (mixed_at_once * widest))
-        for first in range(0, num_locations, locations_at_once):
-            here = slice(first, first + locations_at_once)
-            for start in range(0, num_mixed, mixed_at_once):
-                part = slice(start, start + mixed_at_once)
-                local = (factors if len(factors) == 1 else factors[here])[..., part]
-                scale = inverse[here, None, part]
-                share = weight[here, None, part] * scale
-                mixed = _mix(local, weighted_logits[here]).mul_(scale)
-                mixed_targets: Tensor | ClassTargets
-                if weighted_targets is not None:
-                    mixed_targets = _mix(local, weighted_targets[here]).mul_(scale)
-                else:
-                    assert classes is not None
-                    mixed_targets = ClassTargets(classes[here], confidence[here, :, None] * local * scale, smoothing)
-                unmixed = mixed.clone() if need_confidence else mixed  # `loss_and_slopes` works in place
-                loss, slope, target_slope = loss_and_slopes(mixed, mixed_targets, need_confidence)
-                losses[here] += (weight[here, part] * loss).sum(dim=1)
-                if targets_grad is not None:
-                    assert isinstance(mixed_targets, Tensor) and target_slope is not None
-                    lost = (slope * unmixed).sum(dim=1) + (target_slope * mixed_targets).sum(dim=1)
-                    mass_grad[here, part] = -share[:, 0] * lost
-                    if weighted:
-                        mass_grad[here, part] += loss / total[here]
-                    targets_grad[here] += _unmix(local, target_slope * share)
-                if need_logits or need_confidence:
-                    logits_grad[here] += _unmix(local, slope.mul_(share))
-        if targets_grad is not None:
-            assert soft is not None
-            if weighted:
-                mass_grad -= losses[:, None] / total
-            confidence_grad = (logits_grad * logits + targets_grad * soft).sum(dim=-1)
-            confidence_grad += _unmix(factors, mass_grad.masked_fill_(mass == 0, 0)[:, None])[..., 0]
-        logits_grad *= confidence[..., None]
+        b, r, c = logits.shape
+        mixer = mixer_of(factors, logits.device)
+        # On a GPU the rows of a class would be added up in an order that changes from run to run, and products are cheap.
+        many = mixer.sums_labels or c > FEW_CLASSES
+        add_up = many and not targets.is_floating_point() and not need_confidence and logits.device.type == "cpu"
+        back = None  # puts the examples of each location into the order of the factors' rows
         if orders is not None:
-            logits_grad = _permute(logits_grad, orders)
-        ctx.gradients = [logits_grad.div_(occupied) if need_logits else None, None]
-        if need_confidence:
-            ctx.gradients[1] = (confidence_grad if orders is None else confidence_grad.gather(1, orders)) / occupied
-        return losses.sum() / occupied
+            back = orders.argsort(dim=1)
+            confidence = confidence.gather(1, back)
+        loss, occupied = confidence.new_zeros(()), confidence.new_zeros(())
+        gradients = confidence.new_empty(b, r, c) if need_logits else None
+        confidence_gradients = torch.empty_like(confidence) if need_confidence else None
+        locations_at_once, mixed_at_once = mixer.blocks(r, c)
+        for here in _slices(r, locations_at_once):
+            block = _Block.at(here, back, logits, targets, confidence, criterion, smoothing, add_up, mixer)
+            parts = _slices(mixer.num_mixed, mixed_at_once)
+            local = _walk(mixer, block, parts, weighted, criterion, need_logits, need_confidence)
+            loss, occupied = loss + local.loss, occupied + local.occupied
+            order = None if orders is None else orders[here]
+            if gradients is not None:
+                gradients[:, here] = _in_order(local.gradients, order).transpose(0, 1)
+            if confidence_gradients is not None:
+                confidence_gradients[here] = _in_order(local.confidence_gradients, order)
+        occupied = occupied.clamp_(min=1)
+        ctx.gradients = [None if g is None else g.div_(occupied) for g in (gradients, confidence_gradients)]
+        ctx.logits_dtype = logits.dtype
+        return loss / occupied
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,108 +85,155 @@ class DenseMixingLoss(torch.autograd.Function):
                 "torch.autograd.grad() without create_graph=True."
             )
         logits_grad, confidence_grad = (None if g is None else g * grad for g in ctx.gradients)
+        if logits_grad is not None:
+            logits_grad = logits_grad.to(ctx.logits_dtype)
         return logits_grad, None, confidence_grad, None, None, None, None, None
 
 
 @dataclass
-class ClassTargets:
-    """Mixed labels of examples that have one class each, not yet added up by class.
+class _Block:
+    """What the examples have at q locations that are walked together, in the order of the factors' rows.
 
     Attributes:
-        classes: (q, b) class indices.
-        shares: (q, b, n), of each example in each mixed one; they sum to 1 over the examples.
-        smoothing: Share of the target that is spread over the classes.
+        here: Which locations.
+        logits: (q, b, c).
+        confidence: (q, b).
+        classes: (q, b), for labels that are added up.
+        targets: (q or 1, b, c), for others.
+        laid_out: Confidence times logits, as the mixer wants them.
+        laid_out_targets: Confidence times targets.
     """
 
-    classes: Tensor
-    shares: Tensor
+    here: slice
+    logits: Tensor
+    confidence: Tensor
+    classes: Tensor | None
+    targets: Tensor | None
+    laid_out: Tensor
+    laid_out_targets: Tensor | None
     smoothing: float
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(q, c, n) as (q c, n), and which of its rows are those of the examples' classes."""
-        offsets = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-        return x.view(-1, x.shape[-1]), (self.classes + offsets).flatten()
+    @classmethod
+    def at(
+        cls,
+        here: slice,
+        back: Tensor | None,
+        logits: Tensor,
+        targets: Tensor,
+        confidence: Tensor,
+        criterion: str,
+        smoothing: float,
+        add_up: bool,
+        mixer: Mixer,
+    ) -> _Block:
+        local, confidence = _take(logits, here, back).to(confidence.dtype), confidence[here]
+        if criterion == "cross_entropy":
+            # A shift of all classes changes no loss, and a large common offset would cost digits.
+            local = (local - local.amax(dim=-1, keepdim=True)).clamp_(min=MASKED)
+        classes, soft, laid_out_soft = None, None, None
+        if targets.is_floating_point():
+            soft = _take(targets, here, back, local=targets.ndim == 3)
+        else:
+            classes = _take(targets, here, back, local=targets.ndim == 2)
+            soft = None if add_up else F.one_hot(classes, logits.shape[-1]).to(local.dtype)
+        if soft is not None:
+            soft = (1 - smoothing) * soft + smoothing / logits.shape[-1] if smoothing else soft
+            laid_out_soft = mixer.lay_out(confidence[..., None] * soft)
+        laid_out = mixer.lay_out(confidence[..., None] * local)
+        return cls(here, local, confidence, classes, soft, laid_out, laid_out_soft, smoothing)
 
-    def agreement(self, mixed: Tensor) -> Tensor:
-        """Sum over the classes of target times mixed logits (q, c, n): (q, n)."""
-        rows, index = self._rows(mixed)
-        agreement = (rows[index].view_as(self.shares) * self.shares).sum(dim=1)
-        return agreement.lerp(mixed.mean(dim=1), self.smoothing) if self.smoothing else agreement
 
-    def subtract_from(self, x: Tensor) -> Tensor:
-        """`x` (q, c, n) less the targets, in place."""
-        rows, index = self._rows(x)
-        rows.index_add_(0, index, self.shares.reshape(len(index), -1), alpha=self.smoothing - 1)
-        return x.sub_(self.smoothing / x.shape[1]) if self.smoothing else x
+@dataclass
+class _Walked:
+    """What a block contributes: sums over its locations, and gradients (q, b, c) and (q, b) or nothing, if not needed."""
+
+    loss: Tensor
+    occupied: Tensor
+    gradients: Tensor
+    confidence_gradients: Tensor
 
 
-def _as_classes(targets: Tensor, logits: Tensor, as_numbers: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Class indices (r, b), or targets (r or 1, b, c): one of the two.
+def _walk(
+    mixer: Mixer,
+    block: _Block,
+    parts: list[slice],
+    weighted: bool,
+    criterion: str,
+    need_logits: bool,
+    need_confidence: bool,
+) -> _Walked:
+    """Loss and gradient of all mixed examples at a block of locations, a part of the mixed examples at a time."""
+    here = block.here
+    laid_out = mixer.lay_out(block.confidence[..., None])
+    mass = torch.cat([mixer.ungrid(mixer.mix(laid_out, here, part)[:, 0]) for part in parts], dim=1)
+    inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
+    weight = mass if weighted else (mass > 0).to(mass.dtype)
+    total = weight.sum(dim=1, keepdim=True)
+    total.masked_fill_(total == 0, 1)
+    weight = weight / total
 
-    On a GPU the rows of a class would be added up in an order that changes from run to run, and products are cheap.
+    loss = mass.new_zeros(len(mass), 1)
+    slopes = torch.zeros_like(block.laid_out)
+    target_slopes = torch.zeros_like(block.laid_out) if need_confidence else slopes
+    mass_slopes = []
+    for part in parts:
+        scale, share = (mixer.grid(x[:, part])[:, None] for x in (inverse, weight))
+        losses, slope, target_slope, lost = _mixed_loss(mixer, block, part, scale, criterion, need_confidence)
+        loss += mixer.ungrid(losses * share[:, 0]).sum(dim=1, keepdim=True)
+        share = share * scale
+        if need_logits or need_confidence:
+            slopes += mixer.unmix(slope.mul_(share), here, part)
+        if target_slope is not None and lost is not None:
+            target_slopes += mixer.unmix(target_slope.mul_(share), here, part)
+            mass_slope = mixer.ungrid(-share[:, 0] * lost)
+            mass_slopes.append(mass_slope + mixer.ungrid(losses) / total if weighted else mass_slope)
+        del slope, target_slope  # before the next ones are made
+    by_mixed = mixer.restore(slopes)
+    local = block.confidence
+    if need_confidence:
+        assert block.targets is not None
+        local = (by_mixed * block.logits + mixer.restore(target_slopes) * block.targets).sum(dim=-1)
+        for part, mass_slope in zip(parts, mass_slopes, strict=True):
+            mass_slope = mass_slope - loss / total if weighted else mass_slope
+            mass_slope = mass_slope.masked_fill(mass[:, part] == 0, 0)
+            local = local + mixer.restore(mixer.unmix(mixer.grid(mass_slope)[:, None], here, part))[..., 0]
+    occupied = (mass > 0).any(dim=1).sum()
+    return _Walked(loss.sum(), occupied, by_mixed * block.confidence[..., None], local)
+
+
+def _mixed_loss(
+    mixer: Mixer, block: _Block, part: slice, scale: Tensor, criterion: str, by_targets: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Losses (o, i) of a part of the mixed examples, slopes (o, c, i) by mixed logits and targets, and by the scale."""
+    mixed = mixer.mix(block.laid_out, block.here, part).mul_(scale)
+    targets: Tensor | ClassTargets
+    if block.laid_out_targets is not None:
+        targets = mixer.mix(block.laid_out_targets, block.here, part).mul_(scale)
+    else:
+        assert block.classes is not None
+        c = block.logits.shape[-1]
+        targets = mixer.labels(block.classes, block.confidence, scale, c, block.smoothing, block.here, part)
+    unmixed = mixed.clone() if by_targets else mixed  # the criteria work in place
+    losses, slope, target_slope = CRITERIA[criterion](mixed, targets, by_targets)
+    if target_slope is None:
+        return losses, slope, None, None
+    assert isinstance(targets, Tensor)
+    return losses, slope, target_slope, (slope * unmixed).sum(dim=1) + (target_slope * targets).sum(dim=1)
+
+
+def _slices(length: int, at_once: int) -> list[slice]:
+    return [slice(start, min(start + at_once, length)) for start in range(0, length, at_once)]
+
+
+def _take(x: Tensor, here: slice, back: Tensor | None, local: bool = True) -> Tensor:
+    """What the examples have at a block of locations, in the order `back` (r, b): (q, b) or (q, b, c).
+
+    `x` is (b, r) or (b, r, c) if it is `local`, else (b,) or (b, c), and the same at all locations.
     """
-    if targets.is_floating_point():
-        return None, targets if targets.ndim == 3 else targets[None]
-    classes = targets if targets.ndim == 2 else targets.expand(len(logits), -1)
-    if not as_numbers and logits.shape[-1] > FEW_CLASSES and logits.device.type == "cpu":
-        return classes, None
-    return None, F.one_hot(classes, logits.shape[-1]).to(logits.dtype)
+    block = x[:, here].transpose(0, 1) if local else x.expand(here.stop - here.start, *x.shape)
+    return _in_order(block, None if back is None else back[here])
 
 
-# Of mixed logits (q, c, n) and targets: the losses (q, n), their slopes by the logits, which may take the place of the
-# logits, and by the targets if asked for.
-Slopes = tuple[Tensor, Tensor, Tensor | None]
-
-
-def _cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
-    target_slope = mixed.neg() if by_targets else None
-    largest = mixed.amax(dim=1, keepdim=True)
-    mixed.sub_(largest)
-    agreement = targets.agreement(mixed) if isinstance(targets, ClassTargets) else (targets * mixed).sum(dim=1)
-    total = mixed.exp_().sum(dim=1, keepdim=True)
-    loss = total.log()[:, 0] - agreement
-    mixed.div_(total)
-    return (
-        loss,
-        targets.subtract_from(mixed) if isinstance(targets, ClassTargets) else mixed.sub_(targets),
-        target_slope,
-    )
-
-
-def _binary_cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
-    assert isinstance(targets, Tensor)
-    num_classes = mixed.shape[1]
-    loss = F.binary_cross_entropy_with_logits(mixed, targets, reduction="none").mean(dim=1)
-    target_slope = -mixed / num_classes if by_targets else None
-    return loss, mixed.sigmoid_().sub_(targets).div_(num_classes), target_slope
-
-
-def _mse(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
-    assert isinstance(targets, Tensor)
-    difference = mixed.sub_(targets)
-    slope = difference * (2 / mixed.shape[1])
-    return difference.square().mean(dim=1), slope, -slope if by_targets else None
-
-
-CRITERIA = {"cross_entropy": _cross_entropy, "binary_cross_entropy": _binary_cross_entropy, "mse": _mse}
-
-
-def _permute(x: Tensor, order: Tensor) -> Tensor:
-    """Rows of each (b, c) of `x` (r, b, c) in the order (r, b)."""
-    return x.gather(1, order[..., None].expand_as(x))
-
-
-def _mix(factors: Tensor, x: Tensor) -> Tensor:
-    """Mixtures (q, m, n) of `x` (q, b, m) by factors (q or 1, b, n), for shared factors in one product."""
-    if len(factors) > 1 or len(x) == 1:
-        return x.mT @ factors
-    q, b, m = x.shape
-    return (x.mT.reshape(q * m, b) @ factors[0]).view(q, m, -1)
-
-
-def _unmix(factors: Tensor, x: Tensor) -> Tensor:
-    """The transpose of `_mix`: (q, m, n) to (q, b, m)."""
-    if len(factors) > 1 or len(x) == 1:
-        return (x @ factors.mT).mT
-    q, m, n = x.shape
-    return (x.reshape(q * m, n) @ factors[0].mT).view(q, m, -1).mT
+def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
+    """The examples of each location of `x` (q, b, ...) in the order (q, b)."""
+    return x if order is None else x[torch.arange(len(x), device=x.device)[:, None], order]

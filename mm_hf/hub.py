@@ -19,14 +19,18 @@ CITATION = """@inproceedings{venkataramanan2023embedding,
 }"""
 
 
-def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None) -> Path:
-    """Write the settings that a model was trained with, and how its locations were found, to `mixing.json`."""
+def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None, num_mixed: int | None = None) -> Path:
+    """Write the settings that a model was trained with, and how its locations were found, to `mixing.json`.
+
+    `num_mixed` is what `num_mixed="auto"` has come to, with which a resumed training goes on.
+    """
     from . import __version__
 
     path = Path(directory) / MIXING_FILE
     values = {
         "mixing": mixing.to_dict(),
         "locations": None if plan is None else plan.to_dict(),
+        **({} if num_mixed is None else {"num_mixed": num_mixed}),
         "mm_hf_version": __version__,
     }
     path.write_text(json.dumps(values, indent=2) + "\n")
@@ -51,6 +55,12 @@ def load_plan(directory: str | Path) -> Plan | None:
     """How the locations of the model in a directory were found, from its `mixing.json`; None if they were not needed."""
     values = json.loads((Path(directory) / MIXING_FILE).read_text())["locations"]
     return None if values is None else Plan.from_dict(values)
+
+
+def load_num_mixed(directory: str | Path) -> int | None:
+    """What `num_mixed="auto"` had come to when the checkpoint in a directory was written; None if it had not yet."""
+    path = Path(directory) / MIXING_FILE
+    return json.loads(path.read_text()).get("num_mixed") if path.exists() else None
 
 
 def card_tags(mixing: Mixing) -> list[str]:

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseFactors:
+    """Interpolation factors of which few are not zero: each mixed example has a few vertices among the examples.
+
+    Attributes:
+        index: (n, s), the examples that a mixed one is made of, each at most once.
+        weight: (n, s), their factors; each row sums to 1.
+        num_examples: b, the number of examples in the mini-batch.
+
+    Example:
+        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, num_vertices=8)
+        >>> factors.shape, factors.index.shape, factors.dense().shape
+        ((128, 1000), torch.Size([1000, 8]), torch.Size([128, 1000]))
+    """
+
+    index: Tensor
+    weight: Tensor
+    num_examples: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(b, n): the shape of `dense()`."""
+        return self.num_examples, len(self.index)
+
+    def dense(self) -> Tensor:
+        """The same factors as a matrix (b, n)."""
+        return self.weight.new_zeros(self.shape[::-1]).scatter_(1, self.index, self.weight).mT.contiguous()
+
+    def detach(self) -> SparseFactors:
+        """Cut from whatever the factors were computed from."""
+        return SparseFactors(self.index, self.weight.detach(), self.num_examples)
+
+    def to(self, dtype: torch.dtype) -> SparseFactors:
+        """With weights of another floating type."""
+        return SparseFactors(self.index, self.weight.to(dtype), self.num_examples)
 
 
 def sample_factors(
@@ -70,6 +108,56 @@ def sample_factors(
     log_gamma = torch._standard_gamma(concentration + 1, generator=generator).log_()
     log_gamma += torch.rand(shape, **options).neg_().log1p_().div_(concentration)
     return log_gamma.softmax(dim=-2).to(dtype)
+
+
+def sample_sparse_factors(
+    num_examples: int,
+    num_mixed: int,
+    alpha: float | tuple[float, float],
+    *,
+    num_vertices: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> SparseFactors:
+    """Draw, for each mixed example, a few examples of the mini-batch and the factors by which they are mixed.
+
+    Every set of `num_vertices` examples is as likely as any other, and the factors on it have the symmetric Dirichlet
+    distribution. As the mixed examples are more than the examples, all of these take part.
+
+    Args:
+        num_examples: b, the number of examples in the mini-batch.
+        num_mixed: n, the number of mixed examples.
+        alpha: Concentration of the Dirichlet distribution, or an interval, as for [`sample_factors`].
+        num_vertices: s, the number of examples that a mixed one is made of; at most b.
+        device: Where the factors are drawn. Default: the CPU.
+        dtype: Floating type of the weights.
+        generator: Default: the global generator of `device`.
+
+    Raises:
+        ValueError: A size is not positive, there are more vertices than examples, or `alpha` is no concentration.
+
+    Source:
+        The paper's interpolation of m < b examples of the mini-batch, with a set of m for each mixed example (ours).
+
+    Example:
+        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, num_vertices=8)
+        >>> bool(torch.allclose(factors.weight.sum(dim=1), torch.ones(1000)))
+        True
+    """
+    if not 1 <= num_vertices <= num_examples:
+        raise ValueError(
+            f"num_vertices must lie between 1 and the number of examples, {num_examples}, but is {num_vertices}."
+        )
+    weight = sample_factors(num_vertices, num_mixed, alpha, device=device, dtype=dtype, generator=generator)
+    # Floyd's sampling: a set of s out of b in s draws. Draw t of 0..j; if it is taken already, j, which is not, replaces it.
+    index = torch.empty(num_mixed, num_vertices, dtype=torch.long, device=device)
+    uniform = torch.rand(num_vertices, num_mixed, device=device, dtype=torch.float64, generator=generator)
+    for column, last in enumerate(range(num_examples - num_vertices, num_examples)):
+        drawn = (uniform[column] * (last + 1)).long()
+        taken = (index[:, :column] == drawn[:, None]).any(dim=1)
+        index[:, column] = drawn.masked_fill_(taken, last)
+    return SparseFactors(index, weight.mT.contiguous(), num_examples)
 
 
 def sample_orders(

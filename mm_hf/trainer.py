@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from .checkpoint import is_plain_checkpoint, load_weights, refuse_missing
-from .hub import card_section, card_tags, save_mixing
+from .hub import card_section, card_tags, load_num_mixed, save_mixing
 from .labels import check_labels
 from .methods import ERM, DenseMultiMix, Mixing, get_method
 from .wrapper import STATE, MixingHandle, wrap_model
@@ -175,12 +175,15 @@ class MultiMixTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            plan = None if self.mixing_handle is None else self.mixing_handle.plan
-            save_mixing(output_dir or self.args.output_dir, self.mixing, plan)  # type: ignore[arg-type]
+            handle = self.mixing_handle
+            plan, num_mixed = (None, None) if handle is None else (handle.plan, handle.num_mixed)
+            save_mixing(str(output_dir or self.args.output_dir), self.mixing, plan, num_mixed)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
         assert model is not None
+        if self.mixing_handle is not None and self.mixing_handle.num_mixed is None:
+            self.mixing_handle.num_mixed = load_num_mixed(resume_from_checkpoint)
         if self._restores(model, resume_from_checkpoint):
             load_weights(model, resume_from_checkpoint)
         else:

@@ -18,6 +18,7 @@ from .locations import LocationError, LocationOutput, Plan, Taps, probe, resolve
 from .locations.probe import check_head
 from .locations.record import logits_of, record
 from .methods import Mixing
+from .pacing import Pacer
 from .sampling import is_distributed
 
 STATE = "mm_hf_state"
@@ -42,6 +43,7 @@ class MixingState:
         self.plan: Plan | None = plan
         self.taps: Taps | None = None
         self.attention: str | None = None
+        self.pacer = Pacer() if mixing.size_is_open else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
 
@@ -107,6 +109,8 @@ class MixingHandle:
         mixing: The method.
         plan: How the model's locations are found; None before the first training step (or `example_inputs`), and for
             methods that need none.
+        num_mixed: The number of mixed examples a step that "auto" has come to. Setting it, as a resumed training does, ends
+            the search.
     """
 
     def __init__(self, model: nn.Module, state: MixingState):
@@ -120,6 +124,16 @@ class MixingHandle:
     @property
     def plan(self) -> Plan | None:
         return self._state.plan
+
+    @property
+    def num_mixed(self) -> int | None:
+        """What the clock decided, with `num_mixed="auto"`; None before it has, and for a number that was given."""
+        return None if self._state.pacer is None else self._state.pacer.num_mixed
+
+    @num_mixed.setter
+    def num_mixed(self, value: int | None) -> None:
+        if self._state.pacer is not None:
+            self._state.pacer.num_mixed = value
 
     @property
     def installed(self) -> bool:
@@ -293,7 +307,10 @@ def _prepare(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> No
 def _choose(
     model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
 ) -> tuple[Mixing, dict[str, Any], Tensor]:
-    method = state.mixing.choose()
+    mixing = state.mixing
+    if state.pacer is not None:
+        mixing = mixing.sized(state.pacer.begin(labels.device))
+    method = mixing.choose()
     return method, *method.mix_inputs(inputs, labels, model, state.criterion)
 
 
@@ -301,7 +318,12 @@ def _choose(
 def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
     check_shapes(model, seen.logits, labels, state.criterion)
     seen, labels = at_locations(model, seen, labels)
+    timed = state.pacer if isinstance(method, type(state.mixing)) else None
+    if timed is not None:
+        timed.loss_begins(labels.device)
     result = method.loss(seen, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
+    if timed is not None:
+        timed.loss_ends(labels.device)
     state.log(result.logs)
     return result.loss
 

@@ -24,7 +24,7 @@ trainer.train()
 assert trainer.accelerator.num_processes == 2
 result = {
     "weights": float(sum(p.detach().double().abs().sum() for p in trainer.model.parameters())),
-    "factors": [float(factors[0, 0]) for factors in drawn],
+    "factors": [float(factors.weight[0, 0]) for factors in drawn],
     "steps": trainer.state.global_step,
     "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
 }

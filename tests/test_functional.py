@@ -258,7 +258,7 @@ def test_walking_in_chunks_changes_nothing(monkeypatch):
     whole = dense_multimix_loss(logits, labels, attention, factors)
     (expected,) = torch.autograd.grad(whole, logits)
     for elements in (1, 4 * 5, 4 * 16 * 2):
-        monkeypatch.setattr("mm_hf.fused.CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr("mm_hf.mixers.CHUNK_ELEMENTS", elements)
         loss = dense_multimix_loss(logits, labels, attention, factors)
         torch.testing.assert_close(loss, whole)
         torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)

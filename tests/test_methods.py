@@ -79,7 +79,7 @@ def test_the_command_line_of_dense_multimix():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_mixed": 0}, "num_mixed must be a whole number of at least 1, got 0"),
+        ({"num_mixed": 0}, "num_mixed must be a whole number of at least 1, or .auto., got 0"),
         ({"num_mixed": 2.5}, "num_mixed must be a whole number"),
         ({"alpha": 0.0}, "alpha must be a positive number or an interval"),
         ({"alpha": (1.0, 2.0, 3.0)}, "alpha must be a positive number or an interval"),

@@ -53,6 +53,15 @@ class Mixing:
         """Whether the method trains models that label every location (tokens, pixels)."""
         return False
 
+    @property
+    def size_is_open(self) -> bool:
+        """Whether the number of mixed examples is still to be decided by the clock: then `sized` is called."""
+        return False
+
+    def sized(self, num_mixed: int) -> Mixing:
+        """The method with a number of mixed examples."""
+        return self
+
     def choose(self) -> Mixing:
         """The method for this mini-batch: itself, unless it is applied with a probability only."""
         return self

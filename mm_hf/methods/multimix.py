@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,15 +12,23 @@ from torch import Tensor
 
 from ..functional import Criterion, clean_loss, multimix_loss, sample_factors
 from ..locations import LocationOutput
-from ..sampling import alpha_for, check_alpha, process_generator
+from ..sampling import SparseFactors, alpha_for, check_alpha, process_generator, sample_sparse_factors
 from .base import Mixing, MixingLoss
 from .erm import ERM
 from .mixup import Mixup
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
+    Count = int | Literal["auto"]
 else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read a number or two
     Alpha = float
+
+    class Count(int):
+        """A whole number, or "auto"."""
+
+        def __new__(cls, value):
+            return value if value == "auto" else int(value)
+
 
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
 DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean"}
@@ -40,11 +50,15 @@ class MultiMix(Mixing):
     of the mixed examples. Works with every model whose last layer is linear.
 
     Args:
-        num_mixed: Mixed examples a step (n), for each process.
+        num_mixed: Mixed examples a step (n), for each process. "auto": as many as keep a step within 1.05 times plain
+            training, by the clock of the first steps (`mm_hf.pacing`).
         alpha: Concentration of the Dirichlet distribution of the factors; a pair draws it for each mixed example from
             that interval. Give this or `effective_examples`.
         effective_examples: Of how many examples a mixed one is made: sets alpha from the size of the mini-batch, and
             so means the same at every size. Default: 3, if `alpha` is not given.
+        num_vertices: How many examples of the mini-batch are drawn for each mixed one, which mixes those alone (the
+            paper's m). Default: all of them if `alpha` is given; with `effective_examples` k, 2 k + 2, which mix as
+            strongly, at a fraction of the cost.
         clean_weight: Weight of the cross-entropy of the clean examples.
         pooled_weight: Weight of the loss of the mixed examples.
         probability: Share of the mini-batches that are mixed.
@@ -69,13 +83,19 @@ class MultiMix(Mixing):
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
 
-    num_mixed: int = setting(1000, "Mixed examples a step, for each process.")
+    num_mixed: Count = setting(
+        1000, "Mixed examples a step, for each process, or 'auto': as many as a step can have at 1.05 times the time."
+    )
     alpha: Alpha | None = setting(
         None, "Concentration of the Dirichlet distribution of the factors: a number, or the two ends of an interval.",
         nargs="+",
     )  # fmt: skip
     effective_examples: float | None = setting(
         None, "Of how many examples a mixed one is made, in place of alpha. Default: 3."
+    )
+    num_vertices: int | None = setting(
+        None,
+        "How many examples of the mini-batch are drawn for each mixed one. Default: all, or few with effective_examples.",
     )
     # None stands for what the preset says, or else `defaults`; after construction none of these is None.
     clean_weight: float = setting(None, "Weight of the cross-entropy of the clean examples. Default: 1.")
@@ -105,8 +125,16 @@ class MultiMix(Mixing):
         self._validate()
 
     def _validate(self) -> None:
-        if isinstance(self.num_mixed, bool) or not isinstance(self.num_mixed, int) or self.num_mixed < 1:
-            raise ValueError(f"num_mixed must be a whole number of at least 1, got {self.num_mixed!r}.")
+        if self.num_mixed != "auto" and not _whole(self.num_mixed, 1):
+            raise ValueError(f"num_mixed must be a whole number of at least 1, or 'auto', got {self.num_mixed!r}.")
+        if self.num_vertices is not None:
+            if not _whole(self.num_vertices, 2):
+                raise ValueError(f"num_vertices must be a whole number of at least 2, got {self.num_vertices!r}.")
+            if self.effective_examples is not None and not self.effective_examples < self.num_vertices:
+                raise ValueError(
+                    f"num_vertices ({self.num_vertices}) must be greater than effective_examples "
+                    f"({self.effective_examples}): so many examples cannot be made of fewer."
+                )
         if self.alpha is not None:
             check_alpha(self.alpha)
         else:
@@ -134,15 +162,31 @@ class MultiMix(Mixing):
             return self
         return Mixup() if self.otherwise == "mixup" else ERM()
 
-    def sample(self, num_examples: int, device: torch.device) -> Tensor:
+    @property
+    def size_is_open(self) -> bool:
+        return self.num_mixed == "auto"
+
+    def sized(self, num_mixed: int) -> MultiMix:
+        method = copy.copy(self)
+        method.num_mixed = num_mixed
+        return method
+
+    def sample(self, num_examples: int, device: torch.device) -> Tensor | SparseFactors:
         """Factors (b, n) for a mini-batch of b examples."""
-        if self.alpha is not None:
-            alpha = self.alpha
-        else:
+        assert self.num_mixed != "auto", "The wrapper decides on a size first."
+        vertices = num_examples
+        if self.num_vertices is not None:
+            vertices = min(num_examples, self.num_vertices)
+        elif self.effective_examples is not None:
+            vertices = min(num_examples, math.ceil(2 * self.effective_examples) + 2)
+        alpha = self.alpha
+        if alpha is None:
             assert self.effective_examples is not None
-            alpha = alpha_for(self.effective_examples, num_examples)
-        generator = process_generator(device)
-        return sample_factors(num_examples, self.num_mixed, alpha, device=device, generator=generator)
+            alpha = alpha_for(self.effective_examples, vertices)
+        where: dict[str, Any] = {"device": device, "generator": process_generator(device)}
+        if vertices == num_examples:
+            return sample_factors(num_examples, self.num_mixed, alpha, **where)
+        return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=vertices, **where)
 
     def loss(
         self,
@@ -188,6 +232,12 @@ class MultiMix(Mixing):
         return values
 
 
-def largest(factors: Tensor) -> Tensor:
+def largest(factors: Tensor | SparseFactors) -> Tensor:
     """Mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the mean of the batch."""
+    if isinstance(factors, SparseFactors):
+        return factors.weight.amax(dim=1).mean()
     return factors.amax(dim=-2).mean()
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
