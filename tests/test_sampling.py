@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import reference
 import torch
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mm_hf.sampling import alpha_for, sample_factors
+from mm_hf.sampling import alpha_for, sample_factors, sample_sparse_factors
 
 
 @given(
@@ -24,7 +25,7 @@ def test_columns_lie_on_the_simplex(b, n, alpha, r, dtype, seed):
     torch.testing.assert_close(factors.sum(dim=-2), torch.ones_like(factors.sum(dim=-2)))
 
 
-@pytest.mark.parametrize("alpha", [0.016, 0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.016, 0.05, 0.1, 0.5, 1.0, 2.0])
 def test_law_is_dirichlet(alpha):
     b, n = 8, 40_000
     factors = sample_factors(b, n, alpha, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -99,3 +100,73 @@ def test_sizes_must_be_positive(name):
 def test_effective_examples_must_exceed_one():
     with pytest.raises(ValueError, match="effective_examples must be greater than 1"):
         alpha_for(1, 8)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0, 2.0])
+def test_the_largest_factor_is_as_large_as_numpys(alpha):
+    b, n = 16, 20_000
+    torch.manual_seed(0)
+    ours = sample_factors(b, n, alpha).amax(dim=0).numpy()
+    theirs = np.random.default_rng(0).dirichlet([alpha] * b, n).max(axis=1)
+    assert abs(ours.mean() - theirs.mean()) < 5 * np.hypot(ours.std(), theirs.std()) / n**0.5
+    assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0, 2.0, (0.5, 2.0)])
+def test_vertices_are_any_set_of_examples_and_their_factors_are_dirichlet(alpha):
+    b, s, n = 7, 3, 60_000
+    generator = torch.Generator().manual_seed(1)
+    factors = sample_sparse_factors(b, n, alpha, num_vertices=s, generator=generator, dtype=torch.float64)
+    sets = factors.index.sort(dim=1).values
+    assert (sets[:, 1:] > sets[:, :-1]).all()  # no example twice
+    ids = sets @ torch.tensor([b * b, b, 1])
+    _, counts = ids.unique(return_counts=True)
+    assert len(counts) == 35 and stats.chisquare(counts.numpy()).pvalue > 1e-3  # 7 choose 3, all as likely
+    torch.testing.assert_close(factors.weight.sum(dim=1), torch.ones(n, dtype=torch.float64))
+    if isinstance(alpha, float):
+        law, most = (
+            stats.beta(alpha, alpha * (s - 1)),
+            0.999,
+        )  # nearer to 1 a small alpha's factors are all rounded to 1
+        for vertex in range(s):  # whichever place a vertex has been drawn into
+            below = factors.weight[:, vertex].numpy()
+            below = below[below < most]
+            assert abs(len(below) / n - law.cdf(most)) < 5 * (0.25 / n) ** 0.5
+            assert stats.kstest(below, lambda x: law.cdf(x) / law.cdf(most)).pvalue > 1e-3
+        covariance = torch.cov(factors.weight.T)[~torch.eye(s, dtype=torch.bool)]
+        mean, variance, _ = reference.dirichlet_moments(alpha, s)
+        assert (covariance + mean * variance / (1 - mean)).abs().max() < 6 * variance / n**0.5
+    # The place in the row says nothing about the example: a set's least example is as large as the others.
+    dense = factors.dense()
+    assert (dense.mean(dim=1) - 1 / b).abs().max() < 5 * float(dense.std()) / n**0.5
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
+def test_all_examples_are_vertices_if_so_many_are_asked_for(b, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    factors = sample_sparse_factors(b, n, 0.5, num_vertices=b, generator=generator)
+    assert torch.equal(factors.index.sort(dim=1).values, torch.arange(b).expand(n, b))
+
+
+@pytest.mark.parametrize("vertices", [0, 9])
+def test_vertices_are_examples(vertices):
+    with pytest.raises(ValueError, match="num_vertices must lie between 1 and the number of examples, 8"):
+        sample_sparse_factors(8, 5, 1.0, num_vertices=vertices)
+
+
+@pytest.mark.parametrize(("k", "s"), [(3, 8), (2, 6), (10, 22)])
+def test_few_vertices_mix_as_strongly_as_the_whole_batch(k, s):
+    whole = sample_factors(128, 20_000, alpha_for(k, 128), generator=torch.Generator().manual_seed(0))
+    few = sample_sparse_factors(128, 20_000, alpha_for(k, s), num_vertices=s).dense()
+    effective = [1 / float(f.square().sum(dim=0).mean()) for f in (whole, few)]
+    assert abs(effective[0] - effective[1]) < 0.05 * k
+    largest = [float(f.amax(dim=0).mean()) for f in (whole, few)]
+    assert abs(largest[0] - largest[1]) < 0.05
+
+
+def test_sparse_factors_come_from_the_global_generator():
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(sample_sparse_factors(9, 5, (0.5, 2.0), num_vertices=4))
+    assert torch.equal(draws[0].index, draws[1].index) and torch.equal(draws[0].weight, draws[1].weight)

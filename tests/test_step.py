@@ -46,7 +46,10 @@ def test_nothing_in_a_step_waits_for_the_device(name, method, monkeypatch):
         monkeypatch.setattr(f"mm_hf.methods.{module}.process_generator", lambda device: None)
     with wrap_model(model, method, example_inputs={**inputs, "labels": models.labels(16)}):
         model.to("meta")
-        for name_ in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):  # Transformers' own look at the mask
+        for name_ in (
+            "_ignore_causal_mask_sdpa",
+            "_ignore_bidirectional_mask_sdpa",
+        ):  # Transformers' own look at the mask
             monkeypatch.setattr(f"transformers.masking_utils.{name_}", lambda *_, **__: False)
         monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())
         loss = model(**{k: v.to("meta") for k, v in inputs.items()}, labels=models.labels(16).to("meta")).loss

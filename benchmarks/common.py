@@ -1,0 +1,67 @@
+"""What the benchmarks share: alternating runs, peak memory of a process of its own, tables."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], steps: int, warm_up: int = 2) -> dict[str, np.ndarray]:
+    """Seconds of each run in each round: one after the other, so that drifts of the machine's speed hit all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for step in range(-warm_up, steps):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if step >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(times) for name, times in seconds.items()}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray, digits: int = 2) -> tuple[float, str]:
+    """Median of the ratios round by round, and their quartiles as text."""
+    low, middle, high = np.percentile(numerator / denominator, [25, 50, 75])
+    return round(float(middle), digits), f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
+    """Peak resident megabytes of a fresh process that calls a module's function."""
+    context = multiprocessing.get_context("spawn")
+    queue: multiprocessing.Queue[int] = context.Queue()
+    process = context.Process(target=_call, args=(function, arguments, torch.get_num_threads(), queue))
+    process.start()
+    peak = queue.get()
+    process.join()
+    return peak / 1024
+
+
+def _call(function: Callable[..., object], arguments: tuple[Any, ...], threads: int, queue: Any) -> None:
+    torch.set_num_threads(threads)
+    function(*arguments)
+    # Not getrusage: its peak is that of the parent, too.
+    status = Path("/proc/self/status").read_text()
+    queue.put(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """A table in benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / name, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def machine() -> str:
+    """The kind of machine, for a table's caption."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

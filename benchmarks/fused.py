@@ -1,0 +1,192 @@
+"""Dense MultiMix's loss, forward and backward, against a literal implementation that mixes features: time and memory.
+
+The literal one is vectorised (einsum) and makes the (locations, mixed, features) tensor that the paper's formulas say; both
+include the classifier. A third, "products", does nothing but the matrix products that dense factors cannot do without.
+They run in turn in one process. Written to benchmarks/results/fused.csv: medians of the ratios round by round, their
+quartiles, and the extra memory of one step (peak resident size of a process that does it, less that of one that does a
+step of a tiny problem).
+
+    python benchmarks/fused.py [--steps 15]
+    python benchmarks/fused.py --growth     # seconds against n, r, b and c: results/growth.csv, docs/images/growth.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mm_hf import dense_multimix_loss, sample_factors
+from mm_hf.sampling import SparseFactors, alpha_for, sample_orders, sample_sparse_factors
+
+SHAPES = [(128, 49, 384, 100, 1000), (32, 49, 768, 1000, 500), (64, 196, 384, 100, 1000)]
+FACTORS = ("alpha = 1", "3 examples")
+TINY = (4, 2, 8, 4, 8)
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
+
+
+def problem(shape: tuple[int, ...], kind: str) -> dict[str, Any]:
+    """Random features, classifier, labels, attention and factors, and orders for these."""
+    torch.manual_seed(0)
+    b, r, d, c, n = shape
+    factors: Tensor | SparseFactors = sample_factors(b, n, 1.0)
+    if kind == "3 examples":  # as DenseMultiMix() draws them
+        factors = sample_sparse_factors(b, n, alpha_for(3, min(8, b)), num_vertices=min(8, b))
+    return {
+        "features": torch.randn(b, r, d, requires_grad=True),
+        "weight": (0.05 * torch.randn(c, d)).requires_grad_(),
+        "bias": torch.zeros(c, requires_grad=True),
+        "labels": torch.randint(c, (b,)),
+        "attention": torch.rand(b, r),
+        "factors": factors,
+        "orders": sample_orders(r, b),
+    }
+
+
+def literal(p: dict[str, Any]) -> Tensor:
+    """Mix features and labels at each location, apply the classifier, weigh by attention."""
+    matrix = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
+    factors = torch.stack([matrix[order] for order in p["orders"]])
+    mixing = p["attention"].T[..., None] * factors
+    mass = mixing.sum(dim=1)
+    mixing = mixing / mass[:, None].clamp(min=1e-30)
+    mixed = torch.einsum("rbn,brd->rnd", mixing, p["features"])
+    logits = mixed @ p["weight"].T + p["bias"]
+    targets = torch.einsum("rbn,bc->rnc", mixing, F.one_hot(p["labels"], len(p["bias"])).float())
+    losses = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return ((losses * mass).sum(dim=1) / mass.sum(dim=1)).mean()
+
+
+def ours(p: dict[str, Any]) -> Tensor:
+    """The classifier at each location, and the package's loss."""
+    logits = p["features"] @ p["weight"].T + p["bias"]
+    return dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], orders=p["orders"])
+
+
+def products(p: dict[str, Any]) -> None:
+    """The products alone: the classifier and its two gradients, mixing logits and its gradient."""
+    with torch.no_grad():
+        features, factors = p["features"].flatten(0, 1), p["matrix"]
+        logits = features @ p["weight"].T
+        mixed = logits.view(-1, len(factors)) @ factors
+        back = mixed @ factors.T
+        _ = back.view_as(logits) @ p["weight"], logits.T @ features
+
+
+def step(loss: Any, p: dict[str, Any]) -> None:
+    """A forward and backward pass."""
+    torch.autograd.grad(loss(p), [p["features"], p["weight"], p["bias"]])
+
+
+def one_step(name: str | None, shape: tuple[int, ...], kind: str) -> None:
+    """Make the inputs, do a step of a tiny problem, and if asked one of the real one."""
+    loss = ours if name == "ours" else literal
+    step(loss, problem(TINY, kind))
+    p = problem(shape, kind)
+    if name is not None:
+        step(loss, p)
+
+
+def compare(steps: int) -> None:
+    """The table of `SHAPES`."""
+    rows = []
+    for shape in SHAPES:
+        for kind in FACTORS:
+            p = problem(shape, kind)
+            p["matrix"] = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
+            assert abs(float((literal(p) - ours(p)).detach())) < 1e-4
+            runs = {
+                "literal": lambda p=p: step(literal, p),
+                "ours": lambda p=p: step(ours, p),
+                "products": lambda p=p: products(p),
+            }
+            seconds = common.alternate(runs, steps)
+            faster, quartiles = common.ratio(seconds["literal"], seconds["ours"], 1)
+            memory = {name: common.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
+            rows.append(
+                {
+                    **dict(zip("brdcn", shape, strict=True)),
+                    "factors": kind,
+                    **{f"{name}_ms": round(1e3 * float(np.median(s))) for name, s in seconds.items()},
+                    "times_faster": faster,
+                    "quartiles": quartiles,
+                    "literal_extra_mb": round(memory["literal"] - memory[None]),
+                    "ours_extra_mb": round(memory["ours"] - memory[None]),
+                }
+            )
+            print(rows[-1], flush=True)
+    common.write("fused.csv", rows)
+
+
+def growth(repeats: int) -> None:
+    """Seconds of the loss and its gradient against each of its sizes, all else as in the first shape."""
+    sizes = {
+        "n": [250, 500, 1000, 2000, 4000, 8000],
+        "r": [16, 32, 64, 128, 256],
+        "b": [16, 32, 64, 128, 256, 512],
+        "c": [25, 50, 100, 200, 400, 800],
+    }
+    base = {"b": 128, "r": 49, "d": 1, "c": 100, "n": 1000}
+    rows = []
+    for kind in FACTORS:
+        for name, values in sizes.items():
+            times = []
+            for value in values:
+                shape = {**base, name: value}
+                p = problem(tuple(shape.values()), kind)
+                logits = torch.randn(shape["b"], shape["r"], shape["c"], requires_grad=True)
+                best = []
+                for _ in range(repeats):
+                    start = time.perf_counter()
+                    loss = dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], orders=p["orders"])
+                    torch.autograd.grad(loss, logits)
+                    best.append(time.perf_counter() - start)
+                times.append(float(np.median(best[2:])))
+            exponent = float(np.polyfit(np.log(values), np.log(times), 1)[0])
+            for value, seconds in zip(values, times, strict=True):
+                rows.append({"factors": kind, "size": name, "value": value, "ms": round(1e3 * seconds, 2), "exponent": round(exponent, 2)})  # fmt: skip
+            print(f"{kind:12s} {name}: exponent {exponent:.2f}", flush=True)
+    common.write("growth.csv", rows)
+    draw(rows)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Log-log, a panel a size, with a straight line of slope 1 to compare."""
+    from matplotlib import pyplot as plt
+
+    names = {"n": "mixed examples n", "r": "locations r", "b": "mini-batch b", "c": "classes c"}
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharey=True, layout="constrained")
+    for axis, (size, label) in zip(axes, names.items(), strict=True):
+        for kind, colour, marker in zip(FACTORS, ("#0072B2", "#D55E00"), "os", strict=True):
+            here = [row for row in rows if row["size"] == size and row["factors"] == kind]
+            x, y = [row["value"] for row in here], [row["ms"] for row in here]
+            axis.loglog(x, y, marker=marker, ms=4, color=colour, label=f"{kind}: slope {here[0]['exponent']:.2f}")
+        x = [x[0], x[-1]]
+        axis.loglog(x, [y[-1] * v / x[-1] for v in x], ":", color="0.5", label="slope 1")
+        axis.set_xlabel(label)
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(which="both", color="0.92")
+    axes[0].set_ylabel("loss and gradient (ms)")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=150)
+
+
+def main() -> None:
+    """Measure all shapes and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--growth", action="store_true")
+    args = parser.parse_args()
+    print(common.machine())
+    growth(args.steps) if args.growth else compare(args.steps)
+
+
+if __name__ == "__main__":
+    main()

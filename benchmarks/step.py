@@ -1,0 +1,211 @@
+"""What a training step costs with mixing, relative to plain training, side by side in one process; and its peak memory.
+
+Forward, backward and an AdamW step on random inputs, methods in turn, a step each. Written to benchmarks/results/step.csv:
+medians of the ratios to plain training round by round, their quartiles, and the ratio of the peak resident sizes of two
+processes that do two steps each.
+
+    python benchmarks/step.py [--steps 5] [--cases small vit bert]
+
+"literal" is what one writes by hand from the paper's formulas: a Dirichlet for each location and mixed example, features
+mixed, attention asked for by `output_attentions=True`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import common
+import kornia.augmentation
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, wrap_model
+
+VIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+VIT_S |= {"image_size": 224, "patch_size": 16, "num_labels": 100}
+SMALL = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
+SMALL |= {"image_size": 32, "patch_size": 4, "num_labels": 10}
+
+
+def images(b: int, side: int, classes: int) -> dict[str, Tensor]:
+    """A random mini-batch of images."""
+    return {"pixel_values": torch.randn(b, 3, side, side), "labels": torch.randint(classes, (b,))}
+
+
+def texts(classes: int) -> dict[str, Tensor]:
+    """A random mini-batch of 32 texts of 128 tokens."""
+    ids = torch.randint(1000, 30000, (32, 128))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(classes, (32,))}
+
+
+class Kornia:
+    """kornia's MixUp and CutMix on the batch, in turn, and plain training on what comes out."""
+
+    def __init__(self) -> None:
+        self.mixes = [
+            kornia.augmentation.RandomMixUpV2(data_keys=["input", "class"], p=1.0),
+            kornia.augmentation.RandomCutMixV2(data_keys=["input", "class"], p=1.0, use_correct_lambda=True),
+        ]
+        self.step = 0
+
+    def __call__(self, model: Any, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        mix = self.mixes[self.step % 2]
+        self.step += 1
+        mixed, pairs = mix(pixel_values, labels)
+        pairs = pairs.reshape(-1, pairs.shape[-1])
+        logits = model(pixel_values=mixed).logits
+        share = pairs[:, 2]
+        own = F.cross_entropy(logits, pairs[:, 0].long(), reduction="none")
+        other = F.cross_entropy(logits, pairs[:, 1].long(), reduction="none")
+        return ((1 - share) * own + share * other).mean()
+
+
+def literal(model: Any, pixel_values: Tensor, labels: Tensor, n: int = 1000) -> Tensor:
+    """Dense MultiMix by hand, and the ordinary loss."""
+    seen = model.vit(pixel_values, output_attentions=True)
+    features = seen.last_hidden_state[:, 1:]
+    attention = seen.attentions[-1][:, :, 0, 1:].mean(dim=1).detach()
+    attention = attention / attention.sum(dim=1, keepdim=True)
+    b, r, _ = features.shape
+    factors = torch.distributions.Dirichlet(torch.full((r, n, b), 1.0)).sample()
+    mixing = attention.T[:, None] * factors
+    mass = mixing.sum(dim=-1)
+    mixing = mixing / mass[..., None]
+    logits = model.classifier(torch.einsum("rnb,brd->rnd", mixing, features))
+    targets = mixing @ F.one_hot(labels, logits.shape[-1]).float()
+    losses = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
+    dense = ((losses * mass).sum(dim=1) / mass.sum(dim=1)).mean()
+    return F.cross_entropy(model.classifier(seen.last_hidden_state[:, 0]), labels) + dense
+
+
+def bert(classes: int) -> Callable[[], nn.Module]:
+    """BERT-base."""
+    return lambda: BertForSequenceClassification(BertConfig(num_labels=classes))
+
+
+def vit(classes: int = 100, attention: str = "sdpa") -> Callable[[], nn.Module]:
+    """ViT-S/16."""
+    return lambda: ViTForImageClassification(
+        ViTConfig(**{**VIT_S, "num_labels": classes}, attn_implementation=attention)  # type: ignore[arg-type]
+    )
+
+
+def small() -> nn.Module:
+    """A ViT of 5 million parameters for 32x32 images."""
+    return ViTForImageClassification(ViTConfig(**SMALL))  # type: ignore[arg-type]
+
+
+# Case -> (a mini-batch, method by name -> (model, method or a loss written by hand)); the first is plain training.
+Run = tuple[Callable[[], nn.Module], Any]
+CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]] = {
+    "small": (
+        "ViT, 5 M parameters, 32 px, 64 patches, b = 128, c = 10",
+        lambda: images(128, 32, 10),
+        {
+            "plain training": (small, ERM()),
+            "Mixup()": (small, Mixup()),
+            "MultiMix()": (small, MultiMix()),
+            "DenseMultiMix()": (small, DenseMultiMix()),
+            "DenseMultiMix(alpha=(0.5, 2))": (small, DenseMultiMix(alpha=(0.5, 2.0))),
+            "DenseMultiMix(num_mixed='auto')": (small, DenseMultiMix(num_mixed="auto")),
+        },
+    ),
+    "vit": (
+        "ViT-S/16, 224 px, 196 patches, b = 32, c = 100",
+        lambda: images(32, 224, 100),
+        {
+            "plain training": (vit(), ERM()),
+            "DenseMultiMix()": (vit(), DenseMultiMix()),
+            "DenseMultiMix(num_mixed=10_000)": (vit(), DenseMultiMix(num_mixed=10_000)),
+            "kornia MixUp and CutMix": (vit(), Kornia()),
+            "literal, n = 1,000": (vit(attention="eager"), literal),
+        },
+    ),
+    "vit1000": (
+        "ViT-S/16, 224 px, 196 patches, b = 32, c = 1,000",
+        lambda: images(32, 224, 1000),
+        {"plain training": (vit(1000), ERM()), "DenseMultiMix()": (vit(1000), DenseMultiMix())},
+    ),
+    "bert2": (
+        "BERT-base, 128 tokens, b = 32, c = 2",
+        lambda: texts(2),
+        {"plain training": (bert(2), ERM()), "DenseMultiMix()": (bert(2), DenseMultiMix())},
+    ),
+    "bert20": (
+        "BERT-base, 128 tokens, b = 32, c = 20",
+        lambda: texts(20),
+        {"plain training": (bert(20), ERM()), "DenseMultiMix()": (bert(20), DenseMultiMix())},
+    ),
+}
+WARM_UP = {"small": 12}  # num_mixed="auto" decides after ten steps
+
+
+def stepper(case: str, name: str) -> Callable[[], None]:
+    """A model with its optimiser, ready to do one step after the other."""
+    torch.manual_seed(0)
+    _, batch, methods = CASES[case]
+    build, method = methods[name]
+    model, inputs = build().train(), batch()
+    by_hand = not isinstance(method, Mixing)
+    if not by_hand:
+        wrap_model(model, method)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        loss = method(model, **inputs) if by_hand else model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def two_steps(case: str, name: str) -> None:
+    """For the peak memory."""
+    step = stepper(case, name)
+    step()
+    step()
+
+
+def main() -> None:
+    """Time and write a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--no_memory", action="store_true")
+    args = parser.parse_args()
+    print(common.machine())
+    rows = []
+    for case in args.cases:
+        title, _, methods = CASES[case]
+        print(title, flush=True)
+        steps = {name: stepper(case, name) for name in methods}
+        rounds = args.steps * (4 if case == "small" else 1)
+        seconds = common.alternate(steps, rounds, WARM_UP.get(case, 1))
+        del steps
+        plain = next(iter(methods))
+        memory = {} if args.no_memory else {name: common.peak_memory(two_steps, case, name) for name in methods}
+        for name in methods:
+            middle, quartiles = common.ratio(seconds[name], seconds[plain])
+            row = {
+                "case": title,
+                "method": name,
+                "median_ms": round(1e3 * float(np.median(seconds[name]))),
+                "time": middle,
+                "quartiles": quartiles,
+                "rounds": rounds,
+            }
+            if memory:
+                row |= {"peak_mb": round(memory[name]), "memory": round(memory[name] / memory[plain], 2)}
+            rows.append(row)
+            print(row, flush=True)
+    common.write("step.csv" if args.cases == list(CASES) else f"step_{'_'.join(args.cases)}.csv", rows)
+
+
+if __name__ == "__main__":
+    main()
