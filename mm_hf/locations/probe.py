@@ -120,10 +120,9 @@ def check_head(recording: Recording) -> None:
     # A label for every location; interpolation to another size is linear, too.
     if logits.ndim > 2 and next(_location_scorers(recording), None) is not None:
         return
+    if affine_layer(recording, logits) is not None:
+        return
     last_steps = [c for c in recording.calls if _has(c, logits)]
-    for call in last_steps:
-        if call.argument is not None and is_affine(recording, call):
-            return
     for call in recording.calls:
         for result in call.results.values():
             for label, activation in ACTIVATIONS.items():
@@ -148,6 +147,17 @@ def check_head(recording: Recording) -> None:
         f"The head of {name} does not end in a linear layer that computes its logits: {seen}. Interpolating features "
         "is interpolating logits for a linear layer only."
     )
+
+
+def affine_layer(recording: Recording, target: Tensor) -> Call | None:
+    """The innermost affine module whose one result is `target`: (b, c), or (b, n, c) of one that scores every token."""
+    for call in recording.calls:
+        result = call.results.get(None)
+        if result is None or call.argument is None:
+            continue
+        if (_has(call, target) if target.ndim == 2 else _same(result, target)) and is_affine(recording, call):
+            return call
+    return None
 
 
 def is_affine(recording: Recording, call: Call) -> bool:
@@ -256,7 +266,7 @@ def _walk(
         yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
     for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
         for key, x in call.results.items():
-            for layout in LAYOUTS.get(x.ndim, ()) if not _is_vector(x) else ():
+            for layout in LAYOUTS.get(x.ndim, ()) if not is_vector(x) else ():
                 tokens = as_tokens(x, layout)
                 if chain and tokens.shape[-1] not in (flat.shape[-1], flat.shape[-1] // 2):
                     continue
@@ -273,7 +283,7 @@ def _before(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...
     x = call.argument
     if x is None or x.data_ptr() in recording.input_pointers:
         return
-    if _is_vector(x):
+    if is_vector(x):
         yield from _walk(recording, empty, x, call.began, chain, depth + 1)
     else:
         for layout in LAYOUTS.get(x.ndim, ()):
@@ -370,7 +380,7 @@ def _prefix_length(model: nn.Module) -> int:
     return sum(p.shape[-2] if p.ndim > 1 else 1 for p in named)
 
 
-def _is_vector(x: Tensor) -> bool:
+def is_vector(x: Tensor) -> bool:
     """One vector an example, with or without dimensions of size 1 for a single token or pixel."""
     return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))
 
@@ -392,7 +402,7 @@ def _mismatch(call: Call, target: Tensor, activation: Any = None) -> float:
 def _vector(call: Call, target: Tensor) -> Tensor | None:
     """A module's one result as a vector an example, if it has as many numbers as `target`."""
     result = call.results.get(None)
-    return result.flatten(1) if result is not None and _is_vector(result) and result.numel() == target.numel() else None
+    return result.flatten(1) if result is not None and is_vector(result) and result.numel() == target.numel() else None
 
 
 def _scale(call: Call, target: Tensor) -> float | None:

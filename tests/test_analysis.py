@@ -1,0 +1,231 @@
+"""What is drawn are the numbers given, the axes say what they show, and texts do not lie over each other."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from mm_hf.analysis import (
+    plot_alignment_uniformity,
+    plot_corruptions,
+    plot_embeddings,
+    plot_ood,
+    plot_reliability,
+    plot_training,
+)
+from mm_hf.analysis.style import CLASS_COLOURS, COLOURS, looks
+from mm_hf.metrics import CORRUPTIONS, calibration_error, max_softmax_score, reliability
+
+METHODS = ("plain training", "Dense MultiMix", "Mixup", "MultiMix")
+
+
+def classifier(seed, n=400, classes=5):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, n)
+    return generator.normal(size=(n, classes)) * 1.5 + 2 * np.eye(classes)[labels], labels
+
+
+def looks_right(figure, path, panels):
+    """A file of print size, labelled axes and a legend in which nothing lies over anything else."""
+    with Image.open(path) as image:
+        assert image.size[0] >= 1000 and image.size[1] >= 600
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10
+    assert len(figure.axes) == panels
+    assert not plt.get_fignums()
+    figure.set_dpi(300)  # as it was written
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label) if t.get_text()]
+    texts += [t for legend in figure.legends for t in legend.get_texts()]
+    texts += [figure._suptitle] if figure._suptitle is not None else []
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes), 2):
+        assert not a.overlaps(b), (one.get_text(), other.get_text())
+    for text, box in zip(texts, boxes):
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert inside, text.get_text()
+        assert text.get_fontsize() >= 7
+
+
+@pytest.mark.parametrize("methods", [1, 2, 4])
+def test_reliability(tmp_path, methods):
+    runs = {name: classifier(seed) for seed, name in enumerate(METHODS[:methods])}
+    figure = plot_reliability(runs, tmp_path / "x.png", num_bins=10)
+    looks_right(figure, tmp_path / "x.png", 2 * methods)
+    for i, (name, (logits, labels)) in enumerate(runs.items()):
+        top, bottom = figure.axes[2 * i : 2 * i + 2]
+        bins = reliability(logits, labels, 10)
+        filled = np.flatnonzero(bins.share)
+        bars, gaps = top.containers
+        np.testing.assert_allclose([b.get_height() for b in bars], np.nan_to_num(bins.accuracy))
+        np.testing.assert_allclose([b.get_x() for b in bars], np.arange(10) / 10, atol=1e-12)
+        np.testing.assert_allclose([b.get_y() for b in gaps], bins.accuracy[filled])
+        np.testing.assert_allclose([b.get_y() + b.get_height() for b in gaps], bins.confidence[filled])
+        np.testing.assert_allclose([b.get_height() for b in bottom.containers[0]], 100 * bins.share)
+        error = calibration_error(logits, labels, 10)
+        assert top.get_title() == f"{name}\ncalibration error {100 * error:.1f} %"
+        assert bottom.get_xlabel() == "confidence (probability)"
+    assert figure.axes[0].get_ylabel() == "accuracy (share right)" and "(%)" in figure.axes[1].get_ylabel()
+
+
+def corruption_runs(seeds, names=tuple(CORRUPTIONS)):
+    generator = np.random.default_rng(0)
+    return {m: [{n: generator.random(5).tolist() for n in names} for _ in range(seeds)] for m in METHODS[:3]}
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_corruptions(tmp_path, seeds):
+    runs = corruption_runs(seeds)
+    figure = plot_corruptions(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 9)
+    for panel, names in zip(figure.axes, [list(CORRUPTIONS), *[[n] for n in CORRUPTIONS]]):
+        for line, (method, curves) in zip(panel.lines, runs.items()):
+            accuracy = 100 * np.array([[np.mean([c[n][k] for n in names]) for k in range(5)] for c in curves])
+            np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4, 5])
+            np.testing.assert_allclose(line.get_ydata(), accuracy.mean(0))
+            assert line.get_label() == method and line.get_color() == looks(runs)[method][0]
+        if seeds == 1:
+            assert not panel.collections
+            continue
+        band = panel.collections[-1].get_paths()[0].vertices[:, 1]  # of the last method
+        for k in range(5):
+            low, high = stats.t.interval(0.95, seeds - 1, accuracy[:, k].mean(), stats.sem(accuracy[:, k]))
+            assert np.isclose(band, low).any() and np.isclose(band, high).any()
+    assert figure.axes[0].get_ylabel() == "accuracy (%)" and figure.axes[-1].get_xlabel() == "severity (1 to 5)"
+    assert ("one seed" if seeds == 1 else "mean of 4 seeds") in figure._suptitle.get_text()
+
+
+def test_corruptions_in_one_panel(tmp_path):
+    figure = plot_corruptions(corruption_runs(3), tmp_path / "x.pdf", each=False)
+    assert (tmp_path / "x.pdf").read_bytes()[:4] == b"%PDF"
+    assert [a.get_title() for a in figure.axes] == ["mean of all"]
+    figure = plot_corruptions(corruption_runs(3, ("jpeg",)), tmp_path / "x.png")
+    assert [a.get_title() for a in figure.axes] == ["jpeg"]
+    looks_right(figure, tmp_path / "x.png", 1)
+    # Five corruptions and their mean are two full rows; seven leave a hole, and the panel above it has the axis.
+    figure = plot_corruptions(corruption_runs(3, tuple(CORRUPTIONS)[:6]), tmp_path / "y.png")
+    looks_right(figure, tmp_path / "y.png", 7)
+    assert [bool(a.get_xlabel()) for a in figure.axes] == [False] * 4 + [True] * 3
+
+
+@pytest.mark.parametrize("methods", [1, 3])
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_ood(tmp_path, score, methods):
+    runs = {
+        name: (classifier(seed)[0], np.random.default_rng(seed).normal(size=(150, 5)))
+        for seed, name in enumerate(METHODS[:methods])
+    }
+    figure = plot_ood(runs, tmp_path / "x.png", score=score)
+    looks_right(figure, tmp_path / "x.png", methods)
+    for panel, (name, (known, others)) in zip(figure.axes, runs.items()):
+        shares = []
+        for patch in panel.patches:
+            outline = patch.get_xy()
+            # The outline goes up and down along the histogram: the area between it and the axis is that of the bars.
+            x, y = outline[:, 0], outline[:, 1]
+            area = abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+            edges = np.unique(x)
+            shares.append(area / (edges[1] - edges[0]))
+        np.testing.assert_allclose(shares, [100, 100], rtol=1e-4)
+        of = max_softmax_score if score == "max_softmax" else lambda x: torch.tensor(x).logsumexp(-1)
+        scores = [of(x).numpy() for x in (known, others)]
+        area = roc_auc_score([1] * len(known) + [0] * len(others), np.concatenate(scores))
+        assert f"AUROC {100 * area:.1f} %" in panel.get_title() and name in panel.get_title()
+        (line,) = panel.lines
+        assert (scores[0] >= line.get_xdata()[0]).mean() == pytest.approx(0.95)
+    assert figure.axes[0].get_ylabel() == "examples (% of each kind)"
+    assert ("probability" if score == "max_softmax" else "nats") in figure.axes[0].get_xlabel()
+
+
+def test_embeddings_by_principal_components(tmp_path):
+    data = load_digits()
+    x, y = data.data[:300], data.target[:300]
+    names = [f"digit {k}" for k in range(10)]
+    figure = plot_embeddings({"a": (x, y), "b": (x / 16, y)}, tmp_path / "x.png", projection="pca", class_names=names)
+    looks_right(figure, tmp_path / "x.png", 2)
+    pca = PCA(2, svd_solver="full")
+    points = pca.fit_transform(x)
+    for k, dots in enumerate(figure.axes[0].collections):
+        np.testing.assert_allclose(np.asarray(dots.get_offsets()), points[y == k], rtol=1e-6, atol=1e-8)
+        assert dots.get_label() == names[k]
+        np.testing.assert_allclose(dots.get_facecolor()[0], plt.matplotlib.colors.to_rgba(CLASS_COLOURS[k]))
+    share = 100 * pca.explained_variance_ratio_[0]
+    assert figure.axes[0].get_xlabel() == f"component 1 ({share:.0f} % of variance)"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == names
+
+
+def test_embeddings_by_neighbours(tmp_path):
+    data = load_digits()
+    runs = {"a": (torch.tensor(data.data[:120]), torch.tensor(data.target[:120]))}
+    first, again = (plot_embeddings(runs, tmp_path / "x.png") for _ in range(2))
+    looks_right(first, tmp_path / "x.png", 1)
+    assert sum(len(dots.get_offsets()) for dots in first.axes[0].collections) == 120
+    for one, other in zip(first.axes[0].collections, again.axes[0].collections):
+        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+    assert first.axes[0].get_xlabel() == "t-SNE 1 (no unit)"
+
+
+def test_many_classes_are_told_apart(tmp_path):
+    x = np.random.default_rng(0).normal(size=(250, 4))
+    figure = plot_embeddings({"a": (x, np.arange(250) % 25)}, tmp_path / "x.png", projection="pca")
+    looks_right(figure, tmp_path / "x.png", 1)
+    seen = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in figure.axes[0].collections}
+    assert len(seen) == 25
+
+
+def test_alignment_and_uniformity(tmp_path):
+    generator = np.random.default_rng(0)
+    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in METHODS[:3]}
+    figure = plot_alignment_uniformity(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 1)
+    drawn = figure.axes[0].collections
+    for k, (method, points) in enumerate(runs.items()):
+        np.testing.assert_allclose(np.asarray(drawn[2 * k].get_offsets()), points)
+        np.testing.assert_allclose(np.asarray(drawn[2 * k + 1].get_offsets()), [np.mean(points, axis=0)])
+        assert drawn[2 * k + 1].get_label() == method
+    assert "alignment" in figure.axes[0].get_xlabel() and "uniformity" in figure.axes[0].get_ylabel()
+
+
+def test_every_method_of_a_training_is_drawn(tmp_path, monkeypatch):
+    history = [{"step": 1, "loss": 1.0}, {"step": 1, "eval_accuracy": 0.5}]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_training({f"method {k}": [history] for k in range(9)}, tmp_path / "x.png")
+    assert len(plt.gcf().axes[1].get_legend().get_texts()) == 9
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_methods_look_different():
+    assert len(set(looks(str(k) for k in range(49)).values())) == 49
+    assert [colour for colour, _ in looks("abcdefg").values()] == list(COLOURS)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path):
+    path = tmp_path / "x.png"
+    for plot in (plot_reliability, plot_corruptions, plot_ood, plot_embeddings, plot_alignment_uniformity):
+        with pytest.raises(ValueError, match="runs is empty"):
+            plot({}, path)
+    with pytest.raises(ValueError, match="score must be one of"):
+        plot_ood({"a": (np.eye(2), np.eye(2))}, path, score="odin")
+    with pytest.raises(ValueError, match="projection must be one of pca, tsne, got 'umap'"):
+        plot_embeddings({"a": (np.eye(5), np.arange(5))}, path, projection="umap")
+    with pytest.raises(ValueError, match="class_names has 2 names, and there are labels up to 4"):
+        plot_embeddings({"a": (np.eye(5), np.arange(5))}, path, projection="pca", class_names=["x", "y"])
+    with pytest.raises(ValueError, match="three examples"):
+        plot_embeddings({"a": (np.eye(2), np.arange(2))}, path)
+    with pytest.raises(ValueError, match="one of 'b' has those of jpeg at 2"):
+        plot_corruptions({"a": [{"jpeg": [0.5] * 5}], "b": [{"jpeg": [0.5] * 2}]}, path)
+    with pytest.raises(ValueError, match=r"runs\['a'\] is empty"):
+        plot_corruptions({"a": []}, path)
+    with pytest.raises(ValueError, match=r"runs\['a'\] must be pairs"):
+        plot_alignment_uniformity({"a": [0.5, -2.0]}, path)
+    assert not path.exists() and not plt.get_fignums()
