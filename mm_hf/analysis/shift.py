@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .statistics import confidence_half_width
 from .style import drawn, grid_of, legend_below, looks, not_empty, panel_grid
 
 Curves = Mapping[str, Sequence[float]]
@@ -87,16 +88,3 @@ def plot_corruptions(
         legend_below(figure, *cells[0].get_legend_handles_labels())
         figure.suptitle(said, fontsize=7.5)
     return figure
-
-
-def confidence_half_width(values: np.ndarray) -> np.ndarray | None:
-    """Half the width of Student's 95 % confidence interval of the mean over the first dimension; None of one seed.
-
-    Example:
-        >>> confidence_half_width(np.array([[1.0], [2.0], [3.0]])).round(4).tolist()  # 4.3027 / sqrt(3)
-        [2.4841]
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    return None if n < 2 else t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
