@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import DatasetDict
-from offline_data import load_digits
+from mm_hf.sources.offline import load_digits
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image
-from offline_data import load_digits
+from mm_hf.sources.offline import load_digits
 from PIL import Image as PILImage
 
 OFFLINE = ("digit_scenes",)
