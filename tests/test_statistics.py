@@ -101,7 +101,9 @@ def test_many_examples_are_drawn_some_replicates_at_a_time(monkeypatch):
     assert interval.low < interval.value < interval.high
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds", "lowest"), [(5, 0.05, 0.90), (5, 0.0, 0.93), (3, 0.05, 0.87), (10, 0.1, 0.88)])
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds", "lowest"), [(5, 0.05, 0.90), (5, 0.0, 0.93), (3, 0.05, 0.87), (10, 0.1, 0.88)]
+)
 def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(seeds, of_seeds, lowest):
     """Scores of a seed and an example: an effect of each that both methods share, one of each that differs, and noise."""
     generator = np.random.default_rng(7)
@@ -110,7 +112,9 @@ def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(seeds,
         shared = generator.normal(size=(seeds, 1)) + generator.normal(size=(1, n))
         effect = truth + of_seeds * generator.normal(size=(seeds, 1)) + 0.5 * generator.normal(size=(1, n))
         method = shared + effect + 0.3 * generator.normal(size=(seeds, n))
-        interval = paired_bootstrap(method, shared + 0.3 * generator.normal(size=(seeds, n)), replicates=300, seed=trial)
+        interval = paired_bootstrap(
+            method, shared + 0.3 * generator.normal(size=(seeds, n)), replicates=300, seed=trial
+        )
         covered += interval.low <= truth <= interval.high
     assert lowest <= covered / trials <= 0.99
 

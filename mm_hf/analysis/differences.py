@@ -208,5 +208,3 @@ def plot_validation(
 def _curve(history: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     points = {entry["step"]: entry[key] for entry in history if key in entry}
     return np.array(list(points)), np.array(list(points.values()))
-
-

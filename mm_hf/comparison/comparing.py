@@ -71,7 +71,10 @@ class Comparison:
         """For accuracy, NLL, Brier score and calibration error: each method less the baseline, by paired bootstrap."""
         if self.baseline is None or len(self.runs) < 2:
             return {}
-        scores = {name: [example_scores(a["logits"], a["labels"]) for a in map(_arrays, runs)] for name, runs in self.runs.items()}
+        scores = {
+            name: [example_scores(a["logits"], a["labels"]) for a in map(_arrays, runs)]
+            for name, runs in self.runs.items()
+        }
         return {
             metric: {
                 name: paired_bootstrap(

@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,10 +177,8 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated()
             return self
         if sys.platform == "linux":
-            try:
+            with suppress(OSError, AttributeError):  # another C library
                 ctypes.CDLL("libc.so.6").malloc_trim(0)
-            except (OSError, AttributeError):  # another C library
-                pass
         self._process, self._done = psutil.Process(), threading.Event()
         self._before = self._peak = self._process.memory_info().rss
         self._thread = threading.Thread(target=self._watch, daemon=True)

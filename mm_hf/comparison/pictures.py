@@ -151,7 +151,8 @@ def _plane(comparison: Comparison, path: Path) -> Picture | None:
     if not _all_have(comparison, lambda run: "alignment" in run.metrics) or len(comparison.runs) < 2:
         return None
     plot_alignment_uniformity(
-        {n: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in runs] for n, runs in comparison.runs.items()}, path
+        {n: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in runs] for n, runs in comparison.runs.items()},
+        path,
     )
     return Picture(
         path, "Plane of alignment and uniformity",

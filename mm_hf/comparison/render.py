@@ -153,7 +153,9 @@ def _html(block: Block) -> str:
     head = "".join(f'<th scope="col">{_inline(text)}</th>' for text in block.headings)
     rows = "\n".join(
         "<tr>"
-        + "".join(f'<td class="{c.mark}">{_inline(c.text)}</td>' if c.mark else f"<td>{_inline(c.text)}</td>" for c in row)
+        + "".join(
+            f'<td class="{c.mark}">{_inline(c.text)}</td>' if c.mark else f"<td>{_inline(c.text)}</td>" for c in row
+        )
         + "</tr>"
         for row in block.rows
     )

@@ -95,10 +95,12 @@ def findings(comparison: Comparison) -> list[str]:
     """What the comparison says, in sentences; nothing is said of differences whose interval holds zero."""
     if len(comparison.runs) == 1:
         (name,) = comparison.runs
-        figures = ", ".join(
-            f"{METRICS[m].title} {METRICS[m].mean(comparison.mean(m)[name])}" for m in MAIN if comparison.mean(m)
-        )
-        return [f"{figures}."]
+        figures = [
+            f"{METRICS[m].noun} {METRICS[m].mean(comparison.mean(m)[name])}{METRICS[m].unit}"
+            for m in MAIN
+            if comparison.mean(m)
+        ]
+        return [f"{name}: {_listed(figures)}.", *_failures(comparison)]
     sentences, baseline = [], comparison.baseline
     for name in comparison.runs:
         if name == baseline:
@@ -108,17 +110,26 @@ def findings(comparison: Comparison) -> list[str]:
             interval = comparison.differences[metric][name]
             if interval.excludes_zero:
                 shown = METRICS[metric]
-                gains[shown.helps(interval)].append(f"{shown.title} {shown.difference(interval)}")
+                gains[shown.helps(interval)].append(f"{shown.noun} ({shown.difference(interval)}{shown.points})")
         if not gains[True] and not gains[False]:
             sentences.append(f"{name}: no difference from {baseline} that its 95 % interval tells from zero.")
             continue
-        parts = [f"{word} in {', '.join(each)}" for word, each in (("better", gains[True]), ("worse", gains[False])) if each]
-        sentences.append(f"{name} is {'; '.join(parts)} than {baseline}.")
-    for name, why in comparison.failed.items():
-        sentences.append(f"{name} was not trained: {why.splitlines()[0]}")
+        parts = [f"{word} {_listed(each)}" for word, each in (("better", gains[True]), ("worse", gains[False])) if each]
+        sentences.append(f"{name}, compared with {baseline}: {'; '.join(parts)}.")
+    sentences += _failures(comparison)
     if len(comparison.seeds) == 1:
-        sentences.append("With one seed, the intervals say how other test examples would come out, and nothing of other trainings.")
+        sentences.append(
+            "With one seed, the intervals say how other test examples would come out, and nothing of other trainings."
+        )
     return sentences
+
+
+def _failures(comparison: Comparison) -> list[str]:
+    return [f"{name} was not trained: {why.splitlines()[0]}" for name, why in comparison.failed.items()]
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _main(comparison: Comparison) -> list[Block]:
@@ -152,7 +163,7 @@ def _table(comparison: Comparison, group: str) -> Table:
     metrics = [metric for metric in GROUPS[group] if comparison.values(metric)]
     means = {metric: comparison.mean(metric) for metric in metrics}
     rows = [
-        [Cell(name), *(Cell(METRICS[m].mean(means[m][name]) if name in means[m] else "–") for m in metrics)]
+        [Cell(name), *(Cell(METRICS[m].mean(means[m][name]) if name in means[m] else "n/a") for m in metrics)]
         for name in comparison.runs
     ]
     n = len(comparison.seeds)

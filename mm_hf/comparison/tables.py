@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..analysis.statistics import Interval
 
+MINUS = "\u2212"  # as wide as a plus
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -28,10 +30,27 @@ class Metric:
         """Name, unit and an arrow to the better side."""
         return self.title + {"higher": " ↑", "lower": " ↓", "": ""}[self.better]
 
+    @property
+    def noun(self) -> str:
+        """The name within a sentence, without a unit."""
+        name = self.title.partition(" (")[0]
+        return name if name[:2].isupper() or name.startswith("Brier") else name[:1].lower() + name[1:]
+
+    @property
+    def unit(self) -> str:
+        """The unit behind a number, with a space."""
+        _, opened, unit = self.title.partition(" (")
+        return f" {unit.rstrip(')')}" if opened else ""
+
+    @property
+    def points(self) -> str:
+        """The unit behind a difference: a difference of shares is in percentage points."""
+        return " points" if self.unit == " %" else self.unit
+
     def number(self, value: float, sign: bool = False) -> str:
         """A figure in this unit."""
         text = f"{self.scale * value:{'+' if sign else ''},.{self.digits}f}"
-        return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "").replace("+", "")
+        return text.replace("-", MINUS) if float(text.replace(",", "")) else text.replace("-", "").replace("+", "")
 
     def mean(self, interval: Interval) -> str:
         """A mean and half of its interval."""

@@ -86,7 +86,9 @@ class Task:
             "disable_tqdm": True,
             "dataloader_pin_memory": torch.cuda.is_available(),
         }
-        return TrainingArguments(output_dir=directory, seed=seed, data_seed=seed, **{**usual, **self.training_args, **changes})
+        return TrainingArguments(
+            output_dir=directory, seed=seed, data_seed=seed, **{**usual, **self.training_args, **changes}
+        )
 
 
 def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:

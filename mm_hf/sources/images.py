@@ -62,7 +62,7 @@ class ImageTransform:
 
         steps: list[Any] = []
         if name == "randaugment":
-            steps.append(augmentation.auto.RandAugment(n=2, m=9))
+            steps.append(_InColour(augmentation.auto.RandAugment(n=2, m=9)))
         if name != "none":
             steps.append(augmentation.RandomResizedCrop((self.height, self.width), scale=(0.6, 1.0)))
         if name in ("crop_flip", "randaugment"):
@@ -85,6 +85,19 @@ class ImageTransform:
             if pixels.shape[-2:] != (self.height, self.width):
                 pixels = torch.nn.functional.interpolate(pixels, (self.height, self.width), mode="bilinear")
         return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
+
+
+class _InColour(torch.nn.Module):
+    """Augmentation of colours, for grey images, too: some of its operations take three channels only."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[1] != 1:
+            return self.inner(images)
+        return self.inner(images.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
 
 
 class ImageRows(Dataset):
@@ -132,7 +145,6 @@ class ImageRows(Dataset):
         for start in range(0, len(indices), 256):
             batch = self.transform(self.rows[list(indices[start : start + 256])])
             found += [
-                {"pixel_values": x, "labels": y}
-                for x, y in zip(batch["pixel_values"], batch["labels"], strict=True)
+                {"pixel_values": x, "labels": y} for x, y in zip(batch["pixel_values"], batch["labels"], strict=True)
             ]
         return found

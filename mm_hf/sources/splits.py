@@ -29,7 +29,9 @@ class DataOptions:
         default=0.15, metadata={"help": "Share of the training set to validate on, without a split for it."}
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Default: the one with images."})
-    text_column_names: list[str] | None = field(default=None, metadata={"help": "One or two. Default: those with text."})
+    text_column_names: list[str] | None = field(
+        default=None, metadata={"help": "One or two. Default: those with text."}
+    )
     label_column_name: str | None = field(default=None, metadata={"help": "Default: label, labels, or the classes."})
     augmentation: str = field(
         default="none", metadata={"help": "Of training images: none, crop, crop_flip, randaugment."}
@@ -115,7 +117,9 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         rows = other["test"] if "test" in other else other[next(iter(other))]
         other_kind, other_inputs = input_columns(rows, DataOptions(), None)
         if (other_kind, len(other_inputs)) != (kind, len(inputs)):
-            raise ValueError(f"--ood_dataset_name {options.ood_dataset_name} is of {other_kind}s and the data of {kind}s.")
+            raise ValueError(
+                f"--ood_dataset_name {options.ood_dataset_name} is of {other_kind}s and the data of {kind}s."
+            )
         renamed = rows.select_columns(other_inputs).rename_columns(dict(zip(other_inputs, inputs, strict=True)))
         ood = renamed.add_column(label, [-100] * len(rows))
         if options.max_test_samples is not None and options.max_test_samples < len(ood):
@@ -153,7 +157,9 @@ def _label_column(rows: Dataset, given: str | None) -> str:
     found += [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if not found or found[0] not in rows.column_names:
         wrong = "" if given is None else f"--label_column_name is {given!r}, and "
-        raise ValueError(f"{wrong}the data set has the columns {', '.join(rows.column_names)}: give --label_column_name.")
+        raise ValueError(
+            f"{wrong}the data set has the columns {', '.join(rows.column_names)}: give --label_column_name."
+        )
     return found[0]
 
 
@@ -168,7 +174,9 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
     if named:
         missing = [name for name in named if name not in columns]
         if missing:
-            raise ValueError(f"The data set has no column {missing[0]!r}, only {', '.join(columns)}: choose one of them.")
+            raise ValueError(
+                f"The data set has no column {missing[0]!r}, only {', '.join(columns)}: choose one of them."
+            )
         return "image" if options.image_column_name else "text", list(named)
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     if images:
@@ -187,7 +195,9 @@ def _as_classes(data: DatasetDict, label: str) -> DatasetDict:
     feature = data["train"].features[label]
     if isinstance(feature, ClassLabel):
         return data
-    if not (isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype or feature.dtype == "bool")):
+    if not (
+        isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype or feature.dtype == "bool")
+    ):
         raise ValueError(f"The labels in the column {label!r} are {feature}: a comparison needs one class an example.")
     found = sorted(set(data["train"][label]))
     known, names = set(found), [str(value) for value in found]
@@ -196,7 +206,9 @@ def _as_classes(data: DatasetDict, label: str) -> DatasetDict:
         if other:
             raise ValueError(f"The split {split!r} has classes that the training set does not: {', '.join(other[:5])}.")
     where = {value: i for i, value in enumerate(found)}
-    return DatasetDict({s: _relabelled(rows, label, [where.get(v, -1) for v in rows[label]], names) for s, rows in data.items()})
+    return DatasetDict(
+        {s: _relabelled(rows, label, [where.get(v, -1) for v in rows[label]], names) for s, rows in data.items()}
+    )
 
 
 def _relabelled(rows: Dataset, label: str, labels: Sequence[int], names: Sequence[str]) -> Dataset:
