@@ -272,7 +272,7 @@ def test_cost(tmp_path):
     for axes, (kind, each) in zip(figure.axes, runs.items()):
         relative = [each[name].mean() / each[METHODS[0]].mean() for name in METHODS]
         np.testing.assert_allclose([bar.get_width() for bar in axes.patches], relative)
-        assert [text.get_text().strip() for text in axes.texts] == [f"{x:.2f}×" for x in relative]
+        assert [text.get_text().strip() for text in axes.texts] == [f"{x:.2f} x" for x in relative]
         assert (
             axes.get_xlabel().startswith(f"{kind}, relative to plain training (") and units[kind] in axes.get_xlabel()
         )

@@ -137,7 +137,7 @@ def plot_cost(
                 cell.barh(y, relative.mean(), height=0.62, color=colour, alpha=0.75, linewidth=0)
                 cell.plot(relative, np.full(len(relative), y), "o", color="black", markersize=1.8, alpha=0.7)
                 cell.text(
-                    max(relative.max(), relative.mean()) + 0.02 * farthest, y, f" {relative.mean():.2f}×",
+                    max(relative.max(), relative.mean()) + 0.02 * farthest, y, f" {relative.mean():.2f} x",
                     va="center", fontsize=7,
                 )  # fmt: skip
             cell.axvline(1, color="black", linewidth=0.8, linestyle="--")
