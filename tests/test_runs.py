@@ -52,13 +52,14 @@ class Stop(TrainerCallback):
 
 
 class Weights(TrainerCallback):
-    """The weights that each training begins with."""
+    """The weights that each training begins with; what was asked for before, to warm up, is forgotten."""
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self, data):
+        self.seen, self.data = [], data
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.seen.append((args.seed, weights_digest(model)))
+        self.data.asked.clear()
 
 
 def small_task(**changes):
@@ -102,12 +103,12 @@ def test_stopped_in_a_run_it_goes_on_from_the_last_checkpoint(mixing, tmp_path):
 
 
 def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_data(tmp_path):
-    task, weights = small_task(), Weights()
+    task = small_task()
+    weights = Weights(task.train_dataset)
     orders = []
 
     def keep(run):
         orders.append((run.method, run.seed, list(task.train_dataset.asked)))
-        task.train_dataset.asked.clear()
 
     methods = {"erm": ERM(), "mixup": {}, "multimix": {"num_mixed": 10}, "dense": DenseMultiMix(num_mixed=10)}
     comparison = run_comparison(

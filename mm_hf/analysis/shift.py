@@ -69,7 +69,8 @@ def plot_corruptions(
                 mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
                 cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)
                 if half is not None:
-                    cell.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+                    low, high = np.clip([mean - half, mean + half], 0, 100)  # what an accuracy can be
+                    cell.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
             cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
             cell.set_xticks(x)
             cell.grid(True, axis="y")

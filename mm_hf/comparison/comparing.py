@@ -18,7 +18,7 @@ from ..analysis.statistics import REPLICATES, STATISTICS, Interval, example_scor
 from ..locations import LocationError
 from ..methods import Mixing
 from .measuring import Measures
-from .running import RESULT, Progress, Run, remove_checkpoints, train_run, write_json
+from .running import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, write_json
 from .task import Task, as_methods, baseline_of, slug
 
 SETTINGS = "settings.json"
@@ -183,6 +183,7 @@ def run_comparison(
     settings = describe(task, chosen, measures)
     check_settings(directory, settings)
     runs: dict[str, list[Run]] = {name: [] for name in chosen}
+    warm = False
     failed: dict[str, str] = {}
     order = [reference, *(name for name in chosen if name != reference)]
     for seed in which:
@@ -192,6 +193,9 @@ def run_comparison(
             where = directory / "runs" / slug(name) / f"seed-{seed}"
             run = Run.read(where)
             if run is None:
+                if not warm:
+                    warm_up(task, directory / "runs")
+                    warm = True
                 try:
                     run = train_run(
                         task, name, chosen[name], seed, where, measures=measures, progress=progress, callbacks=list(callbacks)

@@ -69,8 +69,8 @@ def _sections(comparison: Comparison, pictures: dict[str, Picture]) -> list[Sect
         memory = (
             "what torch allocated on the GPU at most"
             if torch.cuda.is_available()
-            else "by how much the process grew; that is a lower bound, since memory freed by an earlier run is used again "
-            "unseen"
+            else "by how much the process grew. Memory freed by an earlier run is used again unseen: a lower bound, and noise for "
+            "models of a few megabytes"
         )
         intro = f"Training time is without evaluations and checkpoints. Peak memory is {memory}."
         sections.append(Section("Cost", [Text(intro), _table(comparison, "cost"), *shown("cost", "training")]))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from ..methods import Mixing
+from ..methods import ERM, Mixing
 from ..metrics import classification_metrics
 from ..trainer import MultiMixTrainer
 from .measuring import Measures, PeakMemory, measure
@@ -159,6 +159,25 @@ def train_run(
     run = Run(name, seed, measured.metrics, measured.corruptions, history, measured.notes, digest, directory)
     run.write(measured.arrays)
     return run
+
+
+def warm_up(task: Task, directory: Path) -> None:
+    """One step of plain training, and nothing kept: the first run would else pay for what is set up but once."""
+    args = task.arguments(
+        str(directory), 0, max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    set_seed(0)
+    trainer = MultiMixTrainer(
+        task.model_init(),
+        args,
+        mixing=ERM(),
+        train_dataset=task.train_dataset,
+        processing_class=task.processing_class,
+        data_collator=task.data_collator,
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.train()
 
 
 def weights_digest(model: nn.Module) -> str:
