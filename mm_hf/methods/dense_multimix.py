@@ -79,9 +79,10 @@ class DenseMultiMix(MultiMix):
             assert output.token_logits is not None and output.attention is not None and output.mask is not None
             b, r, _ = output.token_logits.shape
             # One draw in an order of its own at each location: the law at each location is the same as with a draw for
-            # each, and so is the gradient's variance (benchmarks/factor_sharing.py), for 1/r of the work.
+            # each, and so is the gradient's variance (benchmarks/sampling.py), for 1/r of the work.
             device = output.logits.device
             factors = self.sample(b, device)
+            assert isinstance(self.num_mixed, int)
             loss = dense_multimix_loss(
                 output.token_logits,
                 labels if output.labels is None else output.labels,
