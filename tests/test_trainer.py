@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mm_hf import ERM, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
+from mm_hf import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixup, MultiMix, MultiMixTrainer, TransMix
 from mm_hf.hub import load_mixing
 
 DENSE = DenseMultiMix(num_mixed=20)
@@ -146,7 +146,17 @@ def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mixing", [MultiMix(num_mixed=20), DENSE, Mixup(), DenseMultiMix(num_mixed=20, preset="paper")]
+    "mixing",
+    [
+        MultiMix(num_mixed=20),
+        DENSE,
+        DenseMultiMix(num_mixed=20, preset="paper"),
+        Mixup(),
+        CutMix(),
+        ManifoldMixup(),
+        TransMix(),
+    ],
+    ids=lambda mixing: mixing.name,
 )
 def test_every_method_trains(tmp_path, mixing):
     trainer = run(tmp_path, num_train_epochs=3, trainer_args={"mixing": mixing})
