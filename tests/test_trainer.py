@@ -252,9 +252,16 @@ def test_metrics_early_stopping_and_best_model(tmp_path):
     digits.same_weights(digits.weights(trainer.model), kept[6])
 
 
-@pytest.mark.parametrize("architecture", ["vit", "bert"])
+SOMETIMES = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mixing"),
+    [("vit", SOMETIMES), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
+    ids=lambda value: getattr(value, "name", value),
+)
 @pytest.mark.parametrize("stop_at", [3, 4])
-def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, stop_at):
+def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, mixing, stop_at):
     """At the end of an epoch and in the middle of one, with dropout and accumulation."""
 
     def trainer(directory, **more):
@@ -264,7 +271,6 @@ def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, st
             model = models.build("bert", scale=False)
             train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
         args = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
-        mixing = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
         return MultiMixTrainer(model, digits.arguments(directory, **args), train_dataset=train, mixing=mixing)
 
     whole = trainer(tmp_path / "whole")
