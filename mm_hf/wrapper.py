@@ -340,6 +340,8 @@ def _choose(
 
 @torch.compiler.disable
 def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
+    if state.blocks is not None and method.block_mixing is not None:
+        state.blocks.check(model)
     check_shapes(model, seen.logits, labels, state.criterion)
     seen, labels = at_locations(model, seen, labels)
     result = method.loss(seen, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)

@@ -4,6 +4,7 @@ import pickle
 import models
 import pytest
 import torch
+import transformers
 import zoo
 from torch import nn
 from torch.nn import functional as F
@@ -237,6 +238,58 @@ def test_blocks_of_other_models_and_a_training_step(name, first, calls):
     assert (blocks.names[0], blocks.calls) == (first, calls)
     with wrap_model(model.train(), ManifoldMixup()):
         model(**inputs, labels=models.labels(4)).loss.backward()
+
+
+# What goes around: a second stack or input, boxes, pooled and reversible streams, embeddings that every layer reads.
+REFUSED = {
+    *("Bart", "BigBirdPegasus", "MBart", "MT5", "Mvp", "PLBart", "T5", "T5Gemma", "T5Gemma2", "UMT5"),
+    *(
+        "Funnel",
+        "LayoutLMv3",
+        "Lilt",
+        "Reformer",
+        "ShieldGemma2",
+        "SqueezeBert",
+        "VideoPrism",
+        "XLNet",
+        "Zamba",
+        "Zamba2",
+    ),
+}
+LONGER = {"ReformerForSequenceClassification": {"length": 64, "padding": None}}
+
+
+@pytest.mark.skipif(transformers.__version__ < "5.23", reason="the list of classes is that of Transformers 5.23")
+@pytest.mark.parametrize("name", zoo.class_names())
+@pytest.mark.filterwarnings("ignore")
+def test_every_class_is_mixed_inside_or_refused(name):
+    try:
+        model = zoo.build(name)
+    except zoo.Unavailable as error:
+        pytest.skip(str(error))
+    inputs = zoo.batch(name, model, **LONGER.get(name, {"padding": "left"}))
+    if name.split("For")[0] in REFUSED:
+        with pytest.raises(LocationError, match="has no list of blocks"):
+            find_blocks(model, inputs)
+        return
+    if hasattr(model.config, "layerdrop"):
+        model.config.layerdrop = 0.0
+    with wrap_model(model.train(), ManifoldMixup()) as handle:
+        for seed in range(2):
+            torch.manual_seed(seed)
+            loss = model(**inputs, labels=models.labels(4)).loss
+            loss.backward()
+            assert loss.isfinite() and handle._state.blocks.calls == handle._state.blocks.blocks.calls
+
+
+def test_layers_that_are_left_out_at_random_are_refused():
+    name = "Wav2Vec2BertForSequenceClassification"
+    model = zoo.build(name, layerdrop=1.0)
+    with (
+        wrap_model(model.train(), ManifoldMixup()),
+        pytest.raises(ValueError, match="called 0 of its 2 blocks in this forward"),
+    ):
+        model(**zoo.batch(name, model), labels=models.labels(4))
 
 
 def test_decoders_want_their_padding_on_the_left():

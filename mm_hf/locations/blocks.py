@@ -90,6 +90,15 @@ class BlockTaps:
         """Mix no more."""
         self.mixing = self.chosen = None
 
+    def check(self, model: nn.Module) -> None:
+        """Raise unless the forward that was to be mixed called all blocks. Call after `end`."""
+        if self.calls != self.blocks.calls:
+            raise ValueError(
+                f"{type(model).__name__} called {self.calls} of its {self.blocks.calls} blocks in this forward, and it may be "
+                "the one that was to mix which was left out, with labels mixed all the same. If its config has a layerdrop, "
+                "set it to 0."
+            )
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mixing = self.mixing
         if mixing is None:

@@ -29,7 +29,7 @@ class ManifoldMixup(Mixing):
         alpha: Parameter of the symmetric Beta distribution of the factor.
 
     Raises:
-        ValueError: `alpha` is not positive.
+        ValueError: `alpha` is not positive; or the model leaves blocks out at random while it trains (layerdrop).
         LocationError: (at the first mini-batch) no list of blocks was found through which alone the logits come about.
 
     Source:
