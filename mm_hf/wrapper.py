@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from .locations.record import logits_of, record
 from .methods import Mixing
 from .sampling import is_distributed
 
-Found = TypeVar("Found")
 STATE = "mm_hf_state"
 REPLACED = (STATE, "forward", "_original_forward", "_is_accelerate_prepared")
 
@@ -351,30 +350,30 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOu
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
-    plans = _everywhere(lambda: probe(model, inputs, processing_class, given))
-    if any(plan != plans[0] for plan in plans):
-        return probe(model, inputs, processing_class, plans[0])
-    return plans[0]
+    plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
+    first = Plan.from_dict(plans[0])
+    return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
 
 
 def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     """The blocks that all processes mix in: each has proved those that it found."""
-    return _everywhere(lambda: find_blocks(model, inputs))[0]
+    return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
 
 
-def _everywhere(look: Callable[[], Found]) -> list[Found]:
+def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     """What each process found. An error of one stops all: one that went on would wait for the others for ever."""
+    processes = torch.distributed.get_world_size() if is_distributed() else 1
+    if processes == 1:
+        return [look()]
     try:
-        found: Found | LocationError = look()
+        found = look()
     except LocationError as error:
-        found = error
-    everywhere: list[Any] = [found]
-    if is_distributed():
-        everywhere = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everywhere, found)
-    for answer in everywhere:
-        if isinstance(answer, LocationError):
-            raise answer
+        found = {"error": str(error)}
+    everywhere: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(everywhere, found)
+    errors = [x["error"] for x in everywhere if "error" in x]
+    if errors:
+        raise LocationError(errors[0])
     return everywhere
 
 
