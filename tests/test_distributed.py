@@ -5,26 +5,36 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json, sys, torch
 from accelerate import PartialState
 import digits
-from mm_hf import DenseMultiMix, MultiMixTrainer
+from mm_hf import DenseMultiMix, ManifoldMixup, MultiMixTrainer
 
 drawn = []
 
 class Spy(DenseMultiMix):
     def sample(self, num_examples, device):
-        drawn.append(super().sample(num_examples, device))
-        return drawn[-1]
+        factors = super().sample(num_examples, device)
+        drawn.append(float(factors.weight[0, 0]))
+        return factors
 
+class SpyOnPairs(ManifoldMixup):
+    def mix_inputs(self, *arguments):
+        mixed = super().mix_inputs(*arguments)
+        drawn.append(float(self.block_mixing.share))
+        return mixed
+
+mixing = Spy(num_mixed=20) if sys.argv[2] == "dense_multimix" else SpyOnPairs()
 arguments = digits.arguments(sys.argv[1], per_device_train_batch_size=16, ddp_find_unused_parameters=False)
-trainer = MultiMixTrainer(digits.vit(), arguments, mixing=Spy(num_mixed=20), train_dataset=digits.dataset())
+trainer = MultiMixTrainer(digits.vit(), arguments, mixing=mixing, train_dataset=digits.dataset())
 trainer.train()
 assert trainer.accelerator.num_processes == 2
 result = {
     "weights": float(sum(p.detach().double().abs().sum() for p in trainer.model.parameters())),
-    "factors": [float(factors.weight[0, 0]) for factors in drawn],
+    "factors": drawn,
     "steps": trainer.state.global_step,
     "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
 }
@@ -34,7 +44,8 @@ torch.distributed.destroy_process_group()  # gloo's threads abort a process that
 """
 
 
-def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path):
+@pytest.mark.parametrize("method", ["dense_multimix", "manifold_mixup"])
+def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path, method):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     with socket.socket() as free:
@@ -47,7 +58,7 @@ def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path):
         "PATH": "/usr/bin:/bin",
     }
     done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path)],
+        [*command, str(tmp_path / "script.py"), str(tmp_path), method],
         env=environment,
         capture_output=True,
         text=True,
