@@ -22,10 +22,11 @@ format: $(VENV)/.dev  ## what `make check` would complain of and a machine can m
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(VENV)/.dev  ## slow evidence: the loss against a literal one, what sharing factors costs the gradient, what a step costs
-	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/factor_sharing.py
-	$(BIN)/python benchmarks/step_time.py
+bench: $(VENV)/.dev  ## slow evidence, 25 minutes: the loss, its growth, the draws of factors, whole steps; benchmarks/results
+	$(BIN)/python benchmarks/fused.py
+	$(BIN)/python benchmarks/fused.py --growth
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/step.py
 
 coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
 	$(BIN)/python benchmarks/model_coverage.py

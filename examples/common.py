@@ -74,7 +74,10 @@ class MixingArguments:
     """Which method mixes."""
 
     mixing: str = field(
-        default="dense_multimix", metadata={"help": "dense_multimix, multimix, mixup, or erm for plain training."}
+        default="dense_multimix",
+        metadata={
+            "help": "dense_multimix, multimix, mixup, cutmix, manifold_mixup, transmix, or erm for plain training."
+        },
     )
 
 

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "CutMix": ".methods",
     "DenseMultiMix": ".methods",
     "ERM": ".methods",
     "LocationError": ".locations",
     "LocationOutput": ".locations",
+    "ManifoldMixup": ".methods",
     "Mixing": ".methods",
     "MixingHandle": ".wrapper",
     "Mixup": ".methods",
     "MultiMix": ".methods",
     "MultiMixTrainer": ".trainer",
     "Plan": ".locations",
+    "TransMix": ".methods",
     "clean_loss": ".functional",
     "dense_multimix_loss": ".functional",
     "extract": ".locations",
@@ -35,7 +38,7 @@ __all__ = [*_EXPORTS, "__version__"]
 if TYPE_CHECKING:
     from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
     from .locations import LocationError, LocationOutput, Plan, extract, probe
-    from .methods import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, get_method
+    from .methods import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixing, Mixup, MultiMix, TransMix, get_method
     from .trainer import MultiMixTrainer
     from .wrapper import MixingHandle, wrap_model
 

@@ -15,7 +15,7 @@ from .criteria import CRITERIA
 from .fused import DenseMixingLoss
 from .sampling import SparseFactors, sample_factors
 
-__all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
+__all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets", "taking_part"]
 
 IGNORE_INDEX = -100
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
@@ -49,17 +49,33 @@ def clean_loss(
             targets, _ = soft_targets(labels, logits.shape[-1], dtype, criterion=criterion)
             loss = F.mse_loss if criterion == "mse" else F.binary_cross_entropy_with_logits
             return loss(logits, targets)
+        count = taking_part(labels, logits)
         if labels.shape == logits.shape:
             labels = labels.to(dtype).flatten(0, -2)
             mass = labels.sum(dim=-1, keepdim=True)
             # Not cross_entropy's own smoothing, which makes a row of zeros a target.
             labels = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[-1]
-            count, label_smoothing = mass.sum(), 0.0
+            label_smoothing = 0.0
         else:
             labels = _check_classes(labels, logits.shape[-1]).flatten()
-            count = (labels != IGNORE_INDEX).sum()
         total = F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", label_smoothing=label_smoothing)
         return total / count.clamp(min=torch.finfo(dtype).eps)
+
+
+def taking_part(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
+    """Over how many examples (or locations) [`clean_loss`] is a mean: a scalar, in float32 or better.
+
+    Example:
+        >>> import torch
+        >>> taking_part(torch.tensor([3, -100, 1]), torch.randn(3, 5))
+        tensor(2.)
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if criterion != "cross_entropy":
+        return torch.tensor(float(len(labels)), dtype=dtype, device=logits.device)
+    if labels.shape == logits.shape:
+        return labels.sum(dtype=dtype)
+    return (labels != IGNORE_INDEX).sum(dtype=dtype)
 
 
 def multimix_loss(
@@ -127,6 +143,7 @@ def dense_multimix_loss(
     confidence_weighted: bool = True,
     criterion: Criterion = "cross_entropy",
     orders: Tensor | None = None,
+    columns: slice | None = None,
 ) -> Tensor:
     """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
 
@@ -149,6 +166,8 @@ def dense_multimix_loss(
             likewise, or (b,) with one output), the latter two averaged over the c outputs.
         orders: (r, b) permutations of the examples, with factors (b, n): example i takes row `orders[j, i]` of the
             factors at location j. Each location's factors have the law that the shared ones have, at 1/r of the draws.
+        columns: Some of the mixed examples, by their numbers: what these contribute to the mean over all. Processes that
+            share the work each take some.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 logits). Zero where nobody takes part.
@@ -191,7 +210,7 @@ def dense_multimix_loss(
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
         return DenseMixingLoss.apply(
-            token_logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing
+            token_logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing, columns
         )
 
 

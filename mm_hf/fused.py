@@ -9,6 +9,7 @@ example's share goes to its class. What is kept for the backward pass is the gra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class DenseMixingLoss(torch.autograd.Function):
     examples of its own at each location. With M = confidence * factors and s its column sums, mixed example k of a
     location has logits and target mixed by M / s, and weighs s if `weighted`, else 1 if s > 0. `criterion` is a name of
     `CRITERIA`; rows of targets sum to 1 for "cross_entropy", and `smoothing` spreads that share of them over the classes.
+    With `columns`, what these mixed examples contribute to the mean over all.
     """
 
     @staticmethod
@@ -47,6 +49,7 @@ class DenseMixingLoss(torch.autograd.Function):
         weighted: bool,
         criterion: str,
         smoothing: float,
+        columns: slice | None = None,
     ) -> Tensor:
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
         b, r, c = logits.shape
@@ -64,8 +67,8 @@ class DenseMixingLoss(torch.autograd.Function):
         locations_at_once, mixed_at_once = mixer.blocks(r, c)
         for here in _slices(r, locations_at_once):
             block = _Block.at(here, back, logits, targets, confidence, criterion, smoothing, add_up, mixer)
-            parts = _slices(mixer.num_mixed, mixed_at_once)
-            local = _walk(mixer, block, parts, weighted, criterion, need_logits, need_confidence)
+            parts = _slices(mixer.num_mixed, mixed_at_once, columns)
+            local = _walk(mixer, block, parts, columns, weighted, criterion, need_logits, need_confidence)
             loss, occupied = loss + local.loss, occupied + local.occupied
             order = None if orders is None else orders[here]
             if gradients is not None:
@@ -87,7 +90,7 @@ class DenseMixingLoss(torch.autograd.Function):
         logits_grad, confidence_grad = (None if g is None else g * grad for g in ctx.gradients)
         if logits_grad is not None:
             logits_grad = logits_grad.to(ctx.logits_dtype)
-        return logits_grad, None, confidence_grad, None, None, None, None, None
+        return logits_grad, None, confidence_grad, *[None] * 6
 
 
 @dataclass
@@ -157,6 +160,7 @@ def _walk(
     mixer: Mixer,
     block: _Block,
     parts: list[slice],
+    columns: slice | None,
     weighted: bool,
     criterion: str,
     need_logits: bool,
@@ -177,6 +181,9 @@ def _walk(
     target_slopes = torch.zeros_like(block.laid_out) if need_confidence else slopes
     mass_slopes = []
     for part in parts:
+        if columns is not None and not columns.start <= part.start < columns.stop:  # another process's
+            mass_slopes.append(torch.zeros_like(mass[:, part]))
+            continue
         scale, share = (mixer.grid(x[:, part])[:, None] for x in (inverse, weight))
         losses, slope, target_slope, lost = _mixed_loss(mixer, block, part, scale, criterion, need_confidence)
         loss += mixer.ungrid(losses * share[:, 0]).sum(dim=1, keepdim=True)
@@ -221,8 +228,12 @@ def _mixed_loss(
     return losses, slope, target_slope, (slope * unmixed).sum(dim=1) + (target_slope * targets).sum(dim=1)
 
 
-def _slices(length: int, at_once: int) -> list[slice]:
-    return [slice(start, min(start + at_once, length)) for start in range(0, length, at_once)]
+def _slices(length: int, at_once: int, columns: slice | None = None) -> list[slice]:
+    """All of a length in slices; none reaches over the ends of `columns`."""
+    ends = [0, length] if columns is None else sorted({0, columns.start, columns.stop, length})
+    return [
+        slice(start, min(start + at_once, end)) for first, end in pairwise(ends) for start in range(first, end, at_once)
+    ]
 
 
 def _take(x: Tensor, here: slice, back: Tensor | None, local: bool = True) -> Tensor:

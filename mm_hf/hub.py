@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .locations import Plan
-from .methods import Mixing
+from .methods import Mixing, MultiMix
 
 MIXING_FILE = "mixing.json"
 CITATION = """@inproceedings{venkataramanan2023embedding,
@@ -72,17 +72,20 @@ def card_section(mixing: Mixing) -> str:
     """The section of a model card that says how the model was trained, in Markdown."""
     settings: Mapping[str, Any] = mixing.to_dict()
     rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.items())
+    if isinstance(mixing, MultiMix):
+        what = (
+            ": mixed examples are interpolated from the\nwhole mini-batch in embedding space, and enter the loss beside or in "
+            "place of the clean ones"
+        )
+        citation = f"\n```bibtex\n{CITATION}\n```\n"
+    else:
+        what, citation = "", ""
     return f"""## Mixing
 
-Trained with mm_hf, method `{mixing.name}`: mixed examples are interpolated from the
-whole mini-batch in embedding space, and enter the loss beside or in place of the clean ones. The model itself is a plain
+Trained with mm_hf, method `{mixing.name}`{what}. The model itself is a plain
 Transformers model: nothing but Transformers is needed to use it.
 
 | setting | value |
 |---|---|
 {rows}
-
-```bibtex
-{CITATION}
-```
-"""
+{citation}"""

@@ -14,7 +14,17 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .functional import Criterion
 from .labels import at_locations, check_labels, check_shapes
-from .locations import LocationError, LocationOutput, Plan, Taps, probe, resolve_attention
+from .locations import (
+    Blocks,
+    BlockTaps,
+    LocationError,
+    LocationOutput,
+    Plan,
+    Taps,
+    find_blocks,
+    probe,
+    resolve_attention,
+)
 from .locations.probe import check_head
 from .locations.record import logits_of, record
 from .methods import Mixing
@@ -42,6 +52,7 @@ class MixingState:
         self.before: dict[str, Any] = {}
         self.plan: Plan | None = plan
         self.taps: Taps | None = None
+        self.blocks: BlockTaps | None = None
         self.attention: str | None = None
         self.pacer = Pacer() if mixing.size_is_open else None
         self.sums: dict[str, Tensor | float] = {}
@@ -59,6 +70,7 @@ class MixingState:
                 f"{self.criterion}: leave it at 0."
             )
         forward_inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        self.mixing.check_inputs(forward_inputs)
         kind = self.mixing.attention_kind
         dense_labels = labels.ndim > 1 and not labels.is_floating_point() and self.criterion == "cross_entropy"
         if dense_labels and not self.mixing.takes_dense_labels:
@@ -77,6 +89,11 @@ class MixingState:
             self.plan, self.taps = plan, Taps(model, plan)
         elif self.mixing.needs_linear_head:
             check_head(record(model, forward_inputs))
+        if self.mixing.needs_blocks:
+            if self.blocks is not None:
+                self.blocks.remove()
+                self.blocks = None
+            self.blocks = BlockTaps(model, _agreed_blocks(model, forward_inputs))
         if not getattr(self.mixing, "detach_attention", True) and _recomputes(model):
             raise ValueError(
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
@@ -160,6 +177,8 @@ class MixingHandle:
         model.__dict__.update(self._state.before)
         if self._state.taps is not None:
             self._state.taps.remove(model)
+        if self._state.blocks is not None:
+            self._state.blocks.remove()
 
     def __enter__(self) -> MixingHandle:
         return self
@@ -278,15 +297,11 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     if not state.is_ready(model):
         _prepare(model, state, {**inputs, "labels": labels})
     method, inputs, targets = _choose(model, state, inputs, labels)
-    if method.attention_kind is None:
-        outputs = original(model, **inputs, return_dict=True)
-        seen = LocationOutput(logits_of(outputs))
-    else:
-        assert state.taps is not None and state.attention is not None
-        detach = getattr(method, "detach_attention", True)
-        with state.taps.listening(inputs, state.attention, detach=detach):
-            outputs = original(model, **inputs, return_dict=True)
-            seen = state.taps.read(model, logits_of(outputs), inputs, state.attention, targets, detach)
+    try:
+        outputs, seen = _forward(model, state, method, original, inputs, targets)
+    finally:
+        if state.blocks is not None:
+            state.blocks.end()
     loss = _loss(model, state, method, seen, targets)
     rest = {k: v for k, v in outputs.items() if k != "loss"}
     if "loss" in {field.name for field in dataclasses.fields(outputs)}:
@@ -294,6 +309,28 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     else:  # a model that is made for use only (DeiT with its teacher): it gets a place for its loss
         outputs = SequenceClassifierOutput(loss=loss, logits=logits_of(outputs))
     return outputs.to_tuple() if as_tuple else outputs
+
+
+def _forward(
+    model: nn.Module,
+    state: MixingState,
+    method: Mixing,
+    original: Callable[..., Any],
+    inputs: dict[str, Any],
+    targets: Tensor,
+) -> tuple[Any, LocationOutput]:
+    """The model's outputs, and what the method wants to see of its locations."""
+    if method.attention_kind is None:
+        outputs = original(model, **inputs, return_dict=True)
+        return outputs, LocationOutput(logits_of(outputs))
+    assert state.taps is not None and state.attention is not None
+    detach = getattr(method, "detach_attention", True)
+    with state.taps.listening(inputs, state.attention, detach=detach):
+        outputs = original(model, **inputs, return_dict=True)
+        seen = state.taps.read(
+            model, logits_of(outputs), inputs, state.attention, targets, detach, method.scores_locations
+        )
+    return outputs, seen
 
 
 # Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
@@ -311,11 +348,16 @@ def _choose(
     if state.pacer is not None:
         mixing = mixing.sized(state.pacer.begin(labels.device))
     method = mixing.choose()
-    return method, *method.mix_inputs(inputs, labels, model, state.criterion)
+    inputs, targets = method.mix_inputs(inputs, labels, model, state.criterion)
+    if state.blocks is not None and method.block_mixing is not None:
+        state.blocks.begin(method.block_mixing)
+    return method, inputs, targets
 
 
 @torch.compiler.disable
 def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
+    if state.blocks is not None and method.block_mixing is not None:
+        state.blocks.check(model)
     check_shapes(model, seen.logits, labels, state.criterion)
     seen, labels = at_locations(model, seen, labels)
     timed = state.pacer if isinstance(method, type(state.mixing)) else None
@@ -330,26 +372,31 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOu
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
+    plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
+    first = Plan.from_dict(plans[0])
+    return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
+
+
+def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
+    """The blocks that all processes mix in: each has proved those that it found."""
+    return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
+
+
+def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each process found. An error of one stops all: one that went on would wait for the others for ever."""
     processes = torch.distributed.get_world_size() if is_distributed() else 1
-    plan: Plan | None = None
-    said: dict[str, Any]
+    if processes == 1:
+        return [look()]
     try:
-        plan = probe(model, inputs, processing_class, given)
-        said = plan.to_dict()
+        found = look()
     except LocationError as error:
-        if processes == 1:
-            raise
-        said = {"error": str(error)}
-    if processes > 1:
-        everywhere: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(everywhere, said)
-        errors = [x["error"] for x in everywhere if "error" in x]
-        if errors:  # all stop: one that went on would wait for the others for ever
-            raise LocationError(errors[0])
-        if any(x != everywhere[0] for x in everywhere):
-            plan = probe(model, inputs, processing_class, Plan.from_dict(everywhere[0]))
-    assert plan is not None
-    return plan
+        found = {"error": str(error)}
+    everywhere: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(everywhere, found)
+    errors = [x["error"] for x in everywhere if "error" in x]
+    if errors:
+        raise LocationError(errors[0])
+    return everywhere
 
 
 def _adapters(model: nn.Module) -> Any:

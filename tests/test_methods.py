@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import HfArgumentParser, TrainingArguments
 
-from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method
+from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method, wrap_model
 from mm_hf.locations import LocationOutput
-from mm_hf.methods import METHODS
+from mm_hf.methods import METHODS, pairs
+from mm_hf.sampling import process_generator
 
 settings = st.fixed_dictionaries(
     {},
@@ -40,7 +41,7 @@ def test_settings_survive_json(cls, values, how):
 
 
 def test_the_registry_knows_every_method_by_name():
-    assert set(METHODS) >= {"erm", "mixup", "multimix", "dense_multimix"}
+    assert set(METHODS) >= {"erm", "mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix"}
     for name, cls in METHODS.items():
         assert get_method(name) is cls and cls.name == name
         assert Mixing.from_dict({"method": name}) == cls()
@@ -61,7 +62,7 @@ def test_the_default_recipe():
     assert MultiMix().pooled_weight == 1.0
 
 
-@pytest.mark.parametrize("name", ["multimix", "dense_multimix", "mixup", "erm"])
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_is_parsed_beside_training_arguments(name, tmp_path):
     parser = HfArgumentParser((TrainingArguments, get_method(name)))
     assert parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path)])[1] == get_method(name)()
@@ -102,7 +103,7 @@ def test_settings_that_make_no_sense_are_refused_with_a_sentence(values, message
 
 
 def test_unknown_names_and_settings():
-    with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are dense_multimix, erm"):
+    with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are cutmix, dense_multimix, erm"):
         get_method("mixmax")
     with pytest.raises(ValueError, match="MultiMix has no setting num_mixd; it has num_mixed, alpha"):
         Mixing.from_dict({"method": "multimix", "num_mixd": 3})
@@ -166,18 +167,19 @@ def test_mixup_is_kornias_on_the_same_draws():
     inputs, targets = Mixup(alpha=0.7).mix_inputs({"pixel_values": images}, labels, model)
     # kornia's factor and partner, set to what was drawn: it returns the labels of both and the partner's share.
     torch.manual_seed(4)
-    factor = float(torch.distributions.Beta(0.7, 0.7).sample())
-    partner = torch.randperm(6)
+    generator = process_generator("cpu")
+    factor = pairs.draw_factor(0.7, generator)
+    partner = pairs.draw_partners(6, generator, torch.device("cpu"))
     params = {
         "mixup_pairs": partner,
         "mixup_lambdas": torch.full((6,), 1 - factor),
         "batch_prob": torch.ones(6),
         "dtype": torch.tensor(0),
     }
-    theirs, pairs = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
+    theirs, classes = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
     torch.testing.assert_close(inputs["pixel_values"], theirs)
     one_hot = F.one_hot(labels, 5).float()
-    expected = one_hot * (1 - pairs[:, 2:]) + F.one_hot(pairs[:, 1].long(), 5) * pairs[:, 2:]
+    expected = one_hot * (1 - classes[:, 2:]) + F.one_hot(classes[:, 1].long(), 5) * classes[:, 2:]
     torch.testing.assert_close(targets, expected)
 
 
@@ -197,3 +199,37 @@ def test_mixup_needs_something_to_mix():
         Mixup().mix_inputs({"position_ids": torch.arange(6)}, models.labels(), models.build("vit"))
     with pytest.raises(ValueError, match="alpha must be positive"):
         Mixup(alpha=0)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+def test_the_factor_of_a_pair_has_the_beta_distribution(alpha):
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    drawn = [pairs.draw_factor(alpha, generator) for _ in range(3000)]
+    assert stats.kstest(drawn, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
+def test_methods_of_pairs_refuse_what_is_no_parameter_and_draw_from_the_global_generator_alone(name):
+    with pytest.raises(ValueError, match="alpha must be positive, but is -1"):
+        get_method(name)(alpha=-1.0)
+    model, images, labels = models.build("vit"), models.batch("vit"), torch.tensor([0, 1, 2, 3, -100, 4])
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(9)
+        drawn.append(get_method(name)().choose().mix_inputs(dict(images), labels, model))
+    torch.testing.assert_close(*drawn)
+    # -100 takes no part: it gives weight to no class, and the others keep theirs.
+    assert drawn[0][1].sum() == pytest.approx(5, abs=1e-5) and (drawn[0][1] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_soft_and_several_labels_are_mixed_as_they_are(name, problem):
+    model, images = models.build("vit", problem_type=problem).train(), models.batch("vit")
+    labels = torch.rand(6, 5) if problem else torch.rand(6, 5).softmax(dim=1)
+    with wrap_model(model, get_method(name)()) as handle:
+        output = model(**images, labels=labels)
+        output.loss.backward()
+    assert output.loss.isfinite() and handle.pop_logs()[f"loss_{name}"] == pytest.approx(float(output.loss.detach()))
+    assert model.config.problem_type == (problem or "single_label_classification")

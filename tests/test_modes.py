@@ -38,6 +38,14 @@ def step(model, inputs, mixing=DENSE, seed=0):
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("name", READINGS)
+def test_a_model_is_probed_in_full_precision_whatever_autocast_says(name):
+    model, inputs = build(name)
+    expected = probe(model, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert probe(model, inputs) == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", READINGS)
 def test_autocast(name, dtype):

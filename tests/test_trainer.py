@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mm_hf import ERM, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
+from mm_hf import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixup, MultiMix, MultiMixTrainer, TransMix
 from mm_hf.hub import load_mixing
 
 DENSE = DenseMultiMix(num_mixed=20)
@@ -146,7 +146,17 @@ def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mixing", [MultiMix(num_mixed=20), DENSE, Mixup(), DenseMultiMix(num_mixed=20, preset="paper")]
+    "mixing",
+    [
+        MultiMix(num_mixed=20),
+        DENSE,
+        DenseMultiMix(num_mixed=20, preset="paper"),
+        Mixup(),
+        CutMix(),
+        ManifoldMixup(),
+        TransMix(),
+    ],
+    ids=lambda mixing: mixing.name,
 )
 def test_every_method_trains(tmp_path, mixing):
     trainer = run(tmp_path, num_train_epochs=3, trainer_args={"mixing": mixing})
@@ -242,9 +252,16 @@ def test_metrics_early_stopping_and_best_model(tmp_path):
     digits.same_weights(digits.weights(trainer.model), kept[6])
 
 
-@pytest.mark.parametrize("architecture", ["vit", "bert"])
+SOMETIMES = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mixing"),
+    [("vit", SOMETIMES), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
+    ids=lambda value: getattr(value, "name", value),
+)
 @pytest.mark.parametrize("stop_at", [3, 4])
-def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, stop_at):
+def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, mixing, stop_at):
     """At the end of an epoch and in the middle of one, with dropout and accumulation."""
 
     def trainer(directory, **more):
@@ -254,7 +271,6 @@ def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, st
             model = models.build("bert", scale=False)
             train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
         args = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
-        mixing = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
         return MultiMixTrainer(model, digits.arguments(directory, **args), train_dataset=train, mixing=mixing)
 
     whole = trainer(tmp_path / "whole")

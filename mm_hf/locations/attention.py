@@ -10,7 +10,9 @@ from torch import Tensor, nn
 KINDS = ("auto", "cls", "mean", "gap", "cam", "uniform")
 
 
-def confidence(kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tensor, labels: Tensor | None) -> Tensor:
+def confidence(
+    kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tensor | None, labels: Tensor | None
+) -> Tensor:
     """Confidence (b, r) >= 0 of each location, before masking and normalisation.
 
     Args:
@@ -18,7 +20,7 @@ def confidence(kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tens
             label's own logit at a location. "uniform": all the same. "gap" and "cam" keep what is positive.
         row: Attention over the locations, of the token that the head reads or the mean of all.
         tokens: (b, r, d) features at the locations.
-        token_logits: (b, r, c).
+        token_logits: (b, r, c), for "cam" only.
         labels: (b,) or (b, c), for "cam" only.
     """
     if kind in ("cls", "mean"):
@@ -28,6 +30,7 @@ def confidence(kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tens
         tokens = tokens.float()
         return (tokens @ tokens.mean(dim=1, keepdim=True).mT)[..., 0].relu()
     if kind == "cam":
+        assert token_logits is not None
         if labels is None:
             raise ValueError('attention="cam" weighs locations by the logit of the label: pass labels.')
         if labels.ndim == 2:

@@ -49,7 +49,8 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
         LocationError: The model's logits cannot be explained by its tokens, or not by the given plan; the message says
             what was seen.
     """
-    with torch.inference_mode(False), torch.enable_grad(), without_zero_weights(model):
+    plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), plain, without_zero_weights(model):
         recording = record(model, inputs)
         check_head(recording)
         if plan is not None:

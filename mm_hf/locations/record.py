@@ -89,7 +89,7 @@ def _record(model: nn.Module, inputs: dict[str, Any]) -> Recording:
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         this = running.pop()
-        argument = next((x for x in (*args, *kwargs.values()) if _is_features(x)), None)
+        argument = next((x for x in (*args, *kwargs.values()) if is_features(x)), None)
         calls.append(Call(this.name, this.began, next(clock), argument, _tensors(output)))
 
     handles: list[Any] = []
@@ -259,8 +259,9 @@ def _tensors(output: Any) -> dict[str | int | None, Tensor]:
         items = list(enumerate(output))
     else:
         items = []
-    return {k: v for k, v in items if _is_features(v)}
+    return {k: v for k, v in items if is_features(v)}
 
 
-def _is_features(x: Any) -> bool:
+def is_features(x: Any) -> bool:
+    """Whether something that a module takes or gives may be features of a batch of examples."""
     return isinstance(x, Tensor) and x.is_floating_point() and 2 <= x.ndim <= 5

@@ -27,7 +27,7 @@ class LocationOutput:
 
     Attributes:
         logits: (b, c), the model's own; (b, n, c) or (b, c, h, w) of a model that labels every location.
-        token_logits: (b, r, c), the model's head applied at every location; None where only logits were asked for.
+        token_logits: (b, r, c), the model's head applied at every location; None where they were not asked for.
         mask: (b, r), True where a location is one of the example (not padding, not a special token).
         attention: (b, r) in float32, zero off the mask, summing to 1 for each example that has locations.
         labels: (b, r), where each location has a label of its own; else None.
@@ -181,8 +181,12 @@ class Taps:
         kind: str,
         labels: Tensor | None,
         detach: bool,
+        score: bool = True,
     ) -> LocationOutput:
-        """Turn what was kept of the forward into locations. Call while `listening`."""
+        """Turn what was kept of the forward into locations. Call while `listening`.
+
+        Without `score`, and for attention that is read ("cls", "mean"), the head is not run on the locations.
+        """
         plan = self.plan
         if self.source is None:
             raise StalePlanError(
@@ -194,6 +198,7 @@ class Taps:
         if kind in ("cls", "mean"):
             assert self.row is not None and self.row.row is not None
             row = self.row.row[:, plan.prefix :]
+        token_logits: Tensor | None
         if plan.pool == EVERY:
             here = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT
             mask = attended(inputs, here)
@@ -204,7 +209,7 @@ class Taps:
             if "|" in plan.pool:
                 first = pool_tokens(tokens, plan.pool.split("|")[0], inputs)
                 seen = torch.cat([first[:, None].expand_as(here), here], dim=-1)
-            token_logits = score_tokens(model, plan, seen)
+            token_logits = score_tokens(model, plan, seen) if score or row is None else None
         weights = confidence(kind, row, here * mask[..., None], token_logits, labels)
         attention = normalise(weights.detach() if detach else weights, mask)
         return LocationOutput(logits, token_logits, mask, attention)

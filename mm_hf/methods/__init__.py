@@ -1,9 +1,24 @@
 """Mixing methods, one a file. Importing a file registers its method by name."""
 
 from .base import METHODS, Mixing, MixingLoss, get_method
+from .cutmix import CutMix
 from .dense_multimix import DenseMultiMix
 from .erm import ERM
+from .manifold_mixup import ManifoldMixup
 from .mixup import Mixup
 from .multimix import MultiMix
+from .transmix import TransMix
 
-__all__ = ["ERM", "METHODS", "DenseMultiMix", "Mixing", "MixingLoss", "Mixup", "MultiMix", "get_method"]
+__all__ = [
+    "ERM",
+    "METHODS",
+    "CutMix",
+    "DenseMultiMix",
+    "ManifoldMixup",
+    "Mixing",
+    "MixingLoss",
+    "Mixup",
+    "MultiMix",
+    "TransMix",
+    "get_method",
+]

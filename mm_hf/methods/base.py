@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from ..functional import Criterion
-from ..locations import LocationOutput
+from ..locations import BlockMixing, LocationOutput
 
 METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
@@ -62,9 +62,31 @@ class Mixing:
         """The method with a number of mixed examples."""
         return self
 
+    @property
+    def scores_locations(self) -> bool:
+        """Whether a method with an `attention_kind` wants the logits of every location, too."""
+        return True
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Whether the method mixes hidden states where a block of the model begins: see `block_mixing`."""
+        return False
+
+    @property
+    def block_mixing(self) -> BlockMixing | None:
+        """How this mini-batch's hidden states are mixed; asked for after `mix_inputs`, for methods with `needs_blocks`."""
+        return None
+
     def choose(self) -> Mixing:
-        """The method for this mini-batch: itself, unless it is applied with a probability only."""
+        """The method for this mini-batch: itself, or another one if it is applied with a probability only.
+
+        A method that has to remember how it mixed a mini-batch until the loss returns a copy of itself, so that one
+        method serves several models and mini-batches at a time.
+        """
         return self
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse, by a ValueError, a first batch of inputs that the method cannot mix."""
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..functional import dense_multimix_loss
+from ..gather import Everyone
 from ..locations import LocationOutput
 from ..locations.attention import KINDS
-from ..sampling import process_generator, sample_orders
-from .multimix import DEFAULTS, PAPER, MultiMix, largest, setting
+from .multimix import DEFAULTS, PAPER, MultiMix, setting
 
 
 @dataclass
@@ -72,36 +71,17 @@ class DenseMultiMix(MultiMix):
         return not self.pooled_weight and not mixes_inputs
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, how: dict[str, Any]
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], everyone: Everyone | None
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        terms = super()._terms(output, labels, how)
+        terms = super()._terms(output, labels, how, everyone)
         if self.dense_weight:
-            assert output.token_logits is not None and output.attention is not None and output.mask is not None
-            b, r, _ = output.token_logits.shape
-            # One draw in an order of its own at each location: the law at each location is the same as with a draw for
-            # each, and so is the gradient's variance (benchmarks/factor_sharing.py), for 1/r of the work.
-            device = output.logits.device
-            factors = self.sample(b, device)
-            loss = dense_multimix_loss(
-                output.token_logits,
-                labels if output.labels is None else output.labels,
-                output.attention,
-                factors,
-                confidence_weighted=self.confidence_weighted,
-                orders=sample_orders(r, b, device=device, generator=process_generator(device)),
-                **how,
-            )
+            assert output.token_logits is not None and output.attention is not None
+            labels = labels if output.labels is None else output.labels
+            how = {**how, "confidence_weighted": self.confidence_weighted}
+            loss, logs = self._mixed(output.token_logits, labels, output.attention, how, everyone, dense=True)
             with torch.no_grad():
                 attention = output.attention.detach()
                 attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)
                 entropy = -torch.xlogy(attention, attention).sum(dim=1).mean()
-                occupied = output.mask.any(dim=0).sum()
-            terms["dense"] = (
-                loss,
-                {
-                    "loss_terms": occupied * self.num_mixed,
-                    "mean_largest_factor": largest(factors),
-                    "attention_entropy": entropy,
-                },
-            )
+            terms["dense"] = loss, {**logs, "attention_entropy": entropy}
         return terms

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ..functional import Criterion, clean_loss, soft_targets
+from ..functional import Criterion, clean_loss
 from ..locations import LocationOutput
+from ..sampling import process_generator
 from .base import Mixing, MixingLoss
+from .pairs import check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
 
 @dataclass
@@ -33,8 +34,7 @@ class Mixup(Mixing):
     alpha: float = field(default=1.0, metadata={"help": "Parameter of the Beta distribution of the factor."})
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, but is {self.alpha}.")
+        check_beta(self.alpha)
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
@@ -51,16 +51,12 @@ class Mixup(Mixing):
                 "Mixup mixes inputs that are real numbers (pixel_values, input_values) or token ids, and this batch has "
                 f"only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
             )
-        factor = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        partner = torch.randperm(b).to(labels.device)
+        generator = process_generator("cpu")
+        factor = draw_factor(self.alpha, generator)
+        partner = draw_partners(b, generator, labels.device)
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}
-        if isinstance(inputs.get("attention_mask"), Tensor):
-            mask = inputs["attention_mask"]
-            mixed["attention_mask"] = torch.maximum(mask, mask[partner])
-        num_labels: int = model.config.num_labels  # type: ignore[union-attr, assignment]
-        targets, takes_part = soft_targets(labels, num_labels, criterion=criterion)
-        targets = targets * takes_part[:, None]
-        return {**inputs, **mixed}, targets.lerp(targets[partner], 1 - factor)
+        targets = targets_of(labels, model, criterion)
+        return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
 
     def loss(
         self,

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..functional import Criterion, clean_loss, multimix_loss, sample_factors
+from ..functional import IGNORE_INDEX, Criterion, clean_loss, dense_multimix_loss, sample_factors, taking_part
+from ..gather import Everyone
 from ..locations import LocationOutput
-from ..sampling import SparseFactors, alpha_for, check_alpha, process_generator, sample_sparse_factors
+from ..sampling import (
+    SparseFactors,
+    alpha_for,
+    check_alpha,
+    is_distributed,
+    process_generator,
+    sample_orders,
+    sample_sparse_factors,
+)
 from .base import Mixing, MixingLoss
 from .erm import ERM
 from .mixup import Mixup
@@ -63,6 +72,8 @@ class MultiMix(Mixing):
         pooled_weight: Weight of the loss of the mixed examples.
         probability: Share of the mini-batches that are mixed.
         otherwise: What happens to the other mini-batches: "clean" training or input "mixup".
+        gather_across_devices: Mix the mini-batches of all processes as one, of which each process takes its share of the
+            `num_mixed` mixed examples; else each process mixes its own, as in the paper.
         preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
             mini-batches (our reading) with input mixup instead. Arguments that are given win.
 
@@ -102,6 +113,7 @@ class MultiMix(Mixing):
     pooled_weight: float = setting(None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).")
     probability: float = setting(None, "Share of the mini-batches that are mixed. Default: 1.")
     otherwise: Literal["clean", "mixup"] = setting(None, "What happens to the other mini-batches. Default: clean.")
+    gather_across_devices: bool = setting(False, "Mix the mini-batches of all processes as one.")
     preset: Literal["paper"] | None = field(
         default=None, compare=False, metadata={"help": "'paper': the paper's recipe in place of our defaults."}
     )
@@ -158,9 +170,19 @@ class MultiMix(Mixing):
 
     def choose(self) -> Mixing:
         # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
-        if self.probability == 1 or float(torch.rand(())) < self.probability:
+        if self.probability == 1:
+            return self
+        drawn = [float(torch.rand(()))]
+        if self.gathers:  # all or none
+            torch.distributed.broadcast_object_list(drawn)
+        if drawn[0] < self.probability:
             return self
         return Mixup() if self.otherwise == "mixup" else ERM()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there are other processes whose mini-batches are mixed with this one's."""
+        return self.gather_across_devices and is_distributed()
 
     @property
     def size_is_open(self) -> bool:
@@ -171,8 +193,10 @@ class MultiMix(Mixing):
         method.num_mixed = num_mixed
         return method
 
-    def sample(self, num_examples: int, device: torch.device) -> Tensor | SparseFactors:
-        """Factors (b, n) for a mini-batch of b examples."""
+    def sample(
+        self, num_examples: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor | SparseFactors:
+        """Factors (b, n) for a mini-batch of b examples, by default this process's own."""
         assert self.num_mixed != "auto", "The wrapper decides on a size first."
         vertices = num_examples
         if self.num_vertices is not None:
@@ -183,7 +207,7 @@ class MultiMix(Mixing):
         if alpha is None:
             assert self.effective_examples is not None
             alpha = alpha_for(self.effective_examples, vertices)
-        where: dict[str, Any] = {"device": device, "generator": process_generator(device)}
+        where: dict[str, Any] = {"device": device, "generator": generator or process_generator(device)}
         if vertices == num_examples:
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
         return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=vertices, **where)
@@ -197,23 +221,66 @@ class MultiMix(Mixing):
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
         """Weighted sum of the clean and the mixed loss."""
-        return self._weighted_sum(
-            self._terms(output, labels, {"label_smoothing": label_smoothing, "criterion": criterion})
-        )
+        how = {"label_smoothing": label_smoothing, "criterion": criterion}
+        everyone = None
+        if self.gathers:
+            tokens = output.token_logits
+            everyone = Everyone.meet(len(labels), 0 if tokens is None else tokens.shape[1], output.logits.device)
+        return self._weighted_sum(self._terms(output, labels, how, everyone))
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, how: dict[str, Any]
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], everyone: Everyone | None
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        """Each term's loss and what else to log of it, for terms whose weight is not zero."""
+        """Each term's loss and what else to log of it, for terms whose weight is not zero.
+
+        With `everyone`, the losses are such that their mean over the processes is the loss of all examples as one
+        mini-batch: that is how data parallel training averages them.
+        """
         terms: dict[str, tuple[Tensor, dict[str, Any]]] = {}
         if self.clean_weight:
             loss = clean_loss(output.logits, labels, **how)
+            if everyone is not None:
+                mine = taking_part(labels, output.logits, how["criterion"])
+                loss = loss * everyone.processes * mine / everyone.total(mine).clamp(min=1e-9)
             terms["clean"] = (loss, {"loss_terms": len(labels)})
         if self.pooled_weight:
-            factors = self.sample(len(labels), output.logits.device)
-            loss = multimix_loss(output.logits, labels, factors, **how)
-            terms["pooled"] = (loss, {"loss_terms": self.num_mixed, "mean_largest_factor": largest(factors)})
+            ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
+            how = {**how, "confidence_weighted": False}
+            terms["pooled"] = self._mixed(output.logits[:, None], labels, ones, how, everyone)
         return terms
+
+    def _mixed(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        attention: Tensor,
+        how: dict[str, Any],
+        everyone: Everyone | None,
+        dense: bool = False,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of mixed logits (b, 1, c), or if `dense` (b, r, c), with labels of examples or of each location."""
+        device = logits.device
+        if everyone is not None:
+            r = everyone.locations if dense else 1
+            of_locations = dense and labels.ndim == 2 and not labels.is_floating_point()
+            labels = everyone.gather(labels, r, IGNORE_INDEX) if of_locations else everyone.gather(labels)
+            logits, attention = everyone.gather(logits, r), everyone.gather(attention, r)
+        b, r, _ = logits.shape
+        if everyone is None:
+            factors, generator = self.sample(b, device), None
+        else:
+            generator = everyone.generator
+            factors = self.sample(b, device, generator)
+            how = {**how, "columns": everyone.columns(factors.shape[1])}
+        # One draw in an order of its own at each location: the law at each location is the same as with a draw for each,
+        # and so is the gradient's variance (benchmarks/sampling.py), for 1/r of the work.
+        orders = None
+        if dense:
+            orders = sample_orders(r, b, device=device, generator=generator or process_generator(device))
+        loss = dense_multimix_loss(logits, labels, attention, factors, orders=orders, **how)
+        terms = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
+        loss = loss if everyone is None else loss * everyone.processes
+        return loss, {"loss_terms": terms, "mean_largest_factor": largest(factors)}
 
     def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict[str, Any]]]) -> MixingLoss:
         logs: dict[str, Tensor | float] = {}
