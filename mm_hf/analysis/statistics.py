@@ -107,6 +107,7 @@ def example_scores(logits: Any, labels: Any) -> dict[str, np.ndarray]:
     log_probabilities, targets = x.log_softmax(dim=-1).numpy(), y.numpy()
     probabilities = np.exp(log_probabilities)
     right = (log_probabilities.argmax(axis=1) == targets).astype(float)
+    right[np.isnan(log_probabilities).any(axis=1)] = np.nan  # a training that has diverged has no accuracy
     one_hot = np.eye(probabilities.shape[1])[targets]
     return {
         "accuracy": right,

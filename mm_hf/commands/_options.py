@@ -76,7 +76,9 @@ def parse(parser: Refusing, arguments: Sequence[str], command: str) -> tuple[Any
     Raises:
         ValueError: An option that neither has, or a value that does not fit.
     """
-    *parsed, rest = parser.parse_args_into_dataclasses(with_file(arguments), return_remaining_strings=True)
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        with_file(arguments), return_remaining_strings=True, look_for_args_file=False
+    )
     return (*parsed, training_arguments(rest, command, parser))
 
 

@@ -79,15 +79,16 @@ def _sections(comparison: Comparison, pictures: dict[str, Picture]) -> list[Sect
 
 
 def _lead(comparison: Comparison) -> str:
-    task, n = comparison.settings.get("task", {}), len(comparison.seeds)
+    task, n, methods = comparison.settings.get("task", {}), len(comparison.seeds), len(comparison.runs)
     size = f"{task['test_examples']:,} test examples" if "test_examples" in task else "the test examples"
     model = f"{task['model']} with {task['parameters']:,} parameters" if "model" in task else "The model"
     if len(comparison.runs) == 1 and comparison.baseline is None:
         return f"{model}, on {size}."
     training = f", trained on {task['training_examples']:,} examples" if "training_examples" in task else ""
     return (
-        f"{model}{training} and tested on {size}: {len(comparison.runs)} methods, {n} seed{'s' * (n > 1)} each. For a seed, "
-        "all methods start from the same weights and see the same batches in the same order."
+        f"{model}{training} and tested on {size}: "
+        f"{methods} method{'s' * (methods > 1)}, {n} seed{'s' * (n > 1)} each. For a seed, all methods start from the "
+        "same weights and see the same batches in the same order."
     )
 
 
@@ -104,6 +105,13 @@ def findings(comparison: Comparison) -> list[str]:
     sentences, baseline = [], comparison.baseline
     for name in comparison.runs:
         if name == baseline:
+            continue
+        if any(
+            comparison.differences[metric][name].value != comparison.differences[metric][name].value for metric in MAIN
+        ):
+            sentences.append(
+                f"{name}: some figures are not numbers, as when a training diverges, and are not compared."
+            )
             continue
         gains: dict[bool, list[str]] = {True: [], False: []}
         for metric in MAIN:
