@@ -87,9 +87,10 @@ def _training(comparison: Comparison, path: Path) -> Picture | None:
 def _reliability(comparison: Comparison, path: Path) -> Picture | None:
     if not _finite(comparison):
         return None
+    arrays = {name: [run.arrays for run in runs] for name, runs in comparison.runs.items()}
     pooled = {
-        name: tuple(np.concatenate([run.arrays[k] for run in runs]) for k in ("logits", "labels"))
-        for name, runs in comparison.runs.items()
+        name: (np.concatenate([a["logits"] for a in each]), np.concatenate([a["labels"] for a in each]))
+        for name, each in arrays.items()
     }
     plot_reliability(pooled, path)
     many = len(comparison.seeds) > 1

@@ -70,7 +70,7 @@ class Run:
         values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         return cls(**values, directory=directory)
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(self, arrays: Mapping[str, Any]) -> None:
         """Write the run: the result comes last and at once, so that a directory with one is complete."""
         partial = self.directory / f"{ARRAYS}.partial"
         with partial.open("wb") as file:
