@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def plot_alignment_uniformity(runs: Mapping[str, Sequence[tuple[float, float]]],
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
             raise ValueError(f"runs[{name!r}] must be pairs (alignment, uniformity), one a seed, got {pairs.shape}.")
     with drawn(path) as figures:
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.8), layout="constrained")
+        # The legend has two columns as a rule, and takes from the height.
+        height = 2.5 + 0.18 * math.ceil(len(points) / 2)
+        figure, axes = plt.subplots(figsize=(COLUMN, height), layout="constrained")
         figures.append(figure)
         for name, (colour, marker) in looks(runs).items():
             x, y = points[name].T

@@ -70,7 +70,7 @@ def plot_corruptions(
                 cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)
                 if half is not None:
                     low, high = np.clip([mean - half, mean + half], 0, 100)  # what an accuracy can be
-                    cell.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                    cell.fill_between(x, low, high, color=colour, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)
             cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
             cell.set_xticks(x)
             cell.grid(True, axis="y")

@@ -99,9 +99,9 @@ def quiet() -> None:
 
 
 def _tell(comparison: Comparison, directory: Path) -> None:
-    from ..comparison.report import findings
+    from ..comparison.report import FOUND, findings
 
-    print()
+    print(f"\n{FOUND}" if comparison.differences else "")
     for sentence in findings(comparison):
         print(sentence)
     print(f"\nWrote {directory / 'report.html'}, report.md, results.csv, pictures/ and runs/.")

@@ -181,6 +181,7 @@ def _cost(comparison: Comparison, path: Path) -> Picture | None:
     return Picture(
         path, "Cost relative to the baseline",
         f"{' and '.join(costs).capitalize()} of each method relative to {comparison.baseline}; points are seeds.",
+        narrow=len(costs) == 1,
     )  # fmt: skip
 
 

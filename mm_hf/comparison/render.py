@@ -23,11 +23,11 @@ ul.findings { margin: 1rem 0; padding: .9rem 1.2rem .9rem 2.2rem; background: #e
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; width: 100%; }
 caption { text-align: left; color: #4b5363; padding-bottom: .4rem; }
-th, td { padding: .34rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef2; }
+th, td { padding: .34rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef2; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #1f2430; font-weight: 600; white-space: normal; vertical-align: bottom; }
-td.better { background: #e3f4ec; font-weight: 600; }
-td.worse { background: #fbe9e0; font-weight: 600; }
+td.better { background: #d9f0e5; }
+td.worse { background: #fbe3d6; }
 td.text { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; width: 100%; height: auto; }

@@ -16,6 +16,9 @@ from .render import Block, Cell, Code, Document, Findings, Picture, Section, Tab
 from .tables import GROUPS, MAIN, METRICS
 
 
+FOUND = "What the 95 % intervals of the differences say, where they exclude zero:"
+
+
 def write_report(comparison: Comparison, directory: str | Path) -> Path:
     """Write `report.html`, `report.md` and `pictures/` into a directory.
 
@@ -41,8 +44,11 @@ def _sections(comparison: Comparison, pictures: dict[str, Picture]) -> list[Sect
     def shown(*names: str) -> list[Block]:
         return [pictures[name] for name in names if name in pictures]
 
+    summary: list[Block] = [Findings(findings(comparison))]
+    if comparison.differences:
+        summary.insert(0, Text(FOUND))
     sections = [
-        Section("", [Text(_lead(comparison), lead=True), Findings(findings(comparison)), *shown("differences")]),
+        Section("", [Text(_lead(comparison), lead=True), *summary, *shown("differences")]),
         Section("Accuracy and calibration", [*_main(comparison), *shown("reliability")]),
     ]
     if any(comparison.values(metric) for metric in GROUPS["robustness"]):
@@ -118,9 +124,11 @@ def findings(comparison: Comparison) -> list[str]:
             interval = comparison.differences[metric][name]
             if interval.excludes_zero:
                 shown = METRICS[metric]
-                gains[shown.helps(interval)].append(f"{shown.noun} ({shown.difference(interval)}{shown.points})")
+                gains[shown.helps(interval)].append(
+                    f"{shown.noun} ({shown.number(interval.value, sign=True)}{shown.points})"
+                )
         if not gains[True] and not gains[False]:
-            sentences.append(f"{name}: no difference from {baseline} that its 95 % interval tells from zero.")
+            sentences.append(f"{name}: no difference from {baseline} whose 95 % interval excludes zero.")
             continue
         parts = [f"{word} {_listed(each)}" for word, each in (("better", gains[True]), ("worse", gains[False])) if each]
         sentences.append(f"{name}, compared with {baseline}: {'; '.join(parts)}.")

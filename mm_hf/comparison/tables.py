@@ -28,7 +28,7 @@ class Metric:
     @property
     def heading(self) -> str:
         """Name, unit and an arrow to the better side."""
-        return self.title + {"higher": " ↑", "lower": " ↓", "": ""}[self.better]
+        return self.title + {"higher": "\u00a0↑", "lower": "\u00a0↓", "": ""}[self.better]
 
     @property
     def noun(self) -> str:
@@ -70,8 +70,8 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("Accuracy (%)", 100, 2, "higher"),
-    "nll": Metric("NLL (nats)", 1, 4, "lower"),
-    "brier": Metric("Brier score", 1, 4, "lower"),
+    "nll": Metric("NLL (nats)", 1, 3, "lower"),
+    "brier": Metric("Brier score", 1, 3, "lower"),
     "calibration_error": Metric("Calibration error (%)", 100, 2, "lower"),
     "macro_f1": Metric("Macro F1 (%)", 100, 2, "higher"),
     "fgsm_accuracy": Metric("FGSM accuracy (%)", 100, 1, "higher"),
