@@ -40,7 +40,7 @@ def classifier(seed, n=400, classes=5):
 def looks_right(figure, path, panels):
     """A file of print size, labelled axes and a legend in which nothing lies over anything else."""
     with Image.open(path) as image:
-        assert image.size[0] >= 1000 and image.size[1] >= 600
+        assert image.size[0] >= 1000 and image.size[1] >= 450
         assert len(np.unique(np.asarray(image.convert("L")))) > 10
     assert len(figure.axes) == panels
     assert not plt.get_fignums()
@@ -102,7 +102,8 @@ def test_corruptions(tmp_path, seeds):
             continue
         band = panel.collections[-1].get_paths()[0].vertices[:, 1]  # of the last method
         for k in range(5):
-            low, high = stats.t.interval(0.95, seeds - 1, accuracy[:, k].mean(), stats.sem(accuracy[:, k]))
+            interval = stats.t.interval(0.95, seeds - 1, accuracy[:, k].mean(), stats.sem(accuracy[:, k]))
+            low, high = np.clip(interval, 0, 100)
             assert np.isclose(band, low).any() and np.isclose(band, high).any()
     assert figure.axes[0].get_ylabel() == "accuracy (%)" and figure.axes[-1].get_xlabel() == "severity (1 to 5)"
     assert ("one seed" if seeds == 1 else "mean of 4 seeds") in figure._suptitle.get_text()

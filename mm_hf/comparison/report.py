@@ -15,7 +15,6 @@ from .pictures import draw
 from .render import Block, Cell, Code, Document, Findings, Picture, Section, Table, Text, as_html, as_markdown
 from .tables import GROUPS, MAIN, METRICS
 
-
 FOUND = "What the 95 % intervals of the differences say, where they exclude zero:"
 
 
