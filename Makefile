@@ -27,6 +27,7 @@ bench: $(VENV)/.dev  ## slow evidence, 25 minutes: the loss, its growth, the dra
 	$(BIN)/python benchmarks/fused.py --growth
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/tables.py
 
 coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
 	$(BIN)/python benchmarks/model_coverage.py
