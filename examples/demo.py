@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import transformers
 from datasets import DatasetDict
-from offline_data import load_digits
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,6 +39,7 @@ from mm_hf import ERM, DenseMultiMix, Mixing, MultiMixTrainer, extract, sample_f
 from mm_hf.analysis import plot_attention, plot_training
 from mm_hf.metrics import classification_metrics
 from mm_hf.sampling import alpha_for
+from mm_hf.sources.offline import load_digits
 
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "Dense MultiMix": DenseMultiMix()}
 PAPER: dict[str, Mixing] = {"paper's recipe": DenseMultiMix(preset="paper")}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image
-from offline_data import load_digits
 from PIL import Image as PILImage
+
+from mm_hf.sources.offline import load_digits
 
 OFFLINE = ("digit_scenes",)
 CLASSES = ["background", *(str(digit) for digit in range(10))]

@@ -32,15 +32,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import common
-import numpy as np
-import torch
 from datasets import ClassLabel, DatasetDict, load_dataset
-from kornia import augmentation
-from offline_data import OFFLINE, load_offline
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments, ViTImageProcessorPil
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.metrics import classification_metrics
+from mm_hf.sources.images import ImageTransform
+from mm_hf.sources.offline import OFFLINE, load_offline
 
 
 @dataclass
@@ -69,46 +67,6 @@ class DataTrainingArguments(common.DataArguments):
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_dir is None:
             raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
-
-
-class ImageTransform:
-    """Images of a batch of rows to `pixel_values`: resized, augmented in training, normalised."""
-
-    def __init__(self, processor: Any, data_args: DataTrainingArguments, num_channels: int, train: bool):
-        self.processor, self.columns = processor, (data_args.image_column_name, data_args.label_column_name)
-        self.mode = "RGB" if num_channels == 3 else "L"
-        self.height, self.width = common.image_size(processor)
-        crop = getattr(processor, "crop_size", None)
-        if getattr(processor, "do_center_crop", False) and crop is not None:
-            self.height, self.width = dict(crop)["height"], dict(crop)["width"]
-        self.augment = self._augmentation(data_args.augmentation) if train else None
-
-    def _augmentation(self, name: str) -> torch.nn.Module:
-        steps: list[Any] = []
-        if name == "randaugment":
-            steps.append(augmentation.auto.RandAugment(n=2, m=9))
-        if name != "none":
-            steps.append(augmentation.RandomResizedCrop((self.height, self.width), scale=(0.6, 1.0)))
-        if name in ("crop_flip", "randaugment"):
-            steps.append(augmentation.RandomHorizontalFlip())
-        steps.append(augmentation.Normalize(self.processor.image_mean, self.processor.image_std))
-        return augmentation.container.ImageSequential(*steps)
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """A batch of rows as the data set gives them."""
-        images = [image.convert(self.mode) for image in rows[self.columns[0]]]
-        if self.augment is None:
-            pixels = self.processor(images, return_tensors="pt")["pixel_values"]
-        else:
-            # Crops are cut from images an eighth larger than what the model sees.
-            size = {"height": round(self.height * 8 / 7), "width": round(self.width * 8 / 7)}
-            plain = self.processor(
-                images, size=size, do_center_crop=False, do_normalize=False, return_tensors="pt", do_resize=True
-            )["pixel_values"]
-            pixels = self.augment(torch.as_tensor(np.asarray(plain), dtype=torch.float32))
-            if pixels.shape[-2:] != (self.height, self.width):
-                pixels = torch.nn.functional.interpolate(pixels, (self.height, self.width), mode="bilinear")
-        return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
 
 
 def parse_arguments(
@@ -162,8 +120,16 @@ def main() -> None:
     # The images are read and changed as batches are made, and the transform needs the columns that the model does not.
     training_args = copy.copy(training_args)
     training_args.remove_unused_columns = False
-    data["train"].set_transform(ImageTransform(processor, data_args, channels, train=True))
-    data["validation"].set_transform(ImageTransform(processor, data_args, channels, train=False))
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    for split, rows in data.items():
+        transform = ImageTransform(
+            processor,
+            *columns,
+            augmentation=data_args.augmentation,
+            num_channels=channels,
+            train=split == "train",
+        )
+        rows.set_transform(transform)
 
     trainer = MultiMixTrainer(
         model=model,

@@ -16,11 +16,15 @@ from sklearn.metrics import roc_auc_score
 from mm_hf.analysis import (
     plot_alignment_uniformity,
     plot_corruptions,
+    plot_cost,
+    plot_differences,
     plot_embeddings,
     plot_ood,
     plot_reliability,
     plot_training,
+    plot_validation,
 )
+from mm_hf.analysis.statistics import Interval
 from mm_hf.analysis.style import CLASS_COLOURS, COLOURS, looks
 from mm_hf.metrics import CORRUPTIONS, calibration_error, max_softmax_score, reliability
 
@@ -229,3 +233,69 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"runs\['a'\] must be pairs"):
         plot_alignment_uniformity({"a": [0.5, -2.0]}, path)
     assert not path.exists() and not plt.get_fignums()
+
+
+@pytest.mark.parametrize("metrics", [1, 4])
+def test_differences(tmp_path, metrics):
+    generator = np.random.default_rng(0)
+    runs = {
+        f"figure {k} (%)": {
+            name: Interval(x, x - 0.5, x + 0.5) for name, x in zip(METHODS[1:], generator.normal(size=3))
+        }
+        for k in range(metrics)
+    }
+    better, scales = {"figure 0 (%)": "lower"}, {"figure 0 (%)": 100}
+    figure = plot_differences(runs, tmp_path / "x.png", baseline=METHODS[0], better=better, scales=scales)
+    looks_right(figure, tmp_path / "x.png", metrics)
+    colours = looks(METHODS)
+    for axes, (title, each) in zip(figure.axes, runs.items()):
+        scale = scales.get(title, 1)
+        assert axes.get_title() == title and axes.yaxis_inverted()
+        assert axes.get_xlabel().startswith("difference from plain training")
+        assert ("better" in axes.get_xlabel()) == (title in better)
+        _, *drawn = axes.lines  # the first is zero
+        for (name, interval), line, point in zip(each.items(), drawn[::2], drawn[1::2]):
+            np.testing.assert_allclose(line.get_xdata(), [scale * interval.low, scale * interval.high])
+            assert point.get_xdata()[0] == pytest.approx(scale * interval.value)
+            assert line.get_color() == point.get_color() == colours[name][0] and point.get_marker() == colours[name][1]
+            assert (point.get_markerfacecolor() == "white") == (not interval.excludes_zero)
+    with pytest.raises(ValueError, match="same methods"):
+        plot_differences({"a": {"x": Interval(0)}, "b": {"y": Interval(0)}}, tmp_path / "x.png", baseline="plain")
+
+
+def test_cost(tmp_path):
+    generator = np.random.default_rng(0)
+    runs = {kind: {name: 1 + generator.random(3) for name in METHODS} for kind in ("training time", "peak memory")}
+    units = {"training time": "s", "peak memory": "MiB"}
+    figure = plot_cost(runs, tmp_path / "x.png", baseline=METHODS[0], units=units)
+    looks_right(figure, tmp_path / "x.png", 2)
+    for axes, (kind, each) in zip(figure.axes, runs.items()):
+        relative = [each[name].mean() / each[METHODS[0]].mean() for name in METHODS]
+        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], relative)
+        assert [text.get_text().strip() for text in axes.texts] == [f"{x:.2f} x" for x in relative]
+        assert (
+            axes.get_xlabel().startswith(f"{kind}, relative to plain training (") and units[kind] in axes.get_xlabel()
+        )
+    with pytest.raises(ValueError, match="nothing can be said relative to it"):
+        plot_cost({"memory": {"a": [0.0], "b": [1.0]}}, tmp_path / "x.png", baseline="a", units={"memory": "MiB"})
+
+
+def test_validation_curves(tmp_path):
+    runs = {
+        name: [
+            [{"step": 0, "loss": 1.0}]
+            + [{"step": s, "eval_nll": 3 / (s + seed + k), "eval_accuracy": s / (60 + k)} for s in range(10, 60, 10)]
+            for seed in range(2)
+        ]
+        for k, name in enumerate(METHODS)
+    }
+    figure = plot_validation(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 2)
+    left, right = figure.axes
+    for k, name in enumerate(METHODS):
+        one, other, mean = left.lines[3 * k : 3 * k + 3]
+        np.testing.assert_allclose(mean.get_ydata(), (one.get_ydata() + other.get_ydata()) / 2)
+        np.testing.assert_allclose(right.lines[3 * k].get_ydata(), [100 * s / (60 + k) for s in range(10, 60, 10)])
+        assert mean.get_label() == name
+    with pytest.raises(ValueError, match="was not evaluated in training"):
+        plot_validation({"plain": [[{"step": 1, "loss": 2.0}]]}, tmp_path / "x.png")

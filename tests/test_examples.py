@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import offline_data
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from mm_hf import DenseMultiMix, MultiMix
 from mm_hf.hub import load_mixing
+from mm_hf.sources import offline
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = (
@@ -68,13 +68,13 @@ def test_image_classification_by_options(tmp_path):
     assert "dense-multimix" in card and "image-classification" in card
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert model.config.id2label[7] == "7"
-    digit = np.array(offline_data.load_digits()["test"][0]["image"])
+    digit = np.array(offline.load_digits()["test"][0]["image"])
     pixels = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(digit), return_tensors="pt")["pixel_values"]
     assert model(pixels).logits.shape == (1, 10)
 
 
 def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_path):
-    data = offline_data.load_digits()["train"].select(range(120))
+    data = offline.load_digits()["train"].select(range(120))
     for i, row in enumerate(data):
         folder = tmp_path / "images" / f"digit-{row['label'] % 3}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_pat
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 3
 
 
-@pytest.mark.skipif(not offline_data.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+@pytest.mark.skipif(not offline.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 def test_the_fashion_mnist_recipe(tmp_path):
     options = yaml.safe_load((EXAMPLES / "recipes" / "fashion_mnist.yaml").read_text())
     options |= {"output_dir": str(tmp_path / "out"), "max_steps": 3, "max_eval_samples": 100, "save_strategy": "no"}
@@ -109,25 +109,25 @@ def test_the_fashion_mnist_recipe(tmp_path):
 def test_the_recipes_are_what_the_parser_takes():
     from run_image_classification import parse_arguments
 
-    for name in offline_data.OFFLINE:
+    for name in offline.OFFLINE:
         _, data_args, training_args, mixing = parse_arguments([str(EXAMPLES / "recipes" / f"{name}.yaml")])
         assert data_args.dataset_name == name and training_args.do_train
         assert mixing == DenseMultiMix()
 
 
 def test_digits_are_split_the_same_way_every_time():
-    data = offline_data.load_digits()
+    data = offline.load_digits()
     assert (len(data["train"]), len(data["test"])) == (1347, 450)
     assert set(data["train"].column_names) == {"image", "label"}
-    assert data["test"]["label"][:8] == offline_data.load_digits()["test"]["label"][:8]
+    assert data["test"]["label"][:8] == offline.load_digits()["test"]["label"][:8]
 
 
 def test_a_missing_data_set_names_its_package(monkeypatch):
-    monkeypatch.setattr(offline_data, "FASHION_MNIST", Path("/nowhere"))
+    monkeypatch.setattr(offline, "FASHION_MNIST", Path("/nowhere"))
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
-        offline_data.load_fashion_mnist()
+        offline.load_fashion_mnist()
     with pytest.raises(ValueError, match="no offline data set 'cifar'"):
-        offline_data.load_offline("cifar")
+        offline.load_offline("cifar")
 
 
 def test_the_demo_on_a_small_budget(tmp_path):

@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import offline_data
 import offline_scenes
 import offline_tokens
 import pytest
@@ -30,6 +29,7 @@ from transformers import (
 
 from mm_hf import DenseMultiMix
 from mm_hf.hub import load_mixing
+from mm_hf.sources.offline import load_digits
 
 # Before, SegFormer's processor for PIL images asks for torchvision.
 needs_processor = pytest.mark.skipif(transformers.__version__ < "5.23", reason="the script asks for Transformers 5.23")
@@ -279,7 +279,7 @@ def test_scenes_are_the_same_every_time_and_labels_are_in_range(few_scenes):
 
 
 def test_test_scenes_are_of_test_digits(few_scenes, monkeypatch):
-    data = offline_data.load_digits()
+    data = load_digits()
     only = {"train": 3, "test": 8}
     digits = {
         split: data[split].filter(lambda label, one=one: label == one, input_columns="label")

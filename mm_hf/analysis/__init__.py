@@ -4,6 +4,7 @@ They need the extra `plots`: `pip install 'mm-hf[plots]'`.
 """
 
 from .confidence import plot_ood, plot_reliability
+from .differences import plot_cost, plot_differences, plot_validation
 from .embeddings import plot_alignment_uniformity, plot_embeddings
 from .plots import plot_attention, plot_training
 from .shift import plot_corruptions
@@ -12,8 +13,11 @@ __all__ = [
     "plot_alignment_uniformity",
     "plot_attention",
     "plot_corruptions",
+    "plot_cost",
+    "plot_differences",
     "plot_embeddings",
     "plot_ood",
     "plot_reliability",
     "plot_training",
+    "plot_validation",
 ]

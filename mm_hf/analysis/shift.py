@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .statistics import confidence_half_width
 from .style import drawn, grid_of, legend_below, looks, not_empty, panel_grid
 
 Curves = Mapping[str, Sequence[float]]
@@ -68,7 +69,8 @@ def plot_corruptions(
                 mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
                 cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)
                 if half is not None:
-                    cell.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+                    low, high = np.clip([mean - half, mean + half], 0, 100)  # what an accuracy can be
+                    cell.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
             cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
             cell.set_xticks(x)
             cell.grid(True, axis="y")
@@ -87,16 +89,3 @@ def plot_corruptions(
         legend_below(figure, *cells[0].get_legend_handles_labels())
         figure.suptitle(said, fontsize=7.5)
     return figure
-
-
-def confidence_half_width(values: np.ndarray) -> np.ndarray | None:
-    """Half the width of Student's 95 % confidence interval of the mean over the first dimension; None of one seed.
-
-    Example:
-        >>> confidence_half_width(np.array([[1.0], [2.0], [3.0]])).round(4).tolist()  # 4.3027 / sqrt(3)
-        [2.4841]
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    return None if n < 2 else t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)

@@ -60,15 +60,15 @@ def drawn(path: str | Path) -> Iterator[list[Figure]]:
 
 
 def grid_of(panels: int, columns: int = 3) -> tuple[int, int]:
-    """Rows and columns for so many panels."""
-    columns = min(panels, columns)
+    """Rows and columns for so many panels: four make a square."""
+    columns = 2 if panels == 4 and columns == 3 else min(panels, columns)
     return math.ceil(panels / columns), columns
 
 
 def panel_grid(panels: int, height: float, columns: int = 3, **options: Any) -> tuple[Figure, list[Any]]:
     """A figure of panels, `height` inches each, as wide as text (one panel: as a column), unused ones left out."""
     rows, columns = grid_of(panels, columns)
-    width = COLUMN if columns == 1 else WIDTH * columns / max(columns, 3 if columns == 3 else 2)
+    width = COLUMN if columns == 1 else WIDTH
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=False, **options
     )

@@ -1,0 +1,7 @@
+"""`python -m mm_hf` is `mm-hf`."""
+
+import sys
+
+from .commands import main
+
+sys.exit(main())

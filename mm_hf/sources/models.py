@@ -1,0 +1,106 @@
+"""Models, image processors and tokenizers by name, or from scratch by architecture and settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ViTImageProcessorPil,
+)
+
+CLASSES: dict[str, Any] = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+
+
+def override(config: Any, overrides: str) -> None:
+    """Change a configuration by `name=value,name=value`, or by JSON, which can say lists.
+
+    Raises:
+        ValueError: The configuration has no such setting.
+    """
+    if not overrides.startswith("{"):
+        if overrides:
+            config.update_from_string(overrides)
+        return
+    for name, value in json.loads(overrides).items():
+        if not hasattr(config, name):
+            raise ValueError(f"--config_overrides has {name!r}, which {type(config).__name__} does not: take it out.")
+        setattr(config, name, value)
+
+
+def model_factory(
+    kind: str,
+    class_names: Sequence[str],
+    *,
+    name_or_path: str | None = None,
+    model_type: str | None = None,
+    config_overrides: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+    settings: dict[str, Any] | None = None,
+    **hub: Any,
+) -> Callable[[], Any]:
+    """What makes the model anew for each run: pretrained by name, or from scratch by architecture.
+
+    Args:
+        kind: "image" or "text".
+        class_names: Of all classes, in the order of their indices.
+        name_or_path: A Hub name or a directory; without it, from scratch.
+        model_type: Architecture of a model from scratch, such as "vit".
+        config_overrides: Settings of a model from scratch, see [`override`].
+        ignore_mismatched_sizes: Load a checkpoint whose head has another number of classes.
+        settings: Defaults of the configuration of a model from scratch.
+        hub: What `from_pretrained` is told of the Hub.
+
+    Raises:
+        ValueError: The architecture is unknown, or does not classify such inputs.
+    """
+    auto = CLASSES[kind]
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    if name_or_path is not None:
+        config = AutoConfig.from_pretrained(name_or_path, **labels, **hub)
+        return lambda: auto.from_pretrained(
+            name_or_path, config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **hub
+        )
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"--model_type is {model_type!r}, which is no architecture of Transformers: give one such as "
+            f"{'vit' if kind == 'image' else 'bert'}, or --model_name_or_path for a pretrained model."
+        )
+    config = CONFIG_MAPPING[model_type](**labels, **(settings or {}))
+    override(config, config_overrides or "")
+    config.architectures = None
+    if type(config) not in auto._model_mapping:
+        raise ValueError(f"--model_type {model_type} has no model that classifies {kind}s: choose another one.")
+    return lambda: auto.from_config(config)
+
+
+def image_processor(config: Any, name_or_path: str | None, **hub: Any) -> Any:
+    """The processor of a pretrained model, or one for images in [-1, 1] of the size that a model from scratch takes."""
+    if name_or_path is not None:
+        return AutoImageProcessor.from_pretrained(name_or_path, **hub)
+    channels, side = getattr(config, "num_channels", 3), getattr(config, "image_size", 224)
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        image_mean=[0.5] * channels,
+        image_std=[0.5] * channels,
+        do_convert_rgb=channels == 3,
+    )
+
+
+def tokenizer(name_or_path: str | None, **hub: Any) -> Any:
+    """The tokenizer of a name or directory.
+
+    Raises:
+        ValueError: There is no name.
+    """
+    if name_or_path is None:
+        raise ValueError("A text model from scratch needs the tokenizer of another one: give --tokenizer_name.")
+    return AutoTokenizer.from_pretrained(name_or_path, **hub)
