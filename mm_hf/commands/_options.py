@@ -65,8 +65,9 @@ def parser_of(command: str, usage: str, description: str, epilog: str, **groups:
     )
     for title, options in groups.items():
         options._argument_group_name = title.replace("_", " ")  # type: ignore[attr-defined]
-        parser._add_dataclass_arguments(options)
-        parser.dataclass_types = [*parser.dataclass_types, options]
+        kind: Any = options
+        parser._add_dataclass_arguments(kind)
+        parser.dataclass_types = [*parser.dataclass_types, kind]
     return parser
 
 

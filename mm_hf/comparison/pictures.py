@@ -84,11 +84,16 @@ def _training(comparison: Comparison, path: Path) -> Picture | None:
     return Picture(path, "Training curves", f"Validation NLL and accuracy during training. {lines}")
 
 
+def _joined(runs: list[Run], name: str) -> np.ndarray:
+    """An array of all runs, one behind the other."""
+    return np.concatenate([run.arrays[name] for run in runs])
+
+
 def _reliability(comparison: Comparison, path: Path) -> Picture | None:
     if not _finite(comparison):
         return None
     pooled = {
-        name: tuple(np.concatenate([run.arrays[k] for run in runs]) for k in ("logits", "labels"))
+        name: (_joined(runs, "logits"), _joined(runs, "labels"))
         for name, runs in comparison.runs.items()
     }
     plot_reliability(pooled, path)

@@ -74,7 +74,7 @@ class Run:
         """Write the run: the result comes last and at once, so that a directory with one is complete."""
         partial = self.directory / f"{ARRAYS}.partial"
         with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **dict[str, Any](arrays))
         os.replace(partial, self.directory / ARRAYS)
         values = {k: v for k, v in vars(self).items() if k != "directory"}
         write_json(self.directory / RESULT, values)

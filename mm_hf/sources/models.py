@@ -62,13 +62,13 @@ def model_factory(
         ValueError: The architecture is unknown, or does not classify such inputs.
     """
     auto = CLASSES[kind]
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     if name_or_path is not None:
         config = AutoConfig.from_pretrained(name_or_path, **labels, **hub)
         return lambda: auto.from_pretrained(
             name_or_path, config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **hub
         )
-    if model_type not in CONFIG_MAPPING:
+    if model_type is None or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"--model_type is {model_type!r}, which is no architecture of Transformers: give one such as "
             f"{'vit' if kind == 'image' else 'bert'}, or --model_name_or_path for a pretrained model."
