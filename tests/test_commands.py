@@ -1,5 +1,6 @@
 """The command line: help that is read to the end, errors that are sentences, texts and folders of images."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import sys
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
+from rich.console import Console
 from test_compare import OPTIONS, figures
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
 
 from mm_hf.commands import commands, main
-from mm_hf.comparison import as_methods
+from mm_hf.commands._progress import Board
+from mm_hf.comparison import Run, as_methods
 from mm_hf.sources import offline
 from mm_hf.sources.splits import DataOptions, align, load_splits
 
@@ -108,6 +111,24 @@ def test_files_of_options(tmp_path, capsys):
     assert given == ["--methods", *options["methods"], "--seeds", "1", "--use_cpu", "True", "--seeds", "2"]
     assert as_methods(given[1:3])[options["methods"][1]].alpha == (0.5, 2)
     assert "must hold options, one a line" in refused(capsys, "compare", tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_board_fills_up_on_a_terminal_and_prints_lines_elsewhere(terminal, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    run = Run("erm", 0, {"accuracy": 0.9731, "nll": 0.1, "train_seconds": 2.0}, {}, [], [], "", tmp_path)
+    with Board(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as board:
+        board.going_on("erm", 0, "40 %")
+        first = board._table().columns[1]
+        assert list(map(str, first.cells)) == ["40 %", "·"]
+        board.finished(run)
+        board.going_on("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
+    text = console.file.getvalue()
+    if terminal:
+        assert "97.3 %" in text and "multimix:alpha=[1,2]" in text
+    else:
+        assert "erm, seed 0: accuracy 97.31 %, NLL 0.1000, 2.0 s (1 of 4 runs)" in text
+        assert "seed 0: not possible: because [this] is so" in text and "\x1b" not in text
 
 
 @pytest.fixture
