@@ -1,8 +1,8 @@
 """Which method helps, by how much and how sure that is, on small real tasks: the study behind docs/evidence.md.
 
-Run by `make evidence`. Each task is a comparison by `mm_hf.comparison`, in a directory of its own: all methods of a seed
-start from the same weights and see the same batches. Stopped, the same command goes on; seeds and methods can be added.
-Processes may run side by side on different tasks.
+Run by `make evidence`. Each task is a comparison by `mm_hf.comparison`, in a directory of its own: all methods of a
+seed start from the same weights and see the same batches. Stopped, the same command goes on; seeds and methods can be
+added. Processes may run side by side on different tasks.
 
     python benchmarks/evidence.py [--tasks digits_vit ...] [--methods erm dense_multimix ...] [--seeds 5]
     python benchmarks/evidence.py --summary    # tables and pictures of what has been run, and nothing trained
@@ -30,6 +30,7 @@ from evidence_tasks import METHODS, TASKS, Options
 from mm_hf.comparison import Measures, Run, run_comparison
 
 ROBUSTNESS_SAMPLES = 200
+OUTPUTS, QUICK = Path("outputs/evidence"), Path("outputs/evidence_quick")
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -62,18 +63,26 @@ def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=f"of {', '.join(TASKS)}")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}; those that make no sense on a task are left out")  # fmt: skip
+    tasks, methods = f"of {', '.join(TASKS)}", f"of {', '.join(METHODS)}; a task leaves out what makes no sense on it"
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=tasks)
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=methods
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/evidence"))
+    parser.add_argument("--output_dir", type=Path, default=OUTPUTS, help="gets the runs, a directory a task")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets evidence.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets tables in evidence.md, and images/")
     parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the epochs: to see that everything runs; use another --output_dir")  # fmt: skip
-    parser.add_argument(
-        "--full_test", action="store_true", help="Fashion-MNIST: all 10,000 test images in place of 2,000"
-    )
+    quick = "a tenth of the epochs, to see that everything runs; all is written to --output_dir, outputs/evidence_quick"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    full = "Fashion-MNIST: all 10,000 test images in place of 2,000"
+    parser.add_argument("--full_test", action="store_true", help=full)
     args = parser.parse_args(arguments)
+    if args.quick:
+        # Figures that say nothing have no place among those that do.
+        args.output_dir = QUICK if args.output_dir == OUTPUTS else args.output_dir
+        args.results_dir = args.output_dir if args.results_dir == RESULTS else args.results_dir
+        args.docs_dir = args.output_dir if args.docs_dir == DOCS else args.docs_dir
     if not args.summary:
         if "erm" not in args.methods:
             parser.error("--methods must have erm, which the others are compared with; its finished runs are kept.")

@@ -1,4 +1,4 @@
-"""Real data and weights of the evidence tasks, all from installed packages: nothing is downloaded, nothing redistributed."""
+"""Real data and weights of the evidence tasks, all from installed packages: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def package(name: str, module: str) -> Path:
     found = find_spec(module)
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"This task needs the package {name}, which is not installed: pip install --no-deps {name} (see `make evidence`)."
+            f"This task needs the package {name}, which is not installed: pip install {name}, or run `make evidence`."
         )
     return Path(found.submodule_search_locations[0])
 
 
 def stratified(labels: Any, sizes: list[int], seed: int = 0) -> list[np.ndarray]:
-    """Disjoint random subsets of examples, each with the same share of every class; earlier ones are nested in no other.
+    """Disjoint random subsets of examples, each with the same share of every class.
 
     Each class is shuffled by the seed, classes take turns, and the subsets are cut from the beginning: a larger first
     subset holds a smaller one.

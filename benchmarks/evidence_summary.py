@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,8 +49,8 @@ def paired(directory: Path, runs: Mapping[str, Mapping[int, Run]], method: str) 
 def rows_of(directory: Path) -> Iterator[Row]:
     """What the runs of one task say, one row a method and figure.
 
-    Half-widths are of Student's 95 % interval over seeds. Differences of accuracy, NLL, Brier score and calibration error
-    have intervals of the paired bootstrap over seeds and test examples; those of other figures, Student's of the
+    Half-widths are of Student's 95 % interval over seeds. Differences of accuracy, NLL, Brier score and calibration
+    error have intervals of the paired bootstrap over seeds and test examples; those of other figures, Student's of the
     differences seed by seed, which say nothing of other test examples.
     """
     runs = finished_runs(directory)
@@ -164,8 +163,9 @@ def write_tables(rows: Sequence[Row], docs_dir: Path) -> None:
         begin, end = BEGIN.format(task), END.format(task)
         own = [row for row in rows if row["task"] == task]
         body = "\n".join([begin, *section(task, own, docs_dir), end])
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = pattern.sub(lambda _: body, text) if pattern.search(text) else f"{text.rstrip()}\n\n{body}\n"  # noqa: B023
+        before, found, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{body}{after}" if found else f"{text.rstrip()}\n\n{body}\n"
     partial = path.with_name(f"evidence.md.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -177,8 +177,9 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     seeds = sorted({int(row["seeds"]) for row in rows})
     said = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    lines = [f"## {task}", "", TASKS[task].description, "", f"*{said} of each method; difference from erm [95 % interval], bold where it excludes zero.*", ""]  # fmt: skip
-    lines += _header("Method", *(f"{METRICS[m].heading}, erm and differences" for m in MAIN))
+    caption = f"{said} of each method. First row: means; the others: difference from erm [95 % interval]"
+    lines = [f"## {task}", "", TASKS[task].description, "", f"*{caption}, bold where it excludes zero.*", ""]
+    lines += _header("Method", *(METRICS[m].heading for m in MAIN))
     for method in methods:
         lines.append(f"| {method} | {' | '.join(_cell(found.get((method, m))) for m in MAIN)} |")
     others = [m for m in OTHERS if any((method, m) in found for method in methods)]
