@@ -21,6 +21,7 @@ from transformers import Dinov2Config, Dinov2Model
 from mm_hf.sources.offline import FASHION_MNIST, load_digits, load_fashion_mnist
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINOV2_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
 
 
 class Examples(Dataset):
@@ -159,7 +160,7 @@ def dinov2_small() -> Dinov2Model:
     parts = [v for k, v in tensors.items() if k.startswith("onnx::") and v.ndim == 3]
     state["embeddings.position_embeddings"] = torch.cat(sorted(parts, key=lambda part: part.shape[1]), dim=1)
     state["embeddings.mask_token"] = torch.zeros(1, 384)  # not exported, and used in pretraining only
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
+    config = Dinov2Config(**DINOV2_SMALL)
     # from_pretrained knows the names that modules had in earlier versions, which are those of the export.
     model, info = Dinov2Model.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     wrong = {problem: sorted(names) for problem, names in info.items() if names}

