@@ -10,7 +10,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 from test_compare import OPTIONS, figures
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
 
 from mm_hf.commands import commands, main
 from mm_hf.commands._progress import Board
@@ -144,8 +144,8 @@ def reviews(tmp_path):
     folder.mkdir()
     for split, part in {"train": rows, "validation": rows[::3], "test": rows[1::3]}.items():
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=16)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=16)
     tokenizer.save_pretrained(tmp_path / "bert")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = AutoConfig.for_model("bert", vocab_size=13, max_position_embeddings=16, num_labels=2, **sizes)
