@@ -192,11 +192,15 @@ def fashion_resnet(options: Options) -> Task:
         label2id={name: i for i, name in enumerate(FASHION_CLASSES)},
     )
     return fashion_from_scratch(
-        options, "fashion_resnet", lambda: SmallResNet(config), options.training(15, 3e-3, weight_decay=0.01)
+        options,
+        "fashion_resnet",
+        lambda: SmallResNetForImageClassification(config),
+        options.training(15, 3e-3, weight_decay=0.01),
     )
 
 
-class SmallResNet(ResNetForImageClassification):
+# Transformers chooses a model's loss by the end of its class's name: subclasses keep ForImageClassification.
+class SmallResNetForImageClassification(ResNetForImageClassification):
     """ResNet with a stem for small images, as usual for 32x32 pixels: its stages take 28x28 to 14x14 and 7x7."""
 
     def __init__(self, config: ResNetConfig):
@@ -233,7 +237,7 @@ class Given(nn.Module):
         return pixel_values
 
 
-class UpperDinov2(Dinov2ForImageClassification):
+class UpperDinov2ForImageClassification(Dinov2ForImageClassification):
     """The last blocks of a DINOv2 classifier; its `pixel_values` are hidden states (b, tokens, 384) of the first."""
 
     def __init__(self, config: Any):
@@ -254,8 +258,8 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
         **{f"layernorm.{k}": v for k, v in backbone.layernorm.state_dict().items()},
     }
 
-    def model() -> UpperDinov2:
-        made = UpperDinov2(config)
+    def model() -> UpperDinov2ForImageClassification:
+        made = UpperDinov2ForImageClassification(config)
         made.dinov2.load_state_dict(weights)
         return made
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from evidence_summary import read_rows, summarise, write_tables
-from evidence_tasks import METHODS, TASKS, LabelSmoothing, Options, UpperDinov2
+from evidence_tasks import METHODS, TASKS, LabelSmoothing, Options, UpperDinov2ForImageClassification
 from transformers import Dinov2Config
 
 from mm_hf import DenseMultiMix, probe
@@ -115,5 +115,5 @@ def test_label_smoothing_is_that_of_the_training_arguments():
 
 def test_the_upper_blocks_of_a_backbone_have_locations():
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3)
-    plan = probe(UpperDinov2(config), {"pixel_values": torch.randn(2, 5, 16)})
+    plan = probe(UpperDinov2ForImageClassification(config), {"pixel_values": torch.randn(2, 5, 16)})
     assert plan is not None and DenseMultiMix().attention == "auto"
