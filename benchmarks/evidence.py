@@ -23,9 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import transformers
-from common import RESULTS
 from evidence_summary import summarise
 from evidence_tasks import METHODS, TASKS, Options
+from harness import RESULTS
 
 from mm_hf.comparison import Measures, Run, run_comparison
 

@@ -230,7 +230,14 @@ ON_PIXELS = ["mixup", "cutmix", "transmix", "dense_multimix_paper"]
 
 
 class Given(nn.Module):
-    """In place of a ViT's embeddings: hidden states that were computed before pass through."""
+    """In place of a ViT's embeddings: hidden states that were computed before pass through.
+
+    The first of them is the CLS token: that there is one, a model tells by having a parameter for it.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Any = None) -> Tensor:
         """The hidden states, as they are."""
@@ -242,7 +249,7 @@ class UpperDinov2ForImageClassification(Dinov2ForImageClassification):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self.dinov2.embeddings = Given()
+        self.dinov2.embeddings = Given(config.hidden_size)
 
 
 def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:

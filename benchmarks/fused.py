@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import numpy as np
 import torch
 from torch import Tensor
@@ -106,9 +106,9 @@ def compare(steps: int) -> None:
                 "ours": lambda p=p: step(ours, p),
                 "products": lambda p=p: products(p),
             }
-            seconds = common.alternate(runs, steps)
-            faster, quartiles = common.ratio(seconds["literal"], seconds["ours"], 1)
-            memory = {name: common.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
+            seconds = harness.alternate(runs, steps)
+            faster, quartiles = harness.ratio(seconds["literal"], seconds["ours"], 1)
+            memory = {name: harness.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
             rows.append(
                 {
                     **dict(zip("brdcn", shape, strict=True)),
@@ -121,7 +121,7 @@ def compare(steps: int) -> None:
                 }
             )
             print(rows[-1], flush=True)
-    common.write("fused.csv", rows)
+    harness.write("fused.csv", rows)
 
 
 def loss_alone(p: dict[str, Any]) -> None:
@@ -148,13 +148,13 @@ def growth(repeats: int) -> None:
                 p = problem(tuple(shape.values()), kind)
                 p["logits"] = torch.randn(shape["b"], shape["r"], shape["c"], requires_grad=True)
                 runs[str(value)] = lambda p=p: loss_alone(p)
-            seconds = common.alternate(runs, repeats)
+            seconds = harness.alternate(runs, repeats)
             times = [float(np.median(seconds[str(value)])) for value in values]
             exponent = float(np.polyfit(np.log(values), np.log(times), 1)[0])
             for value, seconds in zip(values, times, strict=True):
                 rows.append({"factors": kind, "size": name, "value": value, "ms": round(1e3 * seconds, 2), "exponent": round(exponent, 2)})  # fmt: skip
             print(f"{kind:12s} {name}: exponent {exponent:.2f}", flush=True)
-    common.write("growth.csv", rows)
+    harness.write("growth.csv", rows)
     draw(rows)
 
 
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--growth", action="store_true")
     args = parser.parse_args()
-    print(common.machine())
+    print(harness.machine())
     growth(args.steps) if args.growth else compare(args.steps)
 
 

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import common
+import harness
 import kornia.augmentation
 import numpy as np
 import torch
@@ -182,19 +182,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     args = parser.parse_args()
-    print(common.machine())
+    print(harness.machine())
     rows = []
     for case in args.cases:
         title, _, methods = CASES[case]
         print(title, flush=True)
         steps = {name: stepper(case, name) for name in methods}
         rounds = args.steps * (4 if case == "small" else 1)
-        seconds = common.alternate(steps, rounds, 1)
+        seconds = harness.alternate(steps, rounds, 1)
         del steps
         plain = next(iter(methods))
-        memory = {name: common.peak_memory(two_steps, case, name) for name in methods}
+        memory = {name: harness.peak_memory(two_steps, case, name) for name in methods}
         for name in methods:
-            middle, quartiles = common.ratio(seconds[name], seconds[plain])
+            middle, quartiles = harness.ratio(seconds[name], seconds[plain])
             row: dict[str, object] = {
                 "case": title,
                 "method": name,
@@ -207,8 +207,8 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     titles = [title for title, _, _ in CASES.values()]
-    kept = [row for row in common.read("step.csv") if row["case"] not in {row["case"] for row in rows}]
-    common.write("step.csv", sorted([*kept, *rows], key=lambda row: titles.index(row["case"])))
+    kept = [row for row in harness.read("step.csv") if row["case"] not in {row["case"] for row in rows}]
+    harness.write("step.csv", sorted([*kept, *rows], key=lambda row: titles.index(row["case"])))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import common
+import harness
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 def fused() -> list[list[str]]:
     """The loss against the literal one."""
     table = [["b", "r", "d", "c", "n", "factors", "literal", "ours", "products alone", "faster", "extra memory"]]
-    for row in common.read("fused.csv"):
+    for row in harness.read("fused.csv"):
         sizes = [f"{int(row[size]):,}" for size in "brdcn"]
         times = [f"{row[f'{name}_ms']} ms" for name in ("literal", "ours", "products")]
         memory = f"{row['ours_extra_mb']} MB for {row['literal_extra_mb']}"
@@ -27,7 +27,7 @@ def fused() -> list[list[str]]:
 def sampling() -> list[list[str]]:
     """What drawing factors costs."""
     table = [["factors", "time", "faster"]]
-    for row in common.read("sampling.csv"):
+    for row in harness.read("sampling.csv"):
         table.append([f"`{row['factors']}`", f"{row['ms']} ms", f"{row['times_faster']}x ({row['quartiles']})"])
     return table
 
@@ -35,7 +35,7 @@ def sampling() -> list[list[str]]:
 def variance() -> list[list[str]]:
     """What ways of drawing cost the gradient."""
     ways = ["independent", "orders", "shared", "vertices"]
-    rows = common.read("gradient_variance.csv")
+    rows = harness.read("gradient_variance.csv")
     table = [["mixed", "effective examples", *ways]]
     for n, k in dict.fromkeys((row["n"], row["effective_examples"]) for row in rows):
         here = {row["way"]: row["variance"] for row in rows if (row["n"], row["effective_examples"]) == (n, k)}
@@ -46,7 +46,7 @@ def variance() -> list[list[str]]:
 def step() -> list[list[str]]:
     """Whole steps."""
     table = [["model", "method", "median step", "time", "peak memory"]]
-    for row in common.read("step.csv"):
+    for row in harness.read("step.csv"):
         time = f"{row['time']}x ({row['quartiles']})"
         memory = f"{row['memory']}x" if row.get("memory") else ""
         table.append([row["case"], row["method"], f"{int(row['median_ms']):,} ms", time, memory])
