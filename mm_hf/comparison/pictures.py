@@ -92,10 +92,7 @@ def _joined(runs: list[Run], name: str) -> np.ndarray:
 def _reliability(comparison: Comparison, path: Path) -> Picture | None:
     if not _finite(comparison):
         return None
-    pooled = {
-        name: (_joined(runs, "logits"), _joined(runs, "labels"))
-        for name, runs in comparison.runs.items()
-    }
+    pooled = {name: (_joined(runs, "logits"), _joined(runs, "labels")) for name, runs in comparison.runs.items()}
     plot_reliability(pooled, path)
     many = len(comparison.seeds) > 1
     return Picture(

@@ -62,7 +62,10 @@ def model_factory(
         ValueError: The architecture is unknown, or does not classify such inputs.
     """
     auto = CLASSES[kind]
-    labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
     if name_or_path is not None:
         config = AutoConfig.from_pretrained(name_or_path, **labels, **hub)
         return lambda: auto.from_pretrained(
