@@ -19,3 +19,12 @@ def fresh_accelerator():
     """Accelerate keeps its precision and devices for the whole process; each test chooses its own."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def one_thread():
+    """For many small trainings, which two threads only slow down, and more so where others compute, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from mm_hf.comparison import Run, as_methods
 from mm_hf.sources import offline
 from mm_hf.sources.splits import DataOptions, align, load_splits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ OPTIONS = (
     "--max_test_samples 80 --augmentation crop --num_train_epochs 2 --per_device_train_batch_size 32 --learning_rate 3e-3 "
     "--per_device_eval_batch_size 40 --use_cpu --robustness_samples 20"
 ).split()
+pytestmark = pytest.mark.usefixtures("one_thread")
 COSTS = ("train_seconds", "peak_memory_mib")
 
 
@@ -37,7 +39,8 @@ def compared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("compared")
     command = [sys.executable, "-m", "mm_hf", "compare", *OPTIONS, "--ood_classes", "8", "9", "--seeds", "2"]
     command += ["--methods", "erm", "few=dense_multimix:num_mixed=20,attention=gap", "--output_dir", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests that repeat its figures
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, done.stdout
 

@@ -18,6 +18,7 @@ from mm_hf.sources.build import ModelOptions, build_task
 from mm_hf.sources.splits import DataOptions
 
 NOTHING = Measures(robustness_samples=0)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Indexed(torch.utils.data.Dataset):

@@ -197,7 +197,8 @@ def plot_validation(
             cell.set_axisbelow(True)
         # A training's first evaluations are far from all others: the axis is for where the methods differ.
         values = np.concatenate([_curve(h, "eval_nll")[1] for each in runs.values() for h in each])
-        if np.nanmin(values) > 0 and np.nanmax(values) > 5 * np.nanmin(values):
+        values = values[np.isfinite(values)]
+        if len(values) and values.min() > 0 and values.max() > 5 * values.min():
             cells[0].set_yscale("log")
             cells[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             cells[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")

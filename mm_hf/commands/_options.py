@@ -52,7 +52,7 @@ class Refusing(HfArgumentParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}. --help lists the options.")
 
 
-def parser_of(command: str, usage: str, description: str, epilog: str, **groups: type) -> Refusing:
+def parser_of(command: str, usage: str, description: str, epilog: str, **groups: Any) -> Refusing:
     """A parser with a group of options for each dataclass, under the group's title."""
     parser = Refusing(
         [],
@@ -64,10 +64,9 @@ def parser_of(command: str, usage: str, description: str, epilog: str, **groups:
         allow_abbrev=False,
     )
     for title, options in groups.items():
-        options._argument_group_name = title.replace("_", " ")  # type: ignore[attr-defined]
-        kind: Any = options
-        parser._add_dataclass_arguments(kind)
-        parser.dataclass_types = [*parser.dataclass_types, kind]
+        options._argument_group_name = title.replace("_", " ")
+        parser._add_dataclass_arguments(options)
+        parser.dataclass_types = [*parser.dataclass_types, options]
     return parser
 
 

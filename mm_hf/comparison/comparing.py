@@ -22,6 +22,10 @@ from .running import RESULT, Progress, Run, remove_checkpoints, train_run, warm_
 from .task import Task, as_methods, baseline_of, slug
 
 SETTINGS = "settings.json"
+# What training and saving write into a configuration, which models of one factory may share.
+VOLATILE = (
+    "architectures", "dtype", "torch_dtype", "problem_type", "transformers_version", "use_cache", "_name_or_path",
+)  # fmt: skip
 Keep = Literal["best", "none", "all"]
 
 
@@ -275,7 +279,8 @@ def describe(task: Task, methods: Mapping[str, Mixing], measures: Measures) -> d
         "measures": {k: v for k, v in asdict(measures).items() if v is not None},
         "methods": {name: method.to_dict() for name, method in methods.items()},
     }
-    values["model_config"].pop("transformers_version", None)
+    for name in VOLATILE:
+        values["model_config"].pop(name, None)
     return json.loads(json.dumps(values))
 
 

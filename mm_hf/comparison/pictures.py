@@ -84,15 +84,14 @@ def _training(comparison: Comparison, path: Path) -> Picture | None:
     return Picture(path, "Training curves", f"Validation NLL and accuracy during training. {lines}")
 
 
-def _joined(runs: list[Run], name: str) -> np.ndarray:
-    """An array of all runs, one behind the other."""
-    return np.concatenate([run.arrays[name] for run in runs])
-
-
 def _reliability(comparison: Comparison, path: Path) -> Picture | None:
     if not _finite(comparison):
         return None
-    pooled = {name: (_joined(runs, "logits"), _joined(runs, "labels")) for name, runs in comparison.runs.items()}
+    arrays = {name: [run.arrays for run in runs] for name, runs in comparison.runs.items()}
+    pooled = {
+        name: (np.concatenate([a["logits"] for a in each]), np.concatenate([a["labels"] for a in each]))
+        for name, each in arrays.items()
+    }
     plot_reliability(pooled, path)
     many = len(comparison.seeds) > 1
     return Picture(

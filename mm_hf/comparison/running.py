@@ -70,11 +70,11 @@ class Run:
         values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         return cls(**values, directory=directory)
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(self, arrays: Mapping[str, Any]) -> None:
         """Write the run: the result comes last and at once, so that a directory with one is complete."""
         partial = self.directory / f"{ARRAYS}.partial"
         with partial.open("wb") as file:
-            np.savez_compressed(file, **dict[str, Any](arrays))
+            np.savez_compressed(file, **arrays)
         os.replace(partial, self.directory / ARRAYS)
         values = {k: v for k, v in vars(self).items() if k != "directory"}
         write_json(self.directory / RESULT, values)
