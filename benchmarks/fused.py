@@ -13,11 +13,10 @@ step of a tiny problem).
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import numpy as np
 import torch
 from torch import Tensor
@@ -107,9 +106,9 @@ def compare(steps: int) -> None:
                 "ours": lambda p=p: step(ours, p),
                 "products": lambda p=p: products(p),
             }
-            seconds = common.alternate(runs, steps)
-            faster, quartiles = common.ratio(seconds["literal"], seconds["ours"], 1)
-            memory = {name: common.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
+            seconds = harness.alternate(runs, steps)
+            faster, quartiles = harness.ratio(seconds["literal"], seconds["ours"], 1)
+            memory = {name: harness.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
             rows.append(
                 {
                     **dict(zip("brdcn", shape, strict=True)),
@@ -122,7 +121,13 @@ def compare(steps: int) -> None:
                 }
             )
             print(rows[-1], flush=True)
-    common.write("fused.csv", rows)
+    harness.write("fused.csv", rows)
+
+
+def loss_alone(p: dict[str, Any]) -> None:
+    """Without the classifier."""
+    loss = dense_multimix_loss(p["logits"], p["labels"], p["attention"], p["factors"], orders=p["orders"])
+    torch.autograd.grad(loss, p["logits"])
 
 
 def growth(repeats: int) -> None:
@@ -137,23 +142,19 @@ def growth(repeats: int) -> None:
     rows = []
     for kind in FACTORS:
         for name, values in sizes.items():
-            times = []
+            runs = {}
             for value in values:
                 shape = {**base, name: value}
                 p = problem(tuple(shape.values()), kind)
-                logits = torch.randn(shape["b"], shape["r"], shape["c"], requires_grad=True)
-                best = []
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    loss = dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], orders=p["orders"])
-                    torch.autograd.grad(loss, logits)
-                    best.append(time.perf_counter() - start)
-                times.append(float(np.median(best[2:])))
+                p["logits"] = torch.randn(shape["b"], shape["r"], shape["c"], requires_grad=True)
+                runs[str(value)] = lambda p=p: loss_alone(p)
+            seconds = harness.alternate(runs, repeats)
+            times = [float(np.median(seconds[str(value)])) for value in values]
             exponent = float(np.polyfit(np.log(values), np.log(times), 1)[0])
             for value, seconds in zip(values, times, strict=True):
                 rows.append({"factors": kind, "size": name, "value": value, "ms": round(1e3 * seconds, 2), "exponent": round(exponent, 2)})  # fmt: skip
             print(f"{kind:12s} {name}: exponent {exponent:.2f}", flush=True)
-    common.write("growth.csv", rows)
+    harness.write("growth.csv", rows)
     draw(rows)
 
 
@@ -170,9 +171,13 @@ def draw(rows: list[dict[str, Any]]) -> None:
             axis.loglog(x, y, marker=marker, ms=4, color=colour, label=f"{kind}: slope {here[0]['exponent']:.2f}")
         x = [x[0], x[-1]]
         axis.loglog(x, [y[-1] * v / x[-1] for v in x], ":", color="0.5", label="slope 1")
+        ticks = [row["value"] for row in here]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45)
+        axis.minorticks_off()
         axis.set_xlabel(label)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper left")
         axis.grid(which="both", color="0.92")
+    axes[0].set_ylim(top=3 * max(row["ms"] for row in rows))  # room for the legends
     axes[0].set_ylabel("loss and gradient (ms)")
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=150)
@@ -184,7 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--growth", action="store_true")
     args = parser.parse_args()
-    print(common.machine())
+    print(harness.machine())
     growth(args.steps) if args.growth else compare(args.steps)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-import common
+import harness
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -50,13 +50,13 @@ def time_draws(steps: int) -> None:
         "DenseMultiMix(alpha=(0.5, 2))": lambda: drawing(DenseMultiMix(alpha=(0.5, 2.0), num_mixed=n), b, r),
         "DenseMultiMix()": lambda: drawing(DenseMultiMix(num_mixed=n), b, r),
     }
-    seconds = common.alternate(runs, steps)
+    seconds = harness.alternate(runs, steps)
     rows = []
     for name, times in seconds.items():
-        faster, quartiles = common.ratio(next(iter(seconds.values())), times, 1)
+        faster, quartiles = harness.ratio(next(iter(seconds.values())), times, 1)
         rows.append({"factors": name, "ms": round(1e3 * float(np.median(times)), 2), "times_faster": faster, "quartiles": quartiles})  # fmt: skip
         print(rows[-1], flush=True)
-    common.write("sampling.csv", rows)
+    harness.write("sampling.csv", rows)
 
 
 def variance(draws: int) -> None:
@@ -94,7 +94,7 @@ def variance(draws: int) -> None:
                 size = np.linalg.norm(mean - first[0]) / np.linalg.norm(first[0])
                 rows.append({"n": n, "effective_examples": k, "way": way, "variance": round(float(spread / first[1]), 2), "difference_in_standard_errors": round(float(bias), 2), "difference_of_means": round(float(size), 3)})  # fmt: skip
                 print(rows[-1], flush=True)
-    common.write("gradient_variance.csv", rows)
+    harness.write("gradient_variance.csv", rows)
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--draws", type=int, default=200)
     args = parser.parse_args()
-    print(common.machine())
+    print(harness.machine())
     time_draws(args.steps)
     variance(args.draws)
 

@@ -2,9 +2,9 @@
 
 Forward, backward and an AdamW step on random inputs, methods in turn, a step each. Written to benchmarks/results/step.csv:
 medians of the ratios to plain training round by round, their quartiles, and the ratio of the peak resident sizes of two
-processes that do two steps each.
+processes that do two steps each. Cases that are not measured keep their rows.
 
-    python benchmarks/step.py [--steps 5] [--cases small vit bert]
+    python benchmarks/step.py [--steps 5] [--cases small vit vit1000 bert]
 
 "literal" is what one writes by hand from the paper's formulas: a Dirichlet for each location and mixed example, features
 mixed, attention asked for by `output_attentions=True`.
@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import common
+import harness
 import kornia.augmentation
 import numpy as np
 import torch
@@ -132,15 +132,14 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]] = 
         lambda: images(32, 224, 1000),
         {"plain training": (vit(1000), ERM()), "DenseMultiMix()": (vit(1000), DenseMultiMix())},
     ),
-    "bert2": (
-        "BERT-base, 128 tokens, b = 32, c = 2",
+    "bert": (
+        "BERT-base, 128 tokens, b = 32",
         lambda: texts(2),
-        {"plain training": (bert(2), ERM()), "DenseMultiMix()": (bert(2), DenseMultiMix())},
-    ),
-    "bert20": (
-        "BERT-base, 128 tokens, b = 32, c = 20",
-        lambda: texts(20),
-        {"plain training": (bert(20), ERM()), "DenseMultiMix()": (bert(20), DenseMultiMix())},
+        {
+            "plain training": (bert(2), ERM()),
+            "DenseMultiMix(), c = 2": (bert(2), DenseMultiMix()),
+            "DenseMultiMix(), c = 20": (bert(20), DenseMultiMix()),
+        },
     ),
 }
 
@@ -182,22 +181,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--no_memory", action="store_true")
     args = parser.parse_args()
-    print(common.machine())
+    print(harness.machine())
     rows = []
     for case in args.cases:
         title, _, methods = CASES[case]
         print(title, flush=True)
         steps = {name: stepper(case, name) for name in methods}
         rounds = args.steps * (4 if case == "small" else 1)
-        seconds = common.alternate(steps, rounds, 1)
+        seconds = harness.alternate(steps, rounds, 1)
         del steps
         plain = next(iter(methods))
-        memory = {} if args.no_memory else {name: common.peak_memory(two_steps, case, name) for name in methods}
+        memory = {name: harness.peak_memory(two_steps, case, name) for name in methods}
         for name in methods:
-            middle, quartiles = common.ratio(seconds[name], seconds[plain])
-            row = {
+            middle, quartiles = harness.ratio(seconds[name], seconds[plain])
+            row: dict[str, object] = {
                 "case": title,
                 "method": name,
                 "median_ms": round(1e3 * float(np.median(seconds[name]))),
@@ -205,11 +203,12 @@ def main() -> None:
                 "quartiles": quartiles,
                 "rounds": rounds,
             }
-            if memory:
-                row |= {"peak_mb": round(memory[name]), "memory": round(memory[name] / memory[plain], 2)}
+            row |= {"peak_mb": round(memory[name]), "memory": round(memory[name] / memory[plain], 2)}
             rows.append(row)
             print(row, flush=True)
-    common.write("step.csv" if args.cases == list(CASES) else f"step_{'_'.join(args.cases)}.csv", rows)
+    titles = [title for title, _, _ in CASES.values()]
+    kept = [row for row in harness.read("step.csv") if row["case"] not in {row["case"] for row in rows}]
+    harness.write("step.csv", sorted([*kept, *rows], key=lambda row: titles.index(row["case"])))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a training step may cost: one forward, nothing that waits for a GPU, one row of attention."""
 
 import contextlib
+import gc
 
 import models
 import pytest
@@ -101,3 +102,21 @@ def test_no_mixed_feature_is_made(method):
         model(**example).loss.backward()
     mixed = [s for _, s in shapes.made if 777 in s]
     assert mixed and all(width not in s for s in mixed)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "LlamaForSequenceClassification"])
+def test_the_look_at_the_model_leaves_no_tensors_behind(name):
+    """Not even until the next garbage collection: a batch's activations may be gigabytes."""
+    model, inputs = (models.build(name), models.batch(name)) if name in models.MODELS else (zoo.build(name), None)
+    inputs = zoo.batch(name, model, b=6) if inputs is None else inputs
+    example = {**inputs, "labels": models.labels()}
+    with wrap_model(model.train(), DenseMultiMix()) as handle:
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+            handle.prepare(example)
+            after = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+        finally:
+            gc.enable()
+    assert after <= before

@@ -150,7 +150,7 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
             sizes = output.shape[2], bound["key"].shape[2]
             calls.append(AttentionCall(where.name, base, *sizes, where.cross, None, rows, bound["value"], output))
 
-    eager = watched("eager", saved.get("eager"))
+    eager: Any = watched("eager", saved.get("eager"))
     mapping.update({name: watched(name, function) for name, function in saved.items()})
     mapping["eager"] = eager
     try:
@@ -159,6 +159,7 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
     finally:
         mapping.clear()
         mapping.update(saved)
+        eager = None  # a circle of functions, which would keep all recorded tensors until the next garbage collection
 
 
 class FunctionWatch(TorchFunctionMode):

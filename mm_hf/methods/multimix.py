@@ -262,7 +262,8 @@ class MultiMix(Mixing):
         device = logits.device
         if everyone is not None:
             r = everyone.locations if dense else 1
-            of_locations = dense and labels.ndim == 2 and not labels.is_floating_point()
+            classes = how["criterion"] == "cross_entropy" and not labels.is_floating_point()
+            of_locations = dense and classes and labels.ndim == 2
             labels = everyone.gather(labels, r, IGNORE_INDEX) if of_locations else everyone.gather(labels)
             logits, attention = everyone.gather(logits, r), everyone.gather(attention, r)
         b, r, _ = logits.shape

@@ -62,6 +62,15 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of a table in benchmarks/results; none if it has not been measured."""
+    path = RESULTS / name
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def machine() -> str:
     """The kind of machine, for a table's caption."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,106 @@
+"""Which method helps, by how much and how sure that is, on small real tasks: the study behind docs/evidence.md.
+
+Run by `make evidence`. Each task is a comparison by `mm_hf.comparison`, in a directory of its own: all methods of a
+seed start from the same weights and see the same batches. Stopped, the same command goes on; seeds and methods can be
+added. Processes may run side by side on different tasks.
+
+    python benchmarks/evidence.py [--tasks digits_vit ...] [--methods erm dense_multimix ...] [--seeds 5]
+    python benchmarks/evidence.py --summary    # tables and pictures of what has been run, and nothing trained
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# Weights and data come from packages; a typing error in a name must not become a download.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import datasets
+import transformers
+from evidence_summary import summarise
+from evidence_tasks import METHODS, TASKS, Options
+from harness import RESULTS
+
+from mm_hf.comparison import Measures, Run, run_comparison
+
+ROBUSTNESS_SAMPLES = 200
+OUTPUTS, QUICK = Path("outputs/evidence"), Path("outputs/evidence_quick")
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir: Path, options: Options) -> None:
+    """All runs of a task that are not there yet, and its report."""
+    study = TASKS[name]
+    chosen = {method: METHODS[method]() for method in METHODS if method in methods and method in study.methods}
+
+    def finished(run: Run) -> None:
+        # The predictions are kept, which all figures come from; models of all runs would be gigabytes.
+        shutil.rmtree(run.directory / "model", ignore_errors=True)
+        accuracy, seconds = 100 * run.metrics["accuracy"], run.metrics["train_seconds"]
+        told = f"{name}, {run.method}, seed {run.seed}: accuracy {accuracy:.2f} %, trained in {seconds:.1f} s"
+        print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
+
+    comparison = run_comparison(
+        study.build(options),
+        chosen,
+        seeds,
+        output_dir / name,
+        baseline="erm",
+        measures=Measures(robustness_samples=20 if options.quick else ROBUSTNESS_SAMPLES),
+        keep_models="none",
+        on_run=finished,
+    )
+    for method, why in comparison.failed.items():
+        print(f"{name}, {method}: not possible: {why}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks, methods = f"of {', '.join(TASKS)}", f"of {', '.join(METHODS)}; a task leaves out what makes no sense on it"
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=tasks)
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=methods
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
+    parser.add_argument("--output_dir", type=Path, default=OUTPUTS, help="gets the runs, a directory a task")
+    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets evidence.csv")
+    parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets tables in evidence.md, and images/")
+    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
+    quick = "a tenth of the epochs, to see that everything runs; all is written to --output_dir, outputs/evidence_quick"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    full = "Fashion-MNIST: all 10,000 test images in place of 2,000"
+    parser.add_argument("--full_test", action="store_true", help=full)
+    args = parser.parse_args(arguments)
+    if args.quick:
+        # Figures that say nothing have no place among those that do.
+        args.output_dir = QUICK if args.output_dir == OUTPUTS else args.output_dir
+        args.results_dir = args.output_dir if args.results_dir == RESULTS else args.results_dir
+        args.docs_dir = args.output_dir if args.docs_dir == DOCS else args.docs_dir
+    if not args.summary:
+        if "erm" not in args.methods:
+            parser.error("--methods must have erm, which the others are compared with; its finished runs are kept.")
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+        options = Options(args.quick, args.full_test, args.output_dir / "cache")
+        for name in args.tasks:
+            try:
+                run_task(name, args.methods, seeds, args.output_dir, options)
+            except (ModuleNotFoundError, FileNotFoundError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 1
+    written = summarise(args.output_dir, list(TASKS), args.results_dir, args.docs_dir)
+    print(f"Wrote {', '.join(str(path) for path in written)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

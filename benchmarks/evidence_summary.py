@@ -1,0 +1,212 @@
+"""Tables and pictures of the evidence study, from the runs that its directories hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence_tasks import METHODS, TASKS
+
+from mm_hf.analysis import plot_differences
+from mm_hf.analysis.statistics import Interval, mean_interval
+from mm_hf.comparison import Comparison, Run
+from mm_hf.comparison.tables import MAIN, METRICS
+
+FIELDS = (
+    "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
+    "test_examples",
+)  # fmt: skip
+OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread", "train_seconds")
+BASELINE = "erm"
+BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
+Row = dict[str, Any]
+
+
+def finished_runs(directory: Path) -> dict[str, dict[int, Run]]:
+    """The finished runs of a comparison's directory, by method and seed; plain training first."""
+    found: dict[str, dict[int, Run]] = {}
+    for path in sorted(directory.glob("runs/*/seed-*")):
+        run = Run.read(path)
+        if run is not None:
+            found.setdefault(run.method, {})[run.seed] = run
+    return {name: found[name] for name in METHODS if name in found}
+
+
+def paired(directory: Path, runs: Mapping[str, Mapping[int, Run]], method: str) -> Comparison:
+    """A method and plain training on the seeds that both have: a study that still goes on has more of some methods."""
+    seeds = sorted(runs[BASELINE].keys() & runs[method].keys())
+    names = dict.fromkeys((BASELINE, method))
+    chosen = {name: [runs[name][seed] for seed in seeds] for name in names}
+    return Comparison(directory.name, dict.fromkeys(chosen), chosen, BASELINE)
+
+
+def rows_of(directory: Path) -> Iterator[Row]:
+    """What the runs of one task say, one row a method and figure.
+
+    Half-widths are of Student's 95 % interval over seeds. Differences of accuracy, NLL, Brier score and calibration
+    error have intervals of the paired bootstrap over seeds and test examples; those of other figures, Student's of the
+    differences seed by seed, which say nothing of other test examples.
+    """
+    runs = finished_runs(directory)
+    settings = json.loads((directory / "settings.json").read_text(encoding="utf-8"))
+    for method in runs:
+        comparison = paired(directory, runs, method)
+        if not comparison.runs[method]:
+            continue
+        for metric in METRICS:
+            values = comparison.values(metric)
+            if method not in values:
+                continue
+            mean = mean_interval(values[method])
+            row: Row = dict.fromkeys(FIELDS, "")
+            row |= {"task": directory.name, "method": method, "metric": metric, "mean": _number(mean.value)}
+            row |= {"half_width": _number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
+            row["test_examples"] = settings["task"]["test_examples"]
+            if method != BASELINE:
+                if metric in MAIN:
+                    interval, kind = comparison.differences[metric][method], "paired bootstrap"
+                else:
+                    interval, kind = mean_interval(values[method] - values[BASELINE]), "student"
+                row |= {"difference_to_erm": _number(interval.value), "interval": kind}
+                row |= {"low": _number(interval.low), "high": _number(interval.high)}
+            yield row
+
+
+def _number(value: float) -> float | str:
+    return "" if math.isnan(value) else float(f"{value:.6g}")
+
+
+def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_dir: Path) -> list[Path]:
+    """Write evidence.csv, the tables of evidence.md and a picture a task, of all tasks that have runs.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: No task has runs.
+    """
+    rows: list[Row] = []
+    for task in tasks:
+        if BASELINE in finished_runs(output_dir / task):
+            rows += rows_of(output_dir / task)
+    if not rows:
+        raise FileNotFoundError(
+            f"{output_dir} has no finished runs of any task: run the study first, without --summary."
+        )
+    written = [results_dir / "evidence.csv", docs_dir / "evidence.md"]
+    for directory in (results_dir, docs_dir / "images"):
+        directory.mkdir(parents=True, exist_ok=True)
+    lines = [dict(zip(FIELDS, (row[name] for name in FIELDS), strict=True)) for row in rows]
+    partial = written[0].with_name(f"evidence.csv.{os.getpid()}")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(lines)
+    os.replace(partial, written[0])
+    rows = read_rows(written[0])
+    for task in dict.fromkeys(row["task"] for row in rows):
+        path = docs_dir / "images" / f"evidence_{task}.png"
+        if draw([row for row in rows if row["task"] == task], path):
+            written.append(path)
+    write_tables(rows, docs_dir)
+    return written
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of evidence.csv, with numbers where there are any."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {k: v if k in ("task", "method", "metric", "interval") else float(v or "nan") for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _difference(row: Row) -> Interval:
+    return Interval(row["difference_to_erm"], row["low"], row["high"])
+
+
+def draw(rows: Sequence[Row], path: Path) -> bool:
+    """The differences of one task as a forest plot; whether there are any that can be drawn."""
+    named = {
+        METRICS[metric].title: {
+            row["method"]: _difference(row) for row in rows if row["metric"] == metric and row["method"] != BASELINE
+        }
+        for metric in MAIN
+    }
+    finite = [all(math.isfinite(d.value) for d in differences.values()) for differences in named.values()]
+    if not all(named.values()) or not all(finite):
+        return False
+    shown = {METRICS[metric].title: METRICS[metric] for metric in MAIN}
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    plot_differences(
+        named,
+        partial,
+        baseline=BASELINE,
+        better={title: metric.better for title, metric in shown.items()},
+        scales={title: metric.scale for title, metric in shown.items()},
+    )
+    shutil.move(partial, path)
+    return True
+
+
+def write_tables(rows: Sequence[Row], docs_dir: Path) -> None:
+    """Put the tables between the markers of evidence.md; its other text is left as it is."""
+    path = docs_dir / "evidence.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Evidence\n"
+    for task in dict.fromkeys(row["task"] for row in rows):
+        begin, end = BEGIN.format(task), END.format(task)
+        own = [row for row in rows if row["task"] == task]
+        body = "\n".join([begin, *section(task, own, docs_dir), end])
+        before, found, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{body}{after}" if found else f"{text.rstrip()}\n\n{body}\n"
+    partial = path.with_name(f"evidence.md.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
+    """The part of one task: what it is, means and differences, the other figures, the picture."""
+    found = {(row["method"], row["metric"]): row for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    seeds = sorted({int(row["seeds"]) for row in rows})
+    said = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    caption = f"{said} of each method. First row: means; the others: difference from erm [95 % interval]"
+    lines = [f"## {task}", "", TASKS[task].description, "", f"*{caption}, bold where it excludes zero.*", ""]
+    lines += _header("Method", *(METRICS[m].heading for m in MAIN))
+    for method in methods:
+        lines.append(f"| {method} | {' | '.join(_cell(found.get((method, m))) for m in MAIN)} |")
+    others = [m for m in OTHERS if any((method, m) in found for method in methods)]
+    lines += ["", *_header("Method", *(METRICS[m].heading for m in others))]
+    for method in methods:
+        lines.append(f"| {method} | {' | '.join(_mean(found.get((method, m))) for m in others)} |")
+    if (docs_dir / "images" / f"evidence_{task}.png").exists():
+        lines += ["", f"![Differences from erm on {task}, with 95 % intervals](images/evidence_{task}.png)"]
+    return [*lines, ""]
+
+
+def _header(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or row["method"] == BASELINE:
+        return _mean(row)
+    shown, difference = METRICS[row["metric"]], _difference(row)
+    if math.isnan(difference.value):
+        return "not a number"
+    text = shown.number(difference.value, sign=True) if math.isnan(difference.low) else shown.difference(difference)
+    return f"**{text}**" if difference.excludes_zero else text
+
+
+def _mean(row: Row | None) -> str:
+    if row is None or math.isnan(row["mean"]):
+        return "n/a" if row is None else "not a number"
+    half = row["half_width"]
+    return METRICS[row["metric"]].mean(Interval(row["mean"], row["mean"] - half, row["mean"] + half))

