@@ -2,7 +2,7 @@
 
 The literal one is vectorised (einsum) and makes the (locations, mixed, features) tensor that the paper's formulas say; both
 include the classifier. A third, "products", does nothing but the matrix products that dense factors cannot do without.
-They run in turn in one process. Written to benchmarks/results/fused.csv: medians of the ratios round by round, their
+They run in turn in one process, a fresh one for each row. Written to benchmarks/results/fused.csv: medians of the ratios round by round, their
 quartiles, and the extra memory of one step (peak resident size of a process that does it, less that of one that does a
 step of a tiny problem).
 
@@ -93,20 +93,21 @@ def one_step(name: str | None, shape: tuple[int, ...], kind: str) -> None:
         step(loss, p)
 
 
+def time_row(shape: tuple[int, ...], kind: str, steps: int) -> dict[str, np.ndarray]:
+    """Seconds of each implementation in each round."""
+    p = problem(shape, kind)
+    p["matrix"] = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
+    assert abs(float((literal(p) - ours(p)).detach())) < 1e-4
+    runs = {"literal": lambda: step(literal, p), "ours": lambda: step(ours, p), "products": lambda: products(p)}
+    return harness.alternate(runs, steps)
+
+
 def compare(steps: int) -> None:
     """The table of `SHAPES`."""
     rows = []
     for shape in SHAPES:
         for kind in FACTORS:
-            p = problem(shape, kind)
-            p["matrix"] = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
-            assert abs(float((literal(p) - ours(p)).detach())) < 1e-4
-            runs = {
-                "literal": lambda p=p: step(literal, p),
-                "ours": lambda p=p: step(ours, p),
-                "products": lambda p=p: products(p),
-            }
-            seconds = harness.alternate(runs, steps)
+            seconds, _ = harness.in_process(time_row, shape, kind, steps)
             faster, quartiles = harness.ratio(seconds["literal"], seconds["ours"], 1)
             memory = {name: harness.peak_memory(one_step, name, shape, kind) for name in ("literal", "ours", None)}
             rows.append(

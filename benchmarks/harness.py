@@ -34,23 +34,28 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, digits: int = 2) -> tu
     return round(float(middle), digits), f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def peak_memory(function: Callable[..., object], *arguments: Any) -> float:
-    """Peak resident megabytes of a fresh process that calls a module's function."""
+def in_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a module's function returns in a fresh process, and the peak resident megabytes of that process."""
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[int] = context.Queue()
+    queue: multiprocessing.Queue[Any] = context.Queue()
     process = context.Process(target=_call, args=(function, arguments, torch.get_num_threads(), queue))
     process.start()
-    peak = queue.get()
+    result, peak = queue.get()
     process.join()
-    return peak / 1024
+    return result, peak / 1024
 
 
-def _call(function: Callable[..., object], arguments: tuple[Any, ...], threads: int, queue: Any) -> None:
+def peak_memory(function: Callable[..., None], *arguments: Any) -> float:
+    """Peak resident megabytes of a fresh process that calls a module's function."""
+    return in_process(function, *arguments)[1]
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
-    function(*arguments)
+    result = function(*arguments)
     # Not getrusage: its peak is that of the parent, too.
     status = Path("/proc/self/status").read_text()
-    queue.put(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")))
+    queue.put((result, next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))))
 
 
 def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:

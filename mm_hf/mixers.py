@@ -18,7 +18,7 @@ from .sampling import SparseFactors
 
 # Mixed numbers that are alive at a time: small enough for a CPU's cache and a GPU's spare memory, large enough that a
 # pass over them costs more than starting it.
-CHUNK_ELEMENTS = 1 << 19
+CHUNK_ELEMENTS = 1 << 20
 # A row of an example's numbers at all locations of a block is read as a whole: so many rows should stay in the cache.
 ROW_ELEMENTS = 1 << 13
 # Vertex by vertex, unless the vertices are more than this share of the examples: then the product costs less.
