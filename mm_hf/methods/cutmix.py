@@ -9,15 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..functional import Criterion, clean_loss
-from ..locations import LocationOutput
+from ..functional import Criterion
 from ..sampling import process_generator
-from .base import Mixing, MixingLoss
-from .pairs import check_beta, draw_factor, draw_partners, targets_of
+from .pairs import PairMixing, check_beta, draw_factor, draw_partners, targets_of
 
 
 @dataclass
-class CutMix(Mixing):
+class CutMix(PairMixing):
     """A random rectangle of every image is replaced by that of another one, and the labels are mixed by the area.
 
     For images (b, channels, height, width) and videos (b, frames, channels, height, width), whose frames are cut alike.
@@ -70,18 +68,6 @@ class CutMix(Mixing):
         mixed = images.clone()
         mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right][partner]
         return {**inputs, name: mixed}, partner, box
-
-    def loss(
-        self,
-        output: LocationOutput,
-        labels: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        criterion: Criterion = "cross_entropy",
-    ) -> MixingLoss:
-        """The loss against the mixed labels."""
-        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
-        return MixingLoss(loss, {f"loss_{self.name}": loss.detach()})
 
 
 Box = tuple[int, int, int, int]

@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..functional import Criterion, clean_loss
-from ..locations import BlockMixing, LocationOutput
+from ..functional import Criterion
+from ..locations import BlockMixing
 from ..sampling import process_generator
-from .base import Mixing, MixingLoss
-from .pairs import check_beta, draw_factor, draw_partners, joint_masks, targets_of
+from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
 
 @dataclass
-class ManifoldMixup(Mixing):
+class ManifoldMixup(PairMixing):
     """Every example's hidden state is interpolated with another one's where a random block begins; labels likewise.
 
     One block, one factor and one permutation are drawn for each mini-batch. The first block begins with the embeddings:
@@ -72,15 +71,3 @@ class ManifoldMixup(Mixing):
         self._mixing = BlockMixing(depth, partner, torch.tensor(1 - factor, device=labels.device))
         targets = targets_of(labels, model, criterion)
         return {**inputs, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
-
-    def loss(
-        self,
-        output: LocationOutput,
-        labels: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        criterion: Criterion = "cross_entropy",
-    ) -> MixingLoss:
-        """The loss against the mixed labels."""
-        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
-        return MixingLoss(loss, {"loss_manifold_mixup": loss.detach()})

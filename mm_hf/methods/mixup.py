@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..functional import Criterion, clean_loss
-from ..locations import LocationOutput
+from ..functional import Criterion
 from ..sampling import process_generator
-from .base import Mixing, MixingLoss
-from .pairs import check_beta, draw_factor, draw_partners, joint_masks, targets_of
+from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
 
 @dataclass
-class Mixup(Mixing):
+class Mixup(PairMixing):
     """Every example is interpolated with another one of the mini-batch, inputs and labels by the same factor.
 
     Args:
@@ -57,15 +55,3 @@ class Mixup(Mixing):
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
-
-    def loss(
-        self,
-        output: LocationOutput,
-        labels: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        criterion: Criterion = "cross_entropy",
-    ) -> MixingLoss:
-        """The loss against the mixed labels."""
-        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
-        return MixingLoss(loss, {"loss_mixup": loss.detach()})

@@ -8,9 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional import Criterion, soft_targets
+from ..functional import Criterion, clean_loss, soft_targets
+from ..locations import LocationOutput
 from ..locations.pools import MASKS
 from ..sampling import sample_factors
+from .base import Mixing, MixingLoss
+
+
+class PairMixing(Mixing):
+    """Base of the methods that mix pairs: the forward sees what is mixed already, and only the labels are left."""
+
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
+        """The loss against the mixed labels."""
+        loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
+        return MixingLoss(loss, {f"loss_{self.name}": loss.detach()})
 
 
 def check_beta(alpha: float) -> None:
