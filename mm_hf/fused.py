@@ -148,7 +148,7 @@ class _Block:
 
 @dataclass
 class _Walked:
-    """What a block contributes: sums over its locations, and gradients (q, b, c) and (q, b) or nothing, if not needed."""
+    """What a block contributes: sums over its locations, and gradients (q, b, c) and (q, b), not to be read unless asked for."""
 
     loss: Tensor
     occupied: Tensor
