@@ -1,17 +1,83 @@
-"""How far a comparison is: a table that fills up on a terminal, lines elsewhere."""
+"""How far a comparison or a training is: a table or a bar that fills up on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
+import datasets
+import transformers
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+from transformers import TrainerCallback
 
 from ..comparison import Run
+
+
+def quiet() -> None:
+    """No bars for each data set and each file: commands tell themselves how far they are."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+class Training(TrainerCallback):
+    """Tells how far a training is: a bar on a terminal, and a line at each evaluation or, without any, each log.
+
+    Args:
+        console: Where it is shown.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.logged: dict[str, Any] = {}
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = time.perf_counter()
+        if state.is_world_process_zero and self.console.is_terminal and not args.disable_tqdm:
+            self._bar = Progress(console=self.console, transient=True)
+            self._steps = self._bar.add_task("training", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._steps, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            self.logged = dict(logs)
+        said = "loss" in logs and args.eval_strategy == "no"
+        if said or "eval_loss" in logs:
+            at = f"epoch {state.epoch or 0:.4g}, step {state.global_step} of {state.max_steps}"
+            parts = [at, _losses(self.logged), _validation(logs), f"{time.perf_counter() - self._began:.0f} s"]
+            self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
+            self.logged = {}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _losses(logs: Mapping[str, Any]) -> str:
+    if "loss" not in logs:
+        return ""
+    terms = [f"{name[5:]} {logs[name]:.4g}" for name in logs if name.startswith("loss_") and name != "loss_terms"]
+    return f"loss {logs['loss']:.4g}" + (f" ({', '.join(terms)})" if terms else "")
+
+
+def _validation(logs: Mapping[str, Any]) -> str:
+    if "eval_accuracy" not in logs:
+        return ""
+    return f"validation accuracy {100 * logs['eval_accuracy']:.2f} %, NLL {logs['eval_nll']:.4f}"
 
 
 class Board:

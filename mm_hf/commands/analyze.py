@@ -17,17 +17,16 @@ from ..hub import MIXING_FILE, load_mixing
 from ..methods import Mixing
 from ..sources.build import ModelOptions, build_task
 from ..sources.splits import DataOptions
-from ._options import parse, parser_of, with_file
-from .compare import quiet
+from ._options import ALIKE, parse, parser_of, with_name
+from ._progress import quiet
 
-USAGE = "mm-hf analyze MODEL --dataset_name NAME [--output_dir DIR] [options]"
+USAGE = "mm-hf analyze MODEL [OPTIONS.yaml] --dataset_name NAME [--output_dir DIR] [options]"
 DESCRIPTION = """Tests a trained classifier of images or texts and writes DIR/report.html, with the figures and pictures of
-mm-hf compare. MODEL is a directory or a Hub name, trained with mm_hf or not."""
-EPILOG = """batches and precision:
-  Fields of TrainingArguments that tests heed: --per_device_eval_batch_size 64 --use_cpu ...
+mm-hf compare. MODEL is a directory or a Hub name, trained with mm_hf or not.
 
 example:
   mm-hf analyze comparison/runs/dense_multimix/seed-0/model --dataset_name digits --output_dir analysis"""
+EPILOG = "batches and precision: fields of TrainingArguments that tests heed, --per_device_eval_batch_size 64 --use_cpu ..."
 
 
 @dataclass
@@ -48,11 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = parser_of(
         "analyze", USAGE, DESCRIPTION, EPILOG, report=AnalyzeOptions, data=DataOptions, model=ModelOptions
     )
-    given = list(arguments)
-    name = given.pop(0) if given and not given[0].startswith("-") and not given[0].endswith((".yaml", ".yml")) else None
-    if name is not None:
-        given = [*with_file(given), "--model_name_or_path", name]
-    options, data, model, training = parse(parser, given, "mm-hf analyze")
+    given = with_name(arguments, "--model_name_or_path")
+    options, data, model, training = parse(parser, given, "mm-hf analyze", ALIKE)
     if model.model_name_or_path is None:
         raise ValueError("Say which model: mm-hf analyze MODEL, a directory or a Hub name.")
     quiet()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import datasets
 import transformers
 
 from ..comparison import Measures, as_methods, run_comparison
@@ -15,27 +14,23 @@ from ..comparison.comparing import Comparison
 from ..methods import METHODS
 from ..sources.build import ModelOptions, build_task
 from ..sources.splits import DataOptions
-from ._options import parse, parser_of
-from ._progress import Board
+from ._options import ALIKE, SMALL_VIT, TRAINING, parse, parser_of, with_file
+from ._progress import Board, quiet
 
 USAGE = """mm-hf compare [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                      --methods erm mixup dense_multimix --seeds 5 --output_dir DIR [options]"""
-DESCRIPTION = """Trains methods alike over several seeds, tests them, and writes DIR/report.html: accuracy, calibration,
-robustness, unknown classes, embedding space and cost, with intervals for all differences."""
-EPILOG = f"""training:
-  All fields of TrainingArguments: --num_train_epochs 20 --learning_rate 1e-3 --per_device_train_batch_size 64
-  --save_strategy epoch (a stopped run goes on from there) --bf16 --warmup_steps 0.1 ...
+DESCRIPTION = f"""Trains methods alike over several seeds, tests them, and writes DIR/report.html: accuracy, calibration,
+robustness, unknown classes, embedding space and cost, with intervals for all differences. Started again with
+the same options, it goes on where it was stopped. OPTIONS.yaml holds options as `name: value`.
 
-methods:
-  {", ".join(sorted(METHODS))}
+example, which needs no download:
+  mm-hf compare --dataset_name digits {SMALL_VIT} \\
+    --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3"""
+EPILOG = f"""methods: {", ".join(sorted(METHODS))}
   with settings, and a name of its own:  --methods erm 'few=dense_multimix:num_mixed=100,attention=gap'
 
-example:
-  mm-hf compare --dataset_name digits --model_type vit --config_overrides \\
-    hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1 \\
-    --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits
-
-Started again with the same options, it goes on where it was stopped. OPTIONS.yaml holds options as `name: value`."""
+{TRAINING}
+  --save_strategy epoch  a stopped run goes on from its last epoch"""
 
 
 @dataclass
@@ -68,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = parser_of(
         "compare", USAGE, DESCRIPTION, EPILOG, comparison=CompareOptions, data=DataOptions, model=ModelOptions
     )
-    options, data, model, training = parse(parser, arguments, "mm-hf compare")
+    options, data, model, training = parse(parser, with_file(arguments), "mm-hf compare", ALIKE)
     methods = as_methods(options.methods)
     measures = Measures(options.robustness_samples, options.epsilon)
     seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
@@ -90,12 +85,6 @@ def main(arguments: Sequence[str]) -> int:
         )
     _tell(comparison, Path(options.output_dir))
     return 0
-
-
-def quiet() -> None:
-    """No bars for each data set and each file: the board tells how far it is."""
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def _tell(comparison: Comparison, directory: Path) -> None:

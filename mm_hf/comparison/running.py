@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..methods import ERM, Mixing
-from ..metrics import classification_metrics
 from ..trainer import MultiMixTrainer
 from .measuring import Measures, PeakMemory, measure
 from .task import Task
@@ -116,22 +115,12 @@ def train_run(
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = directory / "checkpoints"
     args = task.arguments(str(checkpoints), seed)
-    set_seed(seed)
-    model = task.model_init()
-    digest = weights_digest(model)
     costs = _Costs()
-    trainer = _Trainer(
-        model,
-        args,
-        mixing=mixing,
-        train_dataset=task.train_dataset,
-        eval_dataset=task.validation_dataset,
-        processing_class=task.processing_class,
-        data_collator=task.data_collator,
-        compute_metrics=classification_metrics,
-        callbacks=[_Epochs(task.train_dataset), costs, _Told(name, seed, progress), *(callbacks or [])],
-    )
+    told = _Told(name, seed, progress)
+    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, told, *(callbacks or [])])
     trainer.costs = costs
+    assert trainer.model is not None
+    digest = weights_digest(trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     last = _last_checkpoint(checkpoints)
@@ -141,8 +130,8 @@ def train_run(
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.save_model(str(directory / "model"))
     history = trainer.state.log_history
-    state = {k: v.detach().cpu() for k, v in trainer.model.state_dict().items()}  # type: ignore[union-attr]
-    del trainer, model
+    state = {k: v.detach().cpu() for k, v in trainer.model.state_dict().items()}
+    del trainer
     if progress is not None:
         progress(name, seed, "testing")
     # A plain copy: what mixing, mixed precision and compilation have put around the trained one plays no part in the test.
@@ -166,15 +155,7 @@ def warm_up(task: Task, directory: Path) -> None:
     args = task.arguments(
         str(directory), 0, max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
     )
-    set_seed(0)
-    trainer = MultiMixTrainer(
-        task.model_init(),
-        args,
-        mixing=ERM(),
-        train_dataset=task.train_dataset,
-        processing_class=task.processing_class,
-        data_collator=task.data_collator,
-    )
+    trainer = task.trainer(args, ERM())
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.train()
@@ -270,17 +251,6 @@ class _Pause:
     def __exit__(self, *error: object) -> None:
         if self.running:
             self.costs.start()
-
-
-class _Epochs(TrainerCallback):
-    """Tells the data set which epoch of which seed begins."""
-
-    def __init__(self, data: Any):
-        self.data = data
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.data, "begin_epoch"):
-            self.data.begin_epoch(args.seed, int(state.epoch or 0))
 
 
 class _Told(TrainerCallback):

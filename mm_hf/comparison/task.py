@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ..methods import ERM, Mixing, get_method
-from ..metrics import Normalisation
+from ..metrics import Normalisation, classification_metrics
+from ..trainer import MultiMixTrainer
 
 # What a comparison itself decides, so that all methods of a seed are trained alike.
 DECIDED = (
     "output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "hub_token", "full_determinism",
 )  # fmt: skip
+AnyTrainer = TypeVar("AnyTrainer", bound=MultiMixTrainer)
 
 
 @dataclass
@@ -89,6 +91,46 @@ class Task:
         return TrainingArguments(
             output_dir=directory, seed=seed, data_seed=seed, **{**usual, **self.training_args, **changes}
         )
+
+    def trainer(
+        self,
+        args: TrainingArguments,
+        mixing: Mixing,
+        *,
+        kind: type[AnyTrainer] = MultiMixTrainer,  # type: ignore[assignment]
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> AnyTrainer:
+        """A trainer of the task, with a new model: its weights are those of the seed in `args`, whatever the method.
+
+        Args:
+            args: Its training arguments, those of [`arguments`] or others.
+            mixing: The method.
+            kind: The trainer's class.
+            callbacks: Trainer callbacks.
+        """
+        set_seed(args.seed)
+        return kind(
+            self.model_init(),
+            args,
+            mixing=mixing,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.validation_dataset,
+            processing_class=self.processing_class,
+            data_collator=self.data_collator,
+            compute_metrics=classification_metrics,
+            callbacks=[_Epochs(self.train_dataset), *callbacks],
+        )
+
+
+class _Epochs(TrainerCallback):
+    """Tells the data set which epoch of which seed begins."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self.data, "begin_epoch"):
+            self.data.begin_epoch(args.seed, int(state.epoch or 0))
 
 
 def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:

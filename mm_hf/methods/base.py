@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -118,8 +119,11 @@ class Mixing:
             raise ValueError(f"These are settings of {method.__name__}, not of {cls.__name__}.")
         unknown = sorted(set(values) - {f.name for f in fields(method)})
         if unknown:
-            known = ", ".join(f.name for f in fields(method))
-            raise ValueError(f"{method.__name__} has no setting {', '.join(unknown)}; it has {known or 'none'}.")
+            known = [f.name for f in fields(method)]
+            raise ValueError(
+                f"{method.__name__} has no setting {', '.join(unknown)}{nearest(unknown[0], known)}; it has "
+                f"{', '.join(known) or 'none'}."
+            )
         return method(**values)
 
 
@@ -131,5 +135,13 @@ def get_method(name: str) -> type[Mixing]:
         'DenseMultiMix'
     """
     if name not in METHODS:
-        raise ValueError(f"There is no mixing method {name!r}. The methods are {', '.join(sorted(METHODS))}.")
+        raise ValueError(
+            f"There is no mixing method {name!r}{nearest(name, METHODS)}. The methods are {', '.join(sorted(METHODS))}."
+        )
     return METHODS[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a message says behind a name that nobody knows: `` (did you mean ...?)``, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
