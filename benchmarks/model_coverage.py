@@ -1,8 +1,8 @@
-"""Try mm_hf on a tiny random model of every classification class of Transformers, and write docs/models.md.
+"""Try mm_hf on a tiny random model of every classification class of Transformers; write docs/models.md and the package's table.
 
-For each class: plain MultiMix, the probe and its plan, the identity on a fresh padded batch of another size, the attention
-against what eager attention reports, a training step by the locations' loss alone (gradients reach the first layer and all
-of the head), and a checkpoint that loads as a plain model.
+For each class: plain MultiMix, manifold mixup, the probe and its plan, the identity on a fresh padded batch of another size,
+the attention against what eager attention reports, a training step by the locations' loss alone (gradients reach the first
+layer and all of the head), and a checkpoint that loads as a plain model. The table is what `mm-hf models` shows.
 
     python benchmarks/model_coverage.py [--classes ViTForImageClassification ...]       (or: make coverage)
 """
@@ -25,13 +25,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import zoo  # noqa: E402
 
-from mm_hf import DenseMultiMix, MultiMix, extract, wrap_model  # noqa: E402
-from mm_hf.locations import LocationError, probe  # noqa: E402
+from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  # noqa: E402
+from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
 from mm_hf.locations.plan import as_tokens, pooled_logits  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
 from mm_hf.locations.probe import relative_error  # noqa: E402
 from mm_hf.locations.record import logits_of  # noqa: E402
 from mm_hf.locations.taps import tapped  # noqa: E402
+from mm_hf.sources.coverage import TABLE, Coverage, write_coverage  # noqa: E402
 
 LONGER = {"reformer": {"length": 64, "padding": None}}  # in training it takes texts of one length only
 
@@ -43,6 +44,8 @@ class Row:
     name: str
     multimix: bool = False
     dense: bool = False
+    blocks: bool = False
+    auto: str = ""
     pool: str = ""
     head: str = ""
     identity: float | None = None
@@ -64,6 +67,7 @@ def check(name: str) -> Row:
     inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {}))
     reached: list[str] = []
     row.multimix, row.reason = step(model, inputs, MultiMix(num_mixed=20), reached)
+    row.blocks = mixed_inside(name, model)
     try:
         plan = probe(model, inputs)
     except LocationError as error:
@@ -78,6 +82,7 @@ def check(name: str) -> Row:
             model(**fresh)
             pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), fresh)
             row.identity = max(row.identity, relative_error(pooled, seen.logits))
+    row.auto = resolve_attention("auto", plan)
     row.dense, row.pool, row.head = row.identity <= 1e-5, plan.pool, " → ".join(plan.chain) or "scores every token"
     if plan.attention is not None:
         row.attention = f"{'all tokens' if kind == 'mean' else 'one token'}, {plan.attention_base}"
@@ -122,6 +127,15 @@ def attention_error(model, plan, kind, inputs, seen):
     return float((seen.attention - expected).abs().max())
 
 
+def mixed_inside(name, model):
+    """Whether manifold mixup trains the model: on texts padded on the left, so that a last token is last in both of a pair."""
+    model = copy.deepcopy(model)
+    inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {"padding": "left"}))
+    if hasattr(model.config, "layerdrop"):
+        model.config.layerdrop = 0.0
+    return step(model, inputs, ManifoldMixup(), [])[0]
+
+
 def step(model, inputs, mixing, reached):
     """One training step and a checkpoint: whether all went well, and if not what did not.
 
@@ -161,13 +175,14 @@ def table(rows, seconds):
     for row in rows:
         count["multimix"] += row.multimix
         count["dense"] += row.dense and row.trained
+        count["blocks"] += row.blocks
         count["attention"] += bool(row.attention)
         count["compared"] += row.attention_error is not None
         count["equal"] += row.attention_error is not None and row.attention_error <= 1e-4
     lines = [
         "# Models",
         "",
-        f"Written by `make coverage` ({seconds:.0f} s on {torch.get_num_threads()} CPU threads): tiny random models of all "
+        f"Written by `make coverage` ({seconds:.0f} s of one CPU core): tiny random models of all "
         f"{len(rows)} classes of the four auto mappings for sequence, image, audio and video classification in Transformers "
         f"{transformers.__version__}, each probed without knowledge of its architecture.",
         "",
@@ -176,6 +191,7 @@ def table(rows, seconds):
         f"| MultiMix trains | {count['multimix']} of {len(rows)} |",
         f"| Dense MultiMix trains: per-location logits reproduce the model's to 1e-5 on another batch, gradients reach the "
         f"first layer and all of the head, the checkpoint is a plain model | {count['dense']} |",
+        f"| ManifoldMixup finds the blocks and trains | {count['blocks']} |",
         f"| attention can be read | {count['attention']}; of these {count['compared']} report eager attention to compare "
         f"with, and {count['equal']} equal it to 1e-4 |",
         "",
@@ -203,8 +219,22 @@ def table(rows, seconds):
     return "\n".join(lines) + "\n"
 
 
+def coverage_of(row) -> Coverage:
+    """A row of the package's table."""
+    return Coverage(
+        row.name, zoo.TASKS[row.name], architecture(row.name), row.multimix, row.dense and row.trained, row.blocks,
+        row.auto, row.pool, row.head, row.reason.split(". Tried were")[0], "" if row.unavailable else transformers.__version__,
+    )  # fmt: skip
+
+
+def architecture(name: str) -> str:
+    """The `model_type` of a class."""
+    of = ((kind, names) for mapping in zoo.MAPPINGS.values() for kind, names in mapping.items())
+    return next(kind for kind, names in of if name in ([names] if isinstance(names, str) else names))
+
+
 def main() -> None:
-    """Check all classes and write the table."""
+    """Check all classes and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", nargs="+")
     names = parser.parse_args().classes or zoo.class_names()
@@ -212,14 +242,15 @@ def main() -> None:
     torch.set_num_threads(1)  # the models are too small for more
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    start, rows = time.perf_counter(), []
+    start, rows = time.process_time(), []
     for name in names:
         rows.append(check(name))
         print({k: v for k, v in asdict(rows[-1]).items() if v not in ("", None)}, flush=True)
-    text = table(rows, time.perf_counter() - start)
+    text = table(rows, time.process_time() - start)
     if len(names) == len(zoo.class_names()):
         (ROOT / "docs" / "models.md").write_text(text)
-    print("\n".join(text.splitlines()[4:9]))
+        write_coverage(map(coverage_of, rows), TABLE)
+    print("\n".join(text.splitlines()[4:10]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AttentionMapCallback": ".callbacks",
     "CutMix": ".methods",
     "DenseMultiMix": ".methods",
     "ERM": ".methods",
@@ -24,6 +25,7 @@ _EXPORTS = {
     "MultiMixTrainer": ".trainer",
     "Plan": ".locations",
     "TransMix": ".methods",
+    "check_model": ".checking",
     "clean_loss": ".functional",
     "dense_multimix_loss": ".functional",
     "extract": ".locations",
@@ -36,6 +38,8 @@ _EXPORTS = {
 __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
+    from .callbacks import AttentionMapCallback
+    from .checking import check_model
     from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
     from .locations import LocationError, LocationOutput, Plan, extract, probe
     from .methods import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixing, Mixup, MultiMix, TransMix, get_method

@@ -3,6 +3,7 @@
 They need the extra `plots`: `pip install 'mm-hf[plots]'`.
 """
 
+from .attention import plot_image_attention, plot_token_attention
 from .confidence import plot_ood, plot_reliability
 from .differences import plot_cost, plot_differences, plot_validation
 from .embeddings import plot_alignment_uniformity, plot_embeddings
@@ -16,8 +17,10 @@ __all__ = [
     "plot_cost",
     "plot_differences",
     "plot_embeddings",
+    "plot_image_attention",
     "plot_ood",
     "plot_reliability",
+    "plot_token_attention",
     "plot_training",
     "plot_validation",
 ]

@@ -47,13 +47,14 @@ def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 @contextmanager
-def drawn(path: str | Path) -> Iterator[list[Figure]]:
-    """Sizes for print inside the block; the figure put into the list is written to `path` and closed."""
+def drawn(path: str | Path | None) -> Iterator[list[Figure]]:
+    """Sizes for print inside the block; the figure put into the list is written to `path`, if there is one, and closed."""
     holder: list[Figure] = []
     with plt.rc_context(PRINT):
         try:
             yield holder
-            holder[0].savefig(path)
+            if path is not None:
+                holder[0].savefig(path)
         finally:
             for figure in holder:
                 plt.close(figure)

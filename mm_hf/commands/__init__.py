@@ -15,6 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXTRA = "analysis"
+GOES_ON = {
+    "compare": " Finished runs are kept: the same command goes on from there.",
+    "train": " The same command with --resume_from_checkpoint goes on from the last checkpoint, if there is one.",
+}
 
 
 def commands() -> dict[str, str]:
@@ -65,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
-        return _refuse(program, str(error))
+        return _refuse(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped. Finished runs are kept: the same command goes on from there.", file=sys.stderr)
+        print(f"\n{program}: stopped.{GOES_ON.get(name, '')}", file=sys.stderr)
         return 130
 
 

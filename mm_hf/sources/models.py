@@ -10,13 +10,18 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     ViTImageProcessorPil,
 )
 
-CLASSES: dict[str, Any] = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+CLASSES: dict[str, Any] = {
+    "image": AutoModelForImageClassification,
+    "text": AutoModelForSequenceClassification,
+    "audio": AutoModelForAudioClassification,
+}
 
 
 def override(config: Any, overrides: str) -> None:

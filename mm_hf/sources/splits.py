@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
+from ..methods.base import nearest
 from .offline import OFFLINE, load_offline
 
 
@@ -131,7 +132,15 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
     if name in OFFLINE:
         return load_offline(str(name))
     if name is not None:
-        data = load_dataset(name, config, **hub)
+        try:
+            data = load_dataset(name, config, **hub)
+        except OSError as error:
+            if Path(name).exists():
+                raise
+            raise ValueError(
+                f"There is no data set {name!r}{nearest(name, OFFLINE)}: it is no directory here, not one of the offline ones "
+                f"({', '.join(OFFLINE)}), and the Hub did not give it: {' '.join(str(error).split())}"
+            ) from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
         "train": options.train_dir, "validation": options.validation_dir, "test": options.test_dir
