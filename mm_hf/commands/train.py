@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..hub import MIXING_FILE, load_mixing
 from ..methods import METHODS, Mixing, get_method
 from ..sources.build import ModelOptions, build_task
+from ..sources.models import CLASSES
 from ..sources.splits import DataOptions
 from ._options import SMALL_VIT, TRAINING, parse, parser_of, with_file
 from ._progress import Training, quiet
@@ -194,8 +195,8 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
 
 
 def _ending(args: TrainingArguments, kind: str) -> str:
-    pipeline = f"pipeline('{kind}-classification', '{args.output_dir}')"
-    lines = [f"Wrote {args.output_dir}: a plain Transformers model, {pipeline} loads it; {MIXING_FILE}, test_results.json."]
+    loads = f"{CLASSES[kind].__name__}.from_pretrained('{args.output_dir}')"
+    lines = [f"Wrote {args.output_dir}: a plain Transformers model, which {loads} loads; {MIXING_FILE}; test_results.json."]
     if args.push_to_hub:
         lines.append(f"Pushed to {args.hub_model_id or Path(str(args.output_dir)).name} on the Hub.")
     return "\n".join(lines)
