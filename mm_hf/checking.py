@@ -169,6 +169,8 @@ def _tried(
             loss = _step(model, model, inputs)  # probes, too, which comes once in a training
         except ValueError as error:
             return _first_sentence(error), None
+        except Exception as error:  # what a model does not bear is found out here, and not when it trains
+            return f"{type(error).__name__}: {_first_sentence(error)}", None
         if not bool(loss.isfinite()):
             return "The loss is not finite.", None
         plain = functools.partial(type(model).forward, model)

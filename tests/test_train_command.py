@@ -81,7 +81,9 @@ def test_a_resumed_training_is_the_whole_one(trained, tmp_path, capsys):
     )
     (tmp_path / "model.safetensors").unlink()
     run(*given, "--resume_from_checkpoint")
-    assert re.search(r"epoch 3, step 9 of 9; loss .* \(clean .*, dense .*\); validation accuracy", capsys.readouterr().out)
+    assert re.search(
+        r"epoch 3, step 9 of 9; loss .* \(clean .*, dense .*\); validation accuracy", capsys.readouterr().out
+    )
     assert same(weights(tmp_path), weights(trained))
 
 

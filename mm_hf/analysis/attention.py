@@ -123,7 +123,9 @@ def plot_token_attention(
     not_empty(tokens, "tokens")
     for i, (words, weights) in enumerate(zip(tokens, attention, strict=True)):
         if len(words) != len(weights):
-            raise ValueError(f"attention must have a weight for each of the {len(words)} tokens of text {i}, got {len(weights)}.")
+            raise ValueError(
+                f"attention must have a weight for each of the {len(words)} tokens of text {i}, got {len(weights)}."
+            )
     scale = Normalize(0, max(float(np.max(weights, initial=0.0)) for weights in attention) or 1.0)
     with drawn(path) as figures:
         placed, lines = _place(tokens, titles, max_tokens)
@@ -137,7 +139,7 @@ def plot_token_attention(
             if position is not None:
                 colour = PAGE(scale(float(attention[text][position])))
                 page.add_patch(Rectangle((x - 1, y + 0.08), width + 2, 0.84, color=colour, linewidth=0))
-            style = {"color": "#6b7280", "fontweight": "bold"} if position is None else {"color": "black"}
+            style: Any = {"color": "#6b7280", "fontweight": "bold"} if position is None else {"color": "black"}
             page.text(x, y + 0.5, word, fontsize=FONT, va="center", parse_math=False, **style)
         bar = figure.add_axes((TEXT + 0.03, 0.05, 0.015, 0.9))
         figure.colorbar(ScalarMappable(scale, PAGE), cax=bar, label=SHARE)

@@ -26,10 +26,14 @@ SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
 # What most people never need, and --help leaves to --help-all.
 RARE = frozenset(
-    "dataset_config_name validation_dir test_dir image_column_name text_column_names label_column_name max_length "
-    "max_train_samples max_validation_samples max_test_samples ood_dataset_name ood_classes tokenizer_name "
-    "image_processor_name ignore_mismatched_sizes model_revision cache_dir token robustness_samples epsilon "
-    "num_vertices otherwise detach_attention confidence_weighted gather_across_devices".split()
+    (
+        *("dataset_config_name", "validation_dir", "test_dir", "max_length", "ood_dataset_name", "ood_classes"),
+        *("image_column_name", "text_column_names", "label_column_name"),
+        *("max_train_samples", "max_validation_samples", "max_test_samples"),
+        *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),
+        *("robustness_samples", "epsilon"),
+        *("num_vertices", "otherwise", "detach_attention", "confidence_weighted", "gather_across_devices"),
+    )
 )
 
 
@@ -106,7 +110,9 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def parser_of(command: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any) -> Refusing:
+def parser_of(
+    command: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any
+) -> Refusing:
     """A parser with a group of options for each dataclass, under the group's title.
 
     Args:
@@ -140,7 +146,11 @@ def parser_of(command: str, usage: str, description: str, epilog: str, *, trains
 
 
 def parse(
-    parser: Refusing, arguments: Sequence[str], command: str, decided: Mapping[str, str], elsewhere: Mapping[str, str] = {}
+    parser: Refusing,
+    arguments: Sequence[str],
+    command: str,
+    decided: Mapping[str, str],
+    elsewhere: Mapping[str, str] = {},
 ) -> tuple[Any, ...]:
     """The dataclasses of a command line, and the training arguments that were given, as a dict.
 
@@ -219,7 +229,9 @@ def training_arguments(rest: Sequence[str], command: str, parser: Refusing) -> d
     trainer = _training_parser()
     found, unknown = trainer.parse_known_args(list(rest)) if parser.trains else (argparse.Namespace(), list(rest))
     if unknown:
-        own = {s for p in (parser, trainer)[: 1 + parser.trains] for action in p._actions for s in action.option_strings}
+        own = {
+            s for p in (parser, trainer)[: 1 + parser.trains] for action in p._actions for s in action.option_strings
+        }
         near = difflib.get_close_matches(unknown[0], own, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options."
         fields = " and no field of TrainingArguments" if parser.trains else ""

@@ -26,7 +26,9 @@ mm-hf compare. MODEL is a directory or a Hub name, trained with mm_hf or not.
 
 example:
   mm-hf analyze comparison/runs/dense_multimix/seed-0/model --dataset_name digits --output_dir analysis"""
-EPILOG = "batches and precision: fields of TrainingArguments that tests heed, --per_device_eval_batch_size 64 --use_cpu ..."
+EPILOG = (
+    "batches and precision: fields of TrainingArguments that tests heed, --per_device_eval_batch_size 64 --use_cpu ..."
+)
 
 
 @dataclass

@@ -69,7 +69,9 @@ def main(arguments: Sequence[str]) -> int:
     found = check_model(
         model, batch, other_inputs=other, rounds=options.rounds, processing_class=processor if task == "text" else None
     )
-    print("\n".join([heading(options.model, model, batch), "", *said(found, options.mixing, model.dtype), *costs(found)]))
+    print(
+        "\n".join([heading(options.model, model, batch), "", *said(found, options.mixing, model.dtype), *costs(found)])
+    )
     return 1 if found.problems[options.mixing] else 0
 
 

@@ -31,7 +31,9 @@ class ModelsOptions:
     """Which classes are listed."""
 
     name: str | None = field(default=None, metadata={"help": "Part of a class's or an architecture's name."})
-    task: Literal["text", "image", "audio", "video"] | None = field(default=None, metadata={"help": "What they classify."})
+    task: Literal["text", "image", "audio", "video"] | None = field(
+        default=None, metadata={"help": "What they classify."}
+    )
     method: Literal["dense_multimix", "multimix", "manifold_mixup"] | None = field(
         default=None, metadata={"help": "Those that it trains."}
     )
@@ -76,7 +78,9 @@ def listing(rows: Sequence[Coverage]) -> str:
     for row in rows:
         says = [("yes" if getattr(row, m) else "no") if row.transformers else "?" for m in METHODS]
         cells = "  ".join(f"{said:<{len(method)}}" for said, method in zip(says, METHODS))
-        lines.append(f"{row.name:<{width}}  {row.task:<5}  {cells}  {row.attention or '-':<4}  {row.pool or '-'}".rstrip())
+        lines.append(
+            f"{row.name:<{width}}  {row.task:<5}  {cells}  {row.attention or '-':<4}  {row.pool or '-'}".rstrip()
+        )
         if len(rows) <= FEW and row.reason:
             lines.append(f"  {row.reason}.")
     tried = [row for row in rows if row.transformers]

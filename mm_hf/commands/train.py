@@ -49,14 +49,17 @@ NAMES = {
 class TrainOptions:
     """The method, and what is written."""
 
-    mixing: str = field(default="dense_multimix", metadata={"help": "The method, or erm for plain training. See below."})
+    mixing: str = field(
+        default="dense_multimix", metadata={"help": "The method, or erm for plain training. See below."}
+    )
     output_dir: str = field(default="trained", metadata={"help": "For the model and its checkpoints."})
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={"help": "Go on from a checkpoint; without a name: the newest one.", "nargs": "?", "const": "last"},
     )
     attention_map_steps: int = field(
-        default=0, metadata={"help": "Draw what weighs the labels every so many steps, for --report_to. Default: never."}
+        default=0,
+        metadata={"help": "Draw what weighs the labels every so many steps, for --report_to. Default: never."},
     )
 
 
@@ -64,14 +67,16 @@ def main(arguments: Sequence[str]) -> int:
     """Train a model as the arguments say."""
     given = with_file(arguments)
     method = get_method(_chosen(given))
-    settings = {f"settings of {method.name}": method} if fields(method) else {}
+    settings: dict[str, Any] = {f"settings of {method.name}": method} if fields(method) else {}
     parser = parser_of(
         "train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **settings, data=DataOptions, model=ModelOptions
     )
     options, *found, training = parse(parser, given, "mm-hf train", {}, _of_others(method))
     mixing, data, model = found if settings else (method(), *found)
     if data.ood_dataset_name is not None:
-        raise ValueError("--ood_dataset_name is for tests of a trained model: mm-hf analyze MODEL --ood_dataset_name ...")
+        raise ValueError(
+            "--ood_dataset_name is for tests of a trained model: mm-hf analyze MODEL --ood_dataset_name ..."
+        )
     args = training_arguments(options, training)
     checkpoint = _checkpoint(options, mixing)
     quiet()
@@ -121,7 +126,7 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     for what in ("logging", "eval", "save"):
         usual[f"{what}_strategy"] = "steps" if f"{what}_steps" in given else "epoch"
     args = TrainingArguments(output_dir=options.output_dir, **{**usual, **given})
-    for tracker in args.report_to:
+    for tracker in args.report_to or ():
         installed = get_available_reporting_integrations()
         if tracker not in installed:
             raise ValueError(
@@ -196,7 +201,9 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
 
 def _ending(args: TrainingArguments, kind: str) -> str:
     loads = f"{CLASSES[kind].__name__}.from_pretrained('{args.output_dir}')"
-    lines = [f"Wrote {args.output_dir}: a plain Transformers model, which {loads} loads; {MIXING_FILE}; test_results.json."]
+    lines = [
+        f"Wrote {args.output_dir}: a plain Transformers model, which {loads} loads; {MIXING_FILE}; test_results.json."
+    ]
     if args.push_to_hub:
         lines.append(f"Pushed to {args.hub_model_id or Path(str(args.output_dir)).name} on the Hub.")
     return "\n".join(lines)

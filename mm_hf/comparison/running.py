@@ -118,8 +118,8 @@ def train_run(
     costs = _Costs()
     told = _Told(name, seed, progress)
     trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, told, *(callbacks or [])])
+    assert isinstance(trainer, _Trainer) and trainer.model is not None
     trainer.costs = costs
-    assert trainer.model is not None
     digest = weights_digest(trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

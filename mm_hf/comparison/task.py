@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ DECIDED = (
     "output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "hub_token", "full_determinism",
 )  # fmt: skip
-AnyTrainer = TypeVar("AnyTrainer", bound=MultiMixTrainer)
 
 
 @dataclass
@@ -97,9 +96,9 @@ class Task:
         args: TrainingArguments,
         mixing: Mixing,
         *,
-        kind: type[AnyTrainer] = MultiMixTrainer,  # type: ignore[assignment]
+        kind: type[MultiMixTrainer] = MultiMixTrainer,
         callbacks: Sequence[TrainerCallback] = (),
-    ) -> AnyTrainer:
+    ) -> MultiMixTrainer:
         """A trainer of the task, with a new model: its weights are those of the seed in `args`, whatever the method.
 
         Args:

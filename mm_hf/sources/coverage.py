@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 TABLE = Path(__file__).with_name("coverage.csv")
 
@@ -57,7 +58,8 @@ def coverage() -> tuple[Coverage, ...]:
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     flags = {f.name for f in fields(Coverage) if f.type == "bool"}
-    return tuple(Coverage(**{k: v == "yes" if k in flags else v for k, v in row.items()}) for row in rows)
+    values: list[dict[str, Any]] = [{k: v == "yes" if k in flags else v for k, v in row.items()} for row in rows]
+    return tuple(Coverage(**row) for row in values)
 
 
 def write_coverage(rows: Iterable[Coverage], path: Path) -> None:
@@ -66,7 +68,9 @@ def write_coverage(rows: Iterable[Coverage], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f.name for f in fields(Coverage)])
         for row in rows:
-            writer.writerow([{True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for v in vars(row).values()])
+            writer.writerow(
+                [{True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for v in vars(row).values()]
+            )
 
 
 def installed() -> tuple[Coverage, ...]:
@@ -79,7 +83,7 @@ def installed() -> tuple[Coverage, ...]:
     from transformers.models.auto import modeling_auto as auto
 
     known = {row.name: row for row in coverage()}
-    mappings = {
+    mappings: dict[str, Any] = {
         "text": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "audio": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,

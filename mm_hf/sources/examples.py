@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ SENTENCES = (
     "The soup was cold and the waiter colder.",
     "I would see it again tomorrow, and take my children with me.",
 )
+LONGEST = 64  # tokens
 SECONDS = 1.0  # of the longest waveform
 PROCESSORS: dict[str, Any] = {"image": AutoImageProcessor, "text": AutoTokenizer, "audio": AutoFeatureExtractor}
 
@@ -36,8 +36,12 @@ def task_of(name_or_path: str, **hub: Any) -> str:
         ValueError: It is of an architecture that classifies nothing, or several things and does not say which.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
-    fitting = {task: auto._model_mapping[type(config)] for task, auto in CLASSES.items() if type(config) in auto._model_mapping}
-    named = [task for task, cls in fitting.items() if cls.__name__ in (config.architectures or ())]
+    fitting = {}
+    for task, auto in CLASSES.items():
+        if type(config) in auto._model_mapping:
+            found = auto._model_mapping[type(config)]
+            fitting[task] = {cls.__name__ for cls in (found if isinstance(found, (list, tuple)) else [found])}
+    named = [task for task, names in fitting.items() if names & set(config.architectures or ())]
     if len(named) == 1 or len(fitting) == 1:
         return (named or list(fitting))[0]
     if not fitting:
@@ -56,7 +60,9 @@ def load(name_or_path: str, task: str, **hub: Any) -> tuple[Any, Any]:
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if type(config) not in CLASSES[task]._model_mapping:
-        raise ValueError(f"{name_or_path} is a {config.model_type}, which does not classify {task}s: give another --task.")
+        raise ValueError(
+            f"{name_or_path} is a {config.model_type}, which does not classify {task}s: give another --task."
+        )
     model = CLASSES[task].from_pretrained(name_or_path, **hub).eval()
     try:
         processor = PROCESSORS[task].from_pretrained(name_or_path, **hub)
@@ -80,7 +86,8 @@ def example_batch(model: Any, processor: Any, task: str, size: int, seed: int = 
         seed: Of noise, lengths and labels.
 
     Raises:
-        ValueError: Audio without a feature extractor, for a model that does not take waveforms.
+        ValueError: Audio without a feature extractor, for a model that does not take waveforms; or a tokenizer that does
+            not belong to the model.
 
     Example:
         >>> from transformers import ViTConfig, ViTForImageClassification
@@ -118,10 +125,18 @@ def _images(model: Any, processor: Any, size: int, random: np.random.Generator) 
 
 
 def _texts(model: Any, tokenizer: Any, size: int, random: np.random.Generator) -> Mapping[str, Any]:
+    config = model.config.get_text_config()
     if tokenizer is not None:
-        texts = [SENTENCES[(i + int(random.integers(len(SENTENCES)))) % len(SENTENCES)] for i in range(size)]
-        return tokenizer(texts, padding=True, truncation=tokenizer.model_max_length < 10**6, return_tensors="pt")
-    config, length = model.config.get_text_config(), 24
+        texts = [SENTENCES[int(random.integers(len(SENTENCES)))] for _ in range(size)]
+        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+        found = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        if int(found["input_ids"].max()) >= config.vocab_size:
+            raise ValueError(
+                f"The tokenizer beside the model gives token ids up to {int(found['input_ids'].max())}, and the model knows "
+                f"{config.vocab_size}: they do not belong together."
+            )
+        return found
+    length = min(24, getattr(config, "max_position_embeddings", None) or 24)
     pad = getattr(config, "pad_token_id", None) or 0
     ids = torch.from_numpy(random.integers(min(200, config.vocab_size // 2), config.vocab_size, (size, length)))
     mask = torch.arange(length) < torch.from_numpy(random.integers(length // 2, length + 1, size))[:, None]
