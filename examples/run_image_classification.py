@@ -48,6 +48,12 @@ class ModelArguments(common.ModelArguments):
 
     model_type: str = field(default="vit", metadata={"help": "Architecture of a model from scratch."})
     image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."
+        },
+    )
 
 
 @dataclass
@@ -97,7 +103,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     """Model and image processor, pretrained or from scratch."""
     model = common.load_model(AutoModelForImageClassification, model_args, names, "image-classification")
     source = model_args.image_processor_name or model_args.model_name_or_path
-    return model, image_processor(model.config, source, **model_args.hub)
+    return model, image_processor(model.config, source, size=model_args.image_size, **model_args.hub)
 
 
 def main() -> None:
