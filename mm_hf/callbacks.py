@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from .locations import LocationOutput, extract
+from .locations import LocationOutput, Plan, extract, probe
+from .locations.taps import TAPS, tapped
 from .metrics import Normalisation
 from .metrics.batches import evaluation
 
@@ -88,6 +89,7 @@ class AttentionMapCallback(TrainerCallback):
         self.attention = attention or getattr(method, "attention_kind", None) or "auto"
         self.processing_class = trainer.processing_class
         self.every = every
+        self.plan: Plan | None = None
         self.directory = None if directory is None else Path(directory)
         with _random_state_kept():
             self.batch = _batch(trainer, examples, max_examples)
@@ -120,7 +122,11 @@ class AttentionMapCallback(TrainerCallback):
         with _random_state_kept(), evaluation(model) as device, torch.no_grad():
             batch = {k: v.to(device) for k, v in self.batch.items()}
             inputs = {k: v for k, v in batch.items() if k not in LABELS}
-            seen = extract(model, self.attention, **inputs, labels=batch.get("labels"))
+            # A model that mixes has taps from its first step on. Before, and without mixing, look with the tokenizer likewise.
+            if TAPS not in model.__dict__ and self.plan is None:
+                self.plan = probe(model, inputs, self.processing_class)
+            with nullcontext() if TAPS in model.__dict__ else tapped(model, self.plan):
+                seen = extract(model, self.attention, **inputs, labels=batch.get("labels"))
         titles = [_title(model, y) for y in self.batch.get("labels", [None] * len(seen.logits))]
         return _figure(inputs, seen, self.processing_class, titles)
 
