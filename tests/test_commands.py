@@ -35,10 +35,10 @@ def test_help_is_quick_and_complete():
     assert done.returncode == 0 and "transformers" not in done.stderr and "| torch" not in done.stderr
     for name, says in commands().items():
         assert f"{name}  " in done.stdout and says.endswith(".") and says in done.stdout
-    assert set(commands()) >= {"compare", "analyze"}
+    assert set(commands()) >= {"analyze", "check", "compare", "models", "train"}
 
 
-@pytest.mark.parametrize("name", ["compare", "analyze"])
+@pytest.mark.parametrize("name", ["analyze", "check", "compare", "models", "train"])
 def test_the_help_of_a_command_is_short(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stopped:
@@ -46,15 +46,24 @@ def test_the_help_of_a_command_is_short(name, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     lines = text.splitlines()
-    assert len(lines) < 80 and max(map(len, lines)) <= 125
-    for heading in ("data:", "model:", "example:"):
-        assert heading in text
-    assert "--dataset_name X" in text and "--dataset-name" not in text
+    assert len(lines) < 70 and max(map(len, lines)) <= 125
+    for word in ("example", "help:", "--help", "mm-hf " + name):
+        assert word in text
+    trains = name in ("analyze", "compare", "train")
+    if trains:
+        assert "data:" in text and "model:" in text and "--dataset_name X" in text and "--dataset-name" not in text
+        assert "--max_test_samples" not in text and "--weight_decay" not in text
+    if "--help-all" in text:
+        with pytest.raises(SystemExit):
+            main([name, "--help-all"])
+        everything = capsys.readouterr().out
+        assert everything.startswith(text[: text.index("\n\n")]) and len(everything) > len(text)
+        assert ("--max_test_samples N" in everything and "--weight_decay N" in everything) == trains
 
 
 def test_wrong_command_lines_are_refused_with_a_sentence(capsys, tmp_path):
     assert "did you mean compare?" in refused(capsys, "comapre")
-    assert "the commands are analyze, compare" in refused(capsys, "fly")
+    assert "the commands are analyze, check, compare, models, train." in refused(capsys, "fly")
     message = refused(capsys, "compare", *OPTIONS, "--methods", "erm", "nomix")
     assert "no mixing method 'nomix'" in message and "dense_multimix" in message
     message = refused(capsys, "compare", *OPTIONS, "--methods", "multimix:strength=2")

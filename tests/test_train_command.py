@@ -100,6 +100,12 @@ def test_the_same_from_python(trained, tmp_path):
     assert same(weights(tmp_path), weights(trained))
 
 
+def test_a_task_by_itself_makes_no_training_arguments(monkeypatch):
+    """The last ones made in a process decide on its devices: others than the command's would undo torchrun's processes."""
+    monkeypatch.setattr("mm_hf.comparison.task.TrainingArguments", lambda *args, **kwargs: pytest.fail("made some"))
+    build_task(DATA, ModelOptions(model_type="vit", config_overrides=TINY))
+
+
 def test_files_of_options_and_options_that_override_them(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(train, "build_task", lambda data, model: seen.update(data=data, model=model) or 1 / 0)

@@ -96,7 +96,10 @@ def build_task(
         "class_names": splits.class_names,
     }
     task = make(splits, data, model, common, trained)
-    task.arguments("unused", 0)  # what TrainingArguments refuses, it refuses now
+    if (
+        training_args is not None
+    ):  # not else: of several TrainingArguments in a process, the last ones decide on devices
+        task.arguments("unused", 0)  # what TrainingArguments refuses, it refuses now
     return task
 
 
