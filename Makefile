@@ -39,12 +39,14 @@ coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; wr
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 
-dist: $(VENV)/.release  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
+dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
+	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build twine
 	rm -rf dist
-	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
 
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.release: $(VENV)/.%: setup.py $(CONSTRAINTS)
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"

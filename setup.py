@@ -48,7 +48,6 @@ setup(
         "evidence": EVIDENCE,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
-        "release": ["build>=1.2", "twine>=6.1"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",
