@@ -264,11 +264,9 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
 
 
 def _origin(trainer: Any, mixing: Mixing, summary: Any, adapted: bool) -> str:
-    base, kind = summary.finetuned_from, type(trainer.model).__name__
-    if adapted:
-        kind = f"An adapter (PEFT) of a `{type(trainer.model.get_base_model()).__name__}`"
-    else:
-        kind = f"A `{kind}`"
+    base = summary.finetuned_from
+    model = trainer.model.get_base_model() if adapted else trainer.model
+    kind = f"{'An adapter (PEFT) of a' if adapted else 'A'} `{type(model).__name__}`"
     linked = f"[{base}](https://huggingface.co/{base})" if is_repo_id(base) else base and f"`{_last_part(base)}`"
     start = f", fine-tuned from {linked}" if base else ", trained from scratch"
     names = [_last_part(name) for name in _listed(summary.dataset)]

@@ -340,6 +340,6 @@ class MultiMixTrainer(Trainer):
         old = ModelCard.load(path).data.tags if path.is_file() else None
         tags = [*([tags] if isinstance(tags, str) else tags or []), *card_tags(self.mixing), *(old or [])]
         # Trainer takes the names of readers (parquet, imagefolder) for those of data sets.
-        given = {"dataset_tags": [], **kwargs}
+        given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
         summary = TrainingSummary.from_trainer(self, language, license, list(dict.fromkeys(tags)), **given)
         write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)

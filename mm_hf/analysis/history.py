@@ -9,6 +9,13 @@ from matplotlib.figure import Figure
 
 from .style import COLOURS, drawn, legend_below, panel_grid
 
+LABELS = {
+    "loss": "training",
+    "eval_loss": "evaluation",
+    "loss_clean": "its term of clean examples",
+    "loss_pooled": "of mixed examples",
+    "loss_dense": "of mixed locations",
+}
 # The first one that was measured is drawn beside the loss.
 SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
 
@@ -42,7 +49,7 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
         figure, cells = panel_grid(2 if score else 1, 2.4)
         figures.append(figure)
         for (name, curve), colour in zip(logged.items(), COLOURS, strict=False):
-            cells[0].plot(*curve, color=colour, linewidth=1.2, label=LABELS.get(name, name.replace("_", " of ")))
+            cells[0].plot(*curve, color=colour, linewidth=1.2, label=LABELS.get(name, name))
         cells[0].set_ylabel("loss")
         if score:
             cells[1].plot(*_curve(history, f"eval_{score}"), color=COLOURS[2], linewidth=1.2)
@@ -54,9 +61,6 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
         handles, texts = cells[0].get_legend_handles_labels()
         legend_below(figure, handles, texts)
     return figure
-
-
-LABELS = {"loss": "training", "eval_loss": "evaluation", "loss_clean": "of clean examples"}
 
 
 def _losses(history: list[dict[str, Any]]) -> list[str]:
