@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .methods import ERM, Mixing, MultiMix
+from .methods import ERM, METHODS, Mixing, MultiMix
 
 CITATION = """@inproceedings{venkataramanan2023embedding,
   title     = {Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples},
@@ -60,8 +60,9 @@ def task_of(model: Any) -> Task:
     from transformers.pipelines import SUPPORTED_TASKS
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tasks: dict[str, Any] = SUPPORTED_TASKS
     for name in INPUTS:
-        for auto_class in SUPPORTED_TASKS[name]["pt"]:
+        for auto_class in tasks[name]["pt"]:
             classes = auto_class._model_mapping.values()
             if any(type(model) in (cls if isinstance(cls, (list, tuple)) else [cls]) for cls in classes):
                 return Task(name, auto_class.__name__)
@@ -165,9 +166,18 @@ def method_section(mixing: Mixing, num_mixed: int | None = None) -> str:
     return f"## Method\n\n{what}\n" + (f"\n{table(rows)}\n" if rows else "")
 
 
-def card_tags(mixing: Mixing) -> list[str]:
+def card_tags(mixing: Mixing | type[Mixing]) -> list[str]:
     """Tags of the model card's metadata."""
     return [mixing.name.replace("_", "-"), *(["multimix"] if "multimix" in mixing.name else [])]
+
+
+def tags_of(path: Path) -> list[str]:
+    """The tags of a card that is there, PEFT's for example, without those of a method that it was trained with before."""
+    from huggingface_hub import ModelCard
+
+    found = ModelCard.load(path).data.tags if path.is_file() else None
+    of_methods = {tag for method in METHODS.values() for tag in card_tags(method)}
+    return [tag for tag in found or [] if tag not in of_methods]
 
 
 def is_persons(path: Path) -> bool:
@@ -244,8 +254,8 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
     adapted = hasattr(trainer.model, "peft_config")
     loaded_best = trainer.args.load_best_model_at_end and any("train_runtime" in entry for entry in state.log_history)
     results = final_results(state.log_history, state.best_global_step if loaded_best else None)
-    split = str(getattr(trainer.eval_dataset, "split", None))
-    split = None if split == "None" else split
+    measured_on = getattr(trainer.eval_dataset, "split", None)
+    split = None if measured_on is None else str(measured_on)
     repo_id = trainer.hub_model_id or str(trainer.args.hub_model_id or directory)
     sections = [
         f"{GENERATED} Complete it, its intended uses and limits above all, and delete this comment: it will then be kept. -->",

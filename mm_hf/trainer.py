@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.modelcard import TrainingSummary
-from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from .card import card_tags, is_persons, write_card
+from .card import card_tags, is_persons, tags_of, write_card
 from .checkpoint import is_plain_checkpoint, load_weights, refuse_missing
 from .hub import MIXING_FILE, load_num_mixed, save_mixing
 from .labels import check_labels
 from .methods import ERM, DenseMultiMix, Mixing, get_method
-from .push import HubToken, PushError, check_write_access, failures, reason, upload_command
+from .push import PushingTrainer
 from .wrapper import STATE, MixingHandle, wrap_model
 
 logger = logging.get_logger(__name__)
 
 
-class MultiMixTrainer(Trainer):
+class MultiMixTrainer(PushingTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
     Everything else is Trainer's: evaluation and prediction run the model's own forward, checkpoints are those of the
@@ -95,8 +92,6 @@ class MultiMixTrainer(Trainer):
             "processing_class": trainer_kwargs.get("processing_class"),
         }
         self._card: dict[str, Any] = {}  # what the last card was told, for those of later checkpoints
-        if args is not None and args.hub_token is not None:
-            args.hub_token = HubToken(args.hub_token)  # the same text, kept out of training_args.bin
         super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
@@ -222,104 +217,13 @@ class MultiMixTrainer(Trainer):
 
     # ---- The Hub ----
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository as Trainer does; with `push_to_hub=True` that is before anything is trained.
+    def _complete_checkpoint_push(self, checkpoint_folder: str) -> None:
+        settings = Path(checkpoint_folder) / MIXING_FILE
+        if settings.is_file():
+            shutil.copy(settings, str(self.args.output_dir))
+        self.create_model_card(**self._card)
 
-        Raises:
-            PushError: It cannot be pushed to.
-        """
-        token = self.args.hub_token if token is None else token
-        try:
-            super().init_hf_repo(token, private)
-            if self.hub_model_id is not None:  # the first process
-                check_write_access(self.hub_model_id, token)
-        except Exception as error:
-            self.hub_model_id = None
-            raise PushError(f"The repository {self._repo_name!r} cannot be pushed to: {reason(error)}.") from error
-
-    @property
-    def _repo_name(self) -> str:
-        return self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save the model and its card, and push them, as Trainer does; it saves them also if they cannot be pushed.
-
-        Raises:
-            PushError: The push failed. The message says why, where the model is, and how to push it later.
-        """
-        revision = self.args.hub_revision if revision is None else revision
-        private = self.args.hub_private_repo if private is None else private
-        if self.hub_model_id is None:
-            try:
-                self.init_hf_repo(token, private)
-            except PushError as error:
-                self.save_model(_internal_call=True)
-                self.create_model_card(**kwargs)
-                raise PushError(self._not_pushed(error.__cause__ or error, revision, private)) from error
-        # In the background, so that what fails there is a push, and what fails here is none.
-        push = super().push_to_hub(commit_message, False, token, revision, private, **kwargs)
-        if push is None:  # not the first process
-            return None
-        if not blocking:
-            push.add_done_callback(lambda done: self._warn_of_failures([done], revision, private))
-            return push
-        try:
-            return push.result()
-        except Exception as error:
-            raise PushError(self._not_pushed(error, revision, private)) from error
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; with `push_to_hub=True` push it, too, and go on with a warning if that fails."""
-        try:
-            super().save_model(output_dir, _internal_call)
-        except PushError as error:
-            logger.warning(str(error))
-
-    def _not_pushed(self, error: BaseException, revision: str | None, private: bool | None, aside: str = "") -> str:
-        directory = str(self.args.output_dir)
-        return (
-            f"The model is saved in {directory}, but it was not pushed to {self._repo_name!r}: {reason(error)}. {aside}"
-            f"To push it later: {upload_command(self._repo_name, directory, revision, private)}"
-        )
-
-    def _warn_of_failures(self, jobs: list[Future[Any]], *where: Any, aside: str = "") -> None:
-        for error in failures(jobs):
-            logger.warning(self._not_pushed(error, *where, aside=aside))
-
-    def _warn_of_failed_checkpoints(self) -> None:
-        """Trainer lets go of uploads in the background without asking what became of them."""
-        progress = getattr(self, "push_in_progress", None)
-        aside = "Training goes on, and later checkpoints are pushed as planned. "
-        jobs = [] if progress is None else progress.jobs
-        self._warn_of_failures(jobs, self.args.hub_revision, self.args.hub_private_repo, aside=aside)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint in the background, with `mixing.json` and a model card."""
-        pushes = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
-        if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
-            self._warn_of_failed_checkpoints()
-            settings = Path(checkpoint_folder) / MIXING_FILE
-            if settings.is_file():
-                shutil.copy(settings, str(self.args.output_dir))
-            try:
-                self.create_model_card(**self._card)
-            except Exception:  # a card is not worth a training
-                logger.warning("The model card of this checkpoint could not be written.", exc_info=True)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        self._warn_of_failed_checkpoints()
-
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]
         self,
         language: str | None = None,
         license: str | None = None,
@@ -337,9 +241,9 @@ class MultiMixTrainer(Trainer):
         if is_persons(path):
             logger.info(f"{path} was written or completed by hand and is kept; delete it to have a new one made.")
             return
-        old = ModelCard.load(path).data.tags if path.is_file() else None
-        tags = [*([tags] if isinstance(tags, str) else tags or []), *card_tags(self.mixing), *(old or [])]
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *tags_of(path)]))
         # Trainer takes the names of readers (parquet, imagefolder) for those of data sets.
         given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
-        summary = TrainingSummary.from_trainer(self, language, license, list(dict.fromkeys(tags)), **given)
+        summary = TrainingSummary.from_trainer(self, language, license, tags, **given)
         write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)

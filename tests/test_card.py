@@ -211,6 +211,12 @@ def test_the_card_of_an_adapter(tmp_path):
     assert "An adapter (PEFT) of a `ViTForImageClassification`" in card.text and "plain Transformers" not in card.text
 
 
+def test_another_method_takes_its_tags_along(tmp_path):
+    card_of(trainer_of(tmp_path / "mine", mixing=Mixup()), tags="mine")
+    card = card_of(trainer_of(tmp_path / "mine", mixing=MultiMix(num_mixed=5)))
+    assert set(card.data.tags) == {"multimix", "mine", "generated_from_trainer"}
+
+
 def test_a_card_is_a_persons_once_the_comment_is_gone(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     path = tmp_path / "mine" / "README.md"

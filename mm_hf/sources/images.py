@@ -81,8 +81,6 @@ class ImageTransform:
                 images, size=size, do_center_crop=False, do_normalize=False, return_tensors="pt", do_resize=True
             )["pixel_values"]
             pixels = self.augment(torch.as_tensor(np.asarray(plain), dtype=torch.float32))
-            if pixels.shape[-2:] != (self.height, self.width):
-                pixels = torch.nn.functional.interpolate(pixels, (self.height, self.width), mode="bilinear")
         return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
 
 
