@@ -28,6 +28,8 @@ DRAFT_MARKS = (
 PICTURE = "training.png"
 MOST_ROWS = 25
 MOST_CLASSES = 20
+# Beside those that Trainer knows.
+METRICS = ("macro_f1", "nll", "brier", "calibration_error", "mean_iou", "mean_accuracy", "overall_accuracy")
 NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 # What the pipelines of these tasks are called with.
 INPUTS = {
@@ -60,11 +62,12 @@ def task_of(model: Any) -> Task:
     from transformers.pipelines import SUPPORTED_TASKS
 
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = type(getattr(model, "config", None))
     tasks: dict[str, Any] = SUPPORTED_TASKS
     for name in INPUTS:
         for auto_class in tasks[name]["pt"]:
-            classes = auto_class._model_mapping.values()
-            if any(type(model) in (cls if isinstance(cls, (list, tuple)) else [cls]) for cls in classes):
+            classes = auto_class._model_mapping.get(config, None)
+            if type(model) in (classes if isinstance(classes, (list, tuple)) else [classes]):
                 return Task(name, auto_class.__name__)
     return Task(None, type(model).__name__)
 
@@ -83,7 +86,9 @@ def usage(task: Task, repo_id: str, config: Any, processor: Any = None) -> str:
 
 model = {task.auto_class}.from_pretrained("{repo_id}")  # inputs: as in training; no processor was saved'''
     # Pipelines turn all images into RGB.
-    if task.name == "image-classification" and getattr(config, "num_channels", 3) != 3:
+    if task.name.startswith("image-") and getattr(config, "num_channels", 3) != 3:
+        whole = task.name == "image-classification"
+        shown = "model.config.id2label[logits.argmax(-1).item()]" if whole else "logits.argmax(1)"
         return f'''import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {task.auto_class}
@@ -93,7 +98,7 @@ model = {task.auto_class}.from_pretrained("{repo_id}")
 image = Image.open("{INPUTS[task.name]}"){'.convert("L")' if config.num_channels == 1 else ""}
 with torch.no_grad():
     logits = model(**processor(image, return_tensors="pt")).logits
-print(model.config.id2label[logits.argmax(-1).item()])'''
+print({shown})'''
     return f'''from transformers import pipeline
 
 run = pipeline("{task.name}", model="{repo_id}")
@@ -207,17 +212,19 @@ def metadata(summary: Any, task: Task, results: dict[str, Any], split: str | Non
         library: "transformers", or "peft" for adapters.
     """
     from huggingface_hub import EvalResult, ModelCardData
+    from transformers.modelcard import METRIC_TAGS
 
     tags = [tag for tag in _listed(summary.dataset_tags) if is_repo_id(tag)]
     names = [_last_part(name) for name in _listed(summary.dataset)] or tags
-    metrics = {k: v for k, v in results.items() if k not in ("step", "validation loss") and math.isfinite(v)}
+    # Not those of each class, of which there may be hundreds.
+    metrics = {k: v for k, v in results.items() if k in (*METRIC_TAGS, *METRICS) and math.isfinite(v)}
     found = [
         EvalResult(
             task_type=task.name,
             dataset_type=(tags or names)[0],
             dataset_name=names[0],
             dataset_split=split,
-            metric_type=name.lower(),
+            metric_type=name,
             metric_name=name.replace("_", " "),
             metric_value=value,
         )

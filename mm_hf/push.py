@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
@@ -89,11 +89,6 @@ class PushingTrainer(Trainer):
     background. Here the model is saved first, an explicit push raises a [`PushError`], and all others are warned of.
     """
 
-    def __init__(self, model: Any = None, args: TrainingArguments | None = None, **kwargs: Any):
-        if args is not None and args.hub_token is not None:
-            args.hub_token = HubToken(args.hub_token)
-        super().__init__(model, args, **kwargs)
-
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository as Trainer does; with `push_to_hub=True` that is before anything is trained.
 
@@ -148,6 +143,14 @@ class PushingTrainer(Trainer):
         except Exception as error:
             raise PushError(self._not_pushed(error, revision, private)) from error
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        self._guard_token()
+        super()._save(output_dir, state_dict)
+
+    def _guard_token(self) -> None:
+        if self.args.hub_token is not None:
+            self.args.hub_token = HubToken(self.args.hub_token)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; with `push_to_hub=True` push it, too, and go on with a warning if that fails."""
         try:
@@ -160,6 +163,7 @@ class PushingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint in the background."""
+        self._guard_token()
         pushes = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
         if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
             self._warn_of_failed_checkpoints()

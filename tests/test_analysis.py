@@ -315,8 +315,8 @@ def test_one_training(tmp_path):
     assert drawn == {
         "training": ([5, 10, 15], [8, 4, 8 / 3]),
         "evaluation": ([10, 15], [0.4, 4 / 15]),
-        "its term of clean examples": ([5, 10, 15], [3, 1.5, 1]),
-        "of mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
+        "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
+        "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
     }
     assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
     # Nothing was evaluated.

@@ -32,7 +32,7 @@ def trainer_of(directory, model=None, mixing=None, **settings):
         mixing=mixing or DenseMultiMix(num_mixed=20),
         train_dataset=data,
         eval_dataset=data.select(range(40)),
-        compute_metrics=lambda p: {"accuracy": 0.5, "f1": float("nan")},
+        compute_metrics=lambda p: {"accuracy": 0.5, "f1": float("nan"), "recall_of_digit_7": 0.1},
     )
 
 
@@ -67,6 +67,8 @@ def test_the_lines_of_use_fit_what_was_saved():
     assert "pipeline" not in usage(image, "a/b", grey, object()) and '.convert("L")' in usage(
         image, "a/b", grey, object()
     )
+    pixels = usage(Task("image-segmentation", "X"), "a/b", grey, object())
+    assert "pipeline" not in pixels and "print(logits.argmax(1))" in pixels
     for task in (image, text):
         lines = usage(task, "a/b", colour)
         assert f'{task.auto_class}.from_pretrained("a/b")' in lines and "no processor was saved" in lines
@@ -146,7 +148,7 @@ def test_a_card_of_a_training(tmp_path):
     card = card_of(trainer, **known, language="en", license="mit", tags="mine")
     assert card.data.language == "en" and card.data.license == "mit" and card.data.tags[0] == "mine"
     assert card.data.datasets is None and card.data.base_model is None  # no names of the Hub
-    (result,) = card.data.eval_results  # what is no number is left out
+    (result,) = card.data.eval_results  # without what is no number, and what is of one class
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.5, "pictures")
     assert card.data.metrics == ["accuracy"]
     text = body(card)
@@ -155,6 +157,7 @@ def test_a_card_of_a_training(tmp_path):
     )
     assert "Its 10 classes: `digit 0`, `digit 1`" in text and "- mixed_precision_training: bfloat16" in text
     assert "Of the evaluation set (40 examples), at step 3:" in text and "| accuracy | 0.5000 |" in text
+    assert "| f1 | nan |" in text and "| recall_of_digit_7 | 0.1000 |" in text
     assert len(re.findall(r"^\| [123] \| ", text, flags=re.MULTILINE)) == 3
     assert f"]({PICTURE})" in text and Image.open(tmp_path / "mine" / PICTURE).size[0] > 1000
     # A second one takes the place of the first and knows what it was told.

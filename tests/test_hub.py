@@ -433,6 +433,7 @@ def test_the_token_is_nowhere_but_in_requests(hub, tmp_path, caplog, capfd):
     hub.fail("POST", "/commit/", 500, times=1)
     pushing = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "hub_always_push": True}
     trainer = train(tmp_path, save_strategy="steps", save_steps=1, **pushing)
+    trainer.args.hub_token = str(ANN)  # as in a notebook
     trainer.push_to_hub()
     hub.fail("POST", "/commit/", 403)
     trainer.train()

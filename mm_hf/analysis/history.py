@@ -12,9 +12,9 @@ from .style import COLOURS, drawn, legend_below, panel_grid
 LABELS = {
     "loss": "training",
     "eval_loss": "evaluation",
-    "loss_clean": "its term of clean examples",
-    "loss_pooled": "of mixed examples",
-    "loss_dense": "of mixed locations",
+    "loss_clean": "training: clean examples",
+    "loss_pooled": "training: mixed examples",
+    "loss_dense": "training: mixed locations",
 }
 # The first one that was measured is drawn beside the loss.
 SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
