@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import digits
 import huggingface_hub
@@ -34,7 +35,7 @@ from transformers import (
 from mm_hf import DenseMultiMix, MultiMix, MultiMixTrainer, load_mixing
 from mm_hf.card import _picture as picture
 from mm_hf.hub import load_plan
-from mm_hf.push import HubToken, PushError
+from mm_hf.push import HubToken, PushError, reason, upload_command
 
 ANN, READER, BOB = "hf_annsOwnSecret", "hf_annsReader", "hf_bobsOwn"
 DENSE = DenseMultiMix(num_mixed=20)
@@ -452,6 +453,15 @@ def test_the_token_is_nowhere_but_in_requests(hub, tmp_path, caplog, capfd):
     arguments = torch.load(tmp_path / "digits" / "training_args.bin", weights_only=False)
     assert arguments.hub_token is None and arguments.learning_rate == trainer.args.learning_rate
     assert trainer.args.hub_token == ANN and copy.deepcopy(trainer.args).hub_token == ANN
+
+
+def test_the_message_in_the_documentation_is_what_is_said():
+    text = " ".join((Path(__file__).parent.parent / "docs" / "hub.md").read_text().split())
+    error = SimpleNamespace(response=SimpleNamespace(status_code=500))
+    assert f"not pushed to 'ann/beans': {reason(error)}. To push it later: " in text
+    assert f": {upload_command('ann/beans', 'outputs/beans')} " in text
+    assert upload_command("a/b", "my runs", "trial", True).endswith("--revision trial --private")
+    assert "'my runs'" in upload_command("a/b", "my runs")
 
 
 def test_a_token_is_text_that_is_not_pickled():
