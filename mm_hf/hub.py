@@ -71,7 +71,7 @@ def load_num_mixed(directory: str | Path) -> int | None:
 def _read(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
     from transformers.utils import cached_file
 
-    path = Path(name_or_path) / hub.get("subfolder", "") / MIXING_FILE
+    path = Path(name_or_path) / (hub.get("subfolder") or "") / MIXING_FILE
     if Path(name_or_path).is_dir() and not path.is_file():
         raise FileNotFoundError(
             f"There is no {MIXING_FILE} in {path.parent}: the model was not saved by MultiMixTrainer."
