@@ -7,6 +7,7 @@ from .attention import plot_image_attention, plot_token_attention
 from .confidence import plot_ood, plot_reliability
 from .differences import plot_cost, plot_differences, plot_validation
 from .embeddings import plot_alignment_uniformity, plot_embeddings
+from .history import plot_history
 from .plots import plot_attention, plot_training
 from .shift import plot_corruptions
 
@@ -17,7 +18,11 @@ __all__ = [
     "plot_cost",
     "plot_differences",
     "plot_embeddings",
+<<<<<<< HEAD
     "plot_image_attention",
+=======
+    "plot_history",
+>>>>>>> main
     "plot_ood",
     "plot_reliability",
     "plot_token_attention",
