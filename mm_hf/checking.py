@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .locations import LocationError, Plan, extract, probe, resolve_attention
+from .locations.head import check_head, is_affine
+from .locations.matching import relative_error
 from .locations.plan import EVERY, as_tokens, pooled_logits
-from .locations.probe import check_head, is_affine, relative_error
 from .locations.record import Recording, logits_of, record
 from .locations.taps import tapped
 from .methods import ERM, METHODS, Mixing

@@ -18,11 +18,8 @@ __all__ = [
     "plot_cost",
     "plot_differences",
     "plot_embeddings",
-<<<<<<< HEAD
-    "plot_image_attention",
-=======
     "plot_history",
->>>>>>> main
+    "plot_image_attention",
     "plot_ood",
     "plot_reliability",
     "plot_token_attention",
