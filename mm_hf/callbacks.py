@@ -122,13 +122,18 @@ class AttentionMapCallback(TrainerCallback):
         with _random_state_kept(), evaluation(model) as device, torch.no_grad():
             batch = {k: v.to(device) for k, v in self.batch.items()}
             inputs = {k: v for k, v in batch.items() if k not in LABELS}
-            # A model that mixes has taps from its first step on. Before, and without mixing, look with the tokenizer likewise.
-            if TAPS not in model.__dict__ and self.plan is None:
-                self.plan = probe(model, inputs, self.processing_class)
-            with nullcontext() if TAPS in model.__dict__ else tapped(model, self.plan):
+            with self._taps(model, inputs):
                 seen = extract(model, self.attention, **inputs, labels=batch.get("labels"))
         titles = [_title(model, y) for y in self.batch.get("labels", [None] * len(seen.logits))]
         return _figure(inputs, seen, self.processing_class, titles)
+
+    def _taps(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        """A model that mixes has taps from its first step on; before, and without mixing, one for a while, as those see it."""
+        if TAPS in model.__dict__:
+            return nullcontext()
+        if self.plan is None:
+            self.plan = probe(model, inputs, self.processing_class)
+        return tapped(model, self.plan)
 
 
 def _figure(inputs: Mapping[str, Tensor], seen: LocationOutput, processing_class: Any, titles: list[str]) -> Any:
