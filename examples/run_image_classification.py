@@ -38,7 +38,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.metrics import classification_metrics
 from mm_hf.sources.images import ImageTransform
-from mm_hf.sources.offline import OFFLINE, load_offline
+from mm_hf.sources.offline import OFFLINE_IMAGES, load_offline
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DataTrainingArguments(common.DataArguments):
     """Which images it is trained on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE_IMAGES)}."}
     )
     train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images a class."})
     validation_dir: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
@@ -66,7 +66,7 @@ class DataTrainingArguments(common.DataArguments):
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_dir is None:
-            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
+            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE_IMAGES)}) or --train_dir.")
 
 
 def parse_arguments(
@@ -78,7 +78,7 @@ def parse_arguments(
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
     """Splits `train` and `validation`, cut to size."""
-    if data_args.dataset_name in OFFLINE:
+    if data_args.dataset_name in OFFLINE_IMAGES:
         data = load_offline(data_args.dataset_name)
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import common_text
 import numpy as np
 import offline_scenes
 import offline_tokens
@@ -77,7 +78,7 @@ def test_the_recipe_for_tokens(tmp_path):
     assert results["eval_FUNCTION_support"] > 0
     assert load_mixing(out) == DenseMultiMix(num_mixed=20)
     card = (out / "README.md").read_text()
-    assert "dense-multimix" in card and "token-classification" in card and tokens.MINILM_SOURCE in card
+    assert "dense-multimix" in card and "token-classification" in card and common_text.MINILM_SOURCE in card
     model, tokenizer = AutoModelForTokenClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.id2label[0] == "O" and model.config.num_labels == 13
     assert model(**tokenizer("import os.path", return_tensors="pt")).logits.shape[-1] == 13
@@ -218,7 +219,7 @@ def test_a_python_without_its_source_code(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("label_all", [False, True])
 def test_labels_are_those_of_the_token_that_a_piece_comes_from(label_all):
-    tokenizer = AutoTokenizer.from_pretrained(tokens.resolve("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(common_text.resolve("minilm"))
     data_args = tokens.DataTrainingArguments(dataset_name="stdlib", label_all_tokens=label_all, max_seq_length=8)
     row = {"tokens": [["import", "unbelievables", ".", "path", "now", "cut"]], "ner_tags": [[0, 1, 2, 2, 0, 1]]}
     encoded = tokens.align(tokenizer, data_args, ["O", "B-IMPORT", "I-IMPORT"])(row)
