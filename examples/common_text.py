@@ -70,7 +70,9 @@ def load_files(data_args: Any, model_args: common.ModelArguments) -> DatasetDict
     """The examples in `--train_file` and its like. Each file is read by itself: those to predict need no labels."""
     return DatasetDict(
         {
-            split: load_dataset(FORMATS[Path(file).suffix], data_files=file, split="train", cache_dir=model_args.cache_dir)
+            split: load_dataset(
+                FORMATS[Path(file).suffix], data_files=file, split="train", cache_dir=model_args.cache_dir
+            )
             for split, file in files_of(data_args).items()
         }
     )

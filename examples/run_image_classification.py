@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import common
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import DatasetDict, load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments, ViTImageProcessorPil
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.metrics import classification_metrics
 from mm_hf.sources.images import ImageTransform
 from mm_hf.sources.offline import OFFLINE_IMAGES, load_offline
+from mm_hf.sources.splits import as_classes
 
 
 @dataclass
@@ -87,9 +88,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
         files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
         data = load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
     common.check_columns(data, data_args, "image_column_name", "label_column_name")
-    if not isinstance(data["train"].features[data_args.label_column_name], ClassLabel):
-        data = data.class_encode_column(data_args.label_column_name)
-    return common.train_and_validation(data, data_args, seed)
+    return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:

@@ -77,9 +77,12 @@ class ModelArguments(common_text.ModelArguments):
         default=None, metadata={"help": "Where texts are padded. Default: as the tokenizer says."}
     )
     lora_r: int | None = field(
-        default=None, metadata={"help": "Train a LoRA adapter of this rank and the classifier in place of the whole model."}
+        default=None,
+        metadata={"help": "Train a LoRA adapter of this rank and the classifier in place of the whole model."},
     )
-    lora_alpha: int = field(default=16, metadata={"help": "Its scale: the adapter is multiplied by lora_alpha / lora_r."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Its scale: the adapter is multiplied by lora_alpha / lora_r."}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into the adapter."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that are adapted, such as query value. Default: what PEFT knows."}
@@ -111,12 +114,16 @@ class DataTrainingArguments(common.DataArguments):
     test_file: str | None = field(default=None, metadata={"help": "Likewise, to predict; labels are not needed."})
     text_column_names: list[str] | None = field(
         default=None,
-        metadata={"help": "The column with the texts, or two for pairs. Default: sentence1 and sentence2, or what there is."},
+        metadata={
+            "help": "The column with the texts, or two for pairs. Default: sentence1 and sentence2, or what there is."
+        },
     )
     label_column_name: str = field(
         default="label", metadata={"help": "The column with classes, lists of classes, or numbers with a point."}
     )
-    do_regression: bool = field(default=False, metadata={"help": "Labels are numbers also where they look like classes."})
+    do_regression: bool = field(
+        default=False, metadata={"help": "Labels are numbers also where they look like classes."}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Word pieces of an example; what is longer is cut."})
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "Pad to --max_seq_length and not to the longest example of a batch."}
@@ -242,10 +249,9 @@ def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tu
         tokenizer.pad_token = tokenizer.eos_token
     if model_args.padding_side is not None:
         tokenizer.padding_side = model_args.padding_side
-    settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    model = common.load_model(
-        AutoModelForSequenceClassification, model_args, names, "text-classification", **settings
-    )
+    settings = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    settings["vocab_size"] = len(tokenizer)
+    model = common.load_model(AutoModelForSequenceClassification, model_args, names, "text-classification", **settings)
     model.config.problem_type = problem
     if model.config.pad_token_id is None:  # by which a decoder knows a text's last token
         model.config.pad_token_id = tokenizer.pad_token_id

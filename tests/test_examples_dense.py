@@ -30,6 +30,7 @@ from transformers import (
 
 from mm_hf import DenseMultiMix
 from mm_hf.hub import load_mixing
+from mm_hf.sources.models import configuration, override
 from mm_hf.sources.offline import load_digits
 
 # Before, SegFormer's processor for PIL images asks for torchvision.
@@ -382,10 +383,14 @@ def test_errors_of_the_segmentation_script():
 
 
 def test_overrides_of_lists():
-    import common
-
     config = SimpleNamespace(depths=[2, 2], name="a")
-    common.override(config, '{"depths": [1, 3]}')
+    override(config, '{"depths": [1, 3]}')
     assert config.depths == [1, 3]
     with pytest.raises(ValueError, match="--config_overrides has 'deepness'"):
-        common.override(config, '{"deepness": 3}')
+        override(config, '{"deepness": 3}')
+
+
+def test_derived_settings_follow_overrides_and_defaults_give_way():
+    config = configuration("llama", '{"hidden_size": 48, "num_attention_heads": 3}', vocab_size=50, hidden_size=8)
+    assert (config.num_key_value_heads, config.head_dim, config.vocab_size, config.hidden_size) == (3, 16, 50, 48)
+    assert configuration("bert").hidden_size == 768
