@@ -35,7 +35,7 @@ def load_stdlib_docs() -> DatasetDict:
     for split, modules in MODULES.items():
         rows = []
         for module in modules.split():
-            found = dict((text, head) for head, text in documented(read_module(module)))
+            found = {text: head for head, text in documented(read_module(module))}
             texts, heads = list(found), list(found.values())
             order = np.random.default_rng(0).permutation(len(texts))
             kept, moved = order[::2], order[1::2]

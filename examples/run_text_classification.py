@@ -36,7 +36,7 @@ import common
 import common_text
 import numpy as np
 import offline_docs
-from datasets import ClassLabel, DatasetDict, Value
+from datasets import ClassLabel, DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,

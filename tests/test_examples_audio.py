@@ -29,7 +29,19 @@ WAVES = {
     "conv_kernel": [10, 8], "conv_stride": [10, 8], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "mask_time_prob": 0.0,
 }  # fmt: skip
-SHORT = "--do_train --do_eval --logging_steps 1 --save_strategy no --report_to none --disable_tqdm 1 --use_cpu".split()
+SHORT = [
+    "--do_train",
+    "--do_eval",
+    "--logging_steps",
+    "1",
+    "--save_strategy",
+    "no",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "1",
+    "--use_cpu",
+]
 
 
 def tone(pitch, seconds, rate=RATE, seed=0):
@@ -70,7 +82,7 @@ def test_folders_of_recordings(run, tones, tmp_path):
         f"--train_dir {tones} --config_overrides {SPECTROGRAM} --max_length_seconds 0.5 --train_val_split 0.25".split()
     )
     options += ["--feature_extractor_overrides", json.dumps({"sampling_rate": RATE})]
-    options += "--mixing dense_multimix --num_mixed 50 --learning_rate 1e-2 --max_steps 40".split()
+    options += ["--mixing", "dense_multimix", "--num_mixed", "50", "--learning_rate", "1e-2", "--max_steps", "40"]
     results = run(*options, "--per_device_train_batch_size", 9, *SHORT)
     assert results["eval_accuracy"] > 0.8
     out = tmp_path / "out"
