@@ -198,9 +198,9 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     if source is not None:
         extractor = AutoFeatureExtractor.from_pretrained(source, **settings, **model_args.hub)
     else:
-        made = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
+        made: Any = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
         # What both have a name for (max_length, num_mel_bins, ...) is the same for both.
-        shared = set(inspect.signature(made.__init__).parameters) & set(model.config.to_dict())
+        shared = set(inspect.signature(made).parameters) & set(model.config.to_dict())
         settings |= {name: getattr(model.config, name) for name in shared}
         extractor = made(**settings | json.loads(model_args.feature_extractor_overrides or "{}"))
     if model_args.freeze_feature_encoder and model_args.model_name_or_path and hasattr(model, "freeze_feature_encoder"):
