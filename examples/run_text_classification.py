@@ -112,7 +112,7 @@ class DataTrainingArguments(common.DataArguments):
     )
     train_file: str | None = field(default=None, metadata={"help": "A .csv, or lines of JSON, with texts and labels."})
     validation_file: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
-    test_file: str | None = field(default=None, metadata={"help": "Likewise, to predict; labels are not needed."})
+    test_file: str | None = field(default=None, metadata={"help": "Likewise, to predict, without labels or with."})
     text_column_names: list[str] | None = field(
         default=None,
         metadata={
@@ -156,19 +156,26 @@ def parse_arguments(
 
 
 def load_data(data_args: DataTrainingArguments, model_args: common.ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train`, `validation` (and, for MNLI, `validation_mismatched`) and those to predict, cut to size."""
+    """Splits `train`, `validation` (and, for MNLI, `validation_mismatched`) and those to predict, cut to size.
+
+    Files take the place of a data set's splits.
+    """
+    data = DatasetDict()
     if data_args.dataset_name in offline_docs.OFFLINE:
         data = offline_docs.load_offline(data_args.dataset_name)
     elif data_args.dataset_name in OFFLINE:
         data = load_offline(data_args.dataset_name)
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
-    else:
-        data = common_text.load_files(data_args, model_args)
+    files = common_text.load_files(data_args, model_args)
+    to_predict = files.pop("test", None)  # and never to validate on
+    data = DatasetDict({**data, **files})
     common.check_columns(data, data_args, "label_column_name")
     if "validation_matched" in data:
         data["validation"] = data.pop("validation_matched")
     parts = common.train_and_validation(data, data_args, seed)
+    if to_predict is not None:
+        data["test"] = to_predict
     others = {"validation_mismatched": data_args.max_eval_samples}
     others |= {split: data_args.max_predict_samples for split in data if split.startswith("test")}
     for split, most in others.items():
@@ -205,30 +212,36 @@ def prepare_labels(
     problem = problem_type(feature, data_args)
     labels = {split: rows[label] for split, rows in data.items() if label in rows.column_names}
     labels = {k: v for k, v in labels.items() if not k.startswith("test") or any(y not in (-1, None) for y in v)}
-    names: list[str] = [label]
     if problem == REGRESSION:
-        encoded: dict[str, Any] = {split: [float(y) for y in column] for split, column in labels.items()}
+        names, encoded = [label], {split: [float(y) for y in column] for split, column in labels.items()}
     else:
-        lists = {split: column if problem == SEVERAL else [[y] for y in column] for split, column in labels.items()}
-        classes = getattr(feature, "feature", feature)
-        if isinstance(classes, ClassLabel):
-            found = dict(enumerate(classes.names))
-        else:
-            values = {y for column in lists.values() for row in column for y in row}
-            found = {y: str(y) for y in sorted(values - {None})}
-        names = known_classes(list(found.values()), model_args)
-        where = {y: names.index(name) for y, name in found.items()}
-        encoded = {split: [[where[y] for y in row if y in where] for row in column] for split, column in lists.items()}
-        if problem == SEVERAL:
-            of_each = np.eye(len(names))
-            encoded = {s: [of_each[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in encoded.items()}
-        else:  # an example without a class takes no part
-            encoded = {split: [row[0] if row else IGNORED for row in column] for split, column in encoded.items()}
+        names, encoded = encode_classes(labels, feature, problem == SEVERAL, model_args)
     for split, rows in data.items():
         data[split] = rows.remove_columns([label] if label in rows.column_names else [])
         if split in encoded:
             data[split] = data[split].add_column("labels", encoded[split])
     return data, problem, names
+
+
+def encode_classes(
+    labels: dict[str, Any], feature: Any, several: bool, model_args: common.ModelArguments
+) -> tuple[list[str], dict[str, list[Any]]]:
+    """The names of the classes, and of each example its class's index, or a 0 or 1 for each class."""
+    lists = {split: column if several else [[y] for y in column] for split, column in labels.items()}
+    classes = getattr(feature, "feature", feature)
+    if isinstance(classes, ClassLabel):
+        found = dict(enumerate(classes.names))
+    else:
+        values = {y for column in lists.values() for row in column for y in row}
+        found = {y: str(y) for y in sorted(values - {None})}
+    names = known_classes(list(found.values()), model_args)
+    where = {y: names.index(name) for y, name in found.items()}
+    indices = {split: [[where[y] for y in row if y in where] for row in column] for split, column in lists.items()}
+    if several:
+        of_each = np.eye(len(names))
+        return names, {s: [of_each[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in indices.items()}
+    # An example without a class takes no part.
+    return names, {split: [row[0] if row else IGNORED for row in column] for split, column in indices.items()}
 
 
 def known_classes(found: list[str], model_args: common.ModelArguments) -> list[str]:
@@ -328,6 +341,17 @@ def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: li
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def save_merged(trainer: MultiMixTrainer) -> None:
+    """Save the plain model that the adapter makes of the base model, and its tokenizer, to `merged`."""
+    if not trainer.is_world_process_zero():
+        return
+    if trainer.mixing_handle is not None:
+        trainer.mixing_handle.remove()
+    directory = str(Path(str(trainer.args.output_dir)) / "merged")
+    trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(directory)
+    trainer.processing_class.save_pretrained(directory)
+
+
 def _logits(predictions: Any) -> np.ndarray:
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
@@ -353,20 +377,17 @@ def main() -> None:
     model, tokenizer = load_model(model_args, names, problem)
     longest = getattr(model.config, "max_position_embeddings", None)
     length = min(n for n in (data_args.max_seq_length, tokenizer.model_max_length, longest) if n is not None)
+    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    used = tuple(split for split, is_wanted in wanted.items() if is_wanted)
+    options = {"tokenizer": tokenizer, "max_length": length, "pad_to_max_length": data_args.pad_to_max_length}
     data = DatasetDict(
         {
-            split: tokenize(
-                rows,
-                columns,
-                "labels" if "labels" in rows.column_names else None,
-                tokenizer,
-                length,
-                pad_to_max_length=data_args.pad_to_max_length,
-            )
+            split: tokenize(rows, columns, "labels" if "labels" in rows.column_names else None, **options)
             for split, rows in data.items()
+            if split.startswith(used)
         }
     )
-    evaluated: Any = data["validation"]
+    evaluated: Any = data.get("validation")
     if "validation_mismatched" in data:
         evaluated = {"matched": data["validation"], "mismatched": data["validation_mismatched"]}
 
@@ -374,8 +395,8 @@ def main() -> None:
         model=model,
         args=training_args,
         mixing=mixing,
-        train_dataset=data["train"] if training_args.do_train else None,
-        eval_dataset=evaluated if training_args.do_eval else None,
+        train_dataset=data.get("train"),
+        eval_dataset=evaluated,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=metrics_of(problem, data_args.task_name),
         processing_class=tokenizer,
@@ -389,12 +410,8 @@ def main() -> None:
     common.train_and_evaluate(trainer, card)
     if training_args.do_predict:
         predict(trainer, data, problem, names)
-    if model_args.merge_lora and trainer.is_world_process_zero():
-        if trainer.mixing_handle is not None:
-            trainer.mixing_handle.remove()
-        merged = str(Path(str(training_args.output_dir)) / "merged")
-        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(merged)
-        tokenizer.save_pretrained(merged)
+    if model_args.merge_lora:
+        save_merged(trainer)
 
 
 if __name__ == "__main__":

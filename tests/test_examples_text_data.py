@@ -81,6 +81,17 @@ def test_a_model_that_knows_the_classes_keeps_its_order(tmp_path):
     assert labels_of({"train": ["no", "never"], "validation": ["no"]}, model_args=known)[2] == ["never", "no"]
 
 
+def test_files_take_the_place_of_splits(tmp_path, docs):
+    (tmp_path / "new.csv").write_text("sentence1,sentence2\nf,Does it.\n")
+    data_args = text.DataTrainingArguments(dataset_name="stdlib_docs", test_file=str(tmp_path / "new.csv"))
+    model_args = text.ModelArguments(tokenizer_name="x")
+    data = text.load_data(data_args, model_args, seed=0)
+    assert data["test"][:] == {"sentence1": ["f"], "sentence2": ["Does it."]}
+    assert (len(data["train"]), data["validation"][:]) == (len(docs["train"]), docs["test"][:])
+    data, problem, names = text.prepare_labels(data, data_args, model_args)
+    assert names == ["other", "same"] and "labels" not in data["test"].column_names and problem == text.SINGLE
+
+
 def test_classes_of_images_and_recordings_are_the_same_in_all_splits():
     columns = {"train": ["a", "b", "c"], "validation": ["c", "b"]}
     data = DatasetDict({s: Dataset.from_dict({"x": ["..."] * len(y), "y": y}) for s, y in columns.items()})
