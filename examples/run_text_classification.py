@@ -326,10 +326,7 @@ def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dic
 
 def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: list[str]) -> None:
     """Write what is predicted for each test split to `predict_results.txt`, and the figures where there are labels."""
-    splits = [split for split in data if split.startswith("test")]
-    if not splits:
-        raise ValueError("--do_predict needs examples to predict: give --test_file, or a data set with a test split.")
-    for split in splits:
+    for split in (split for split in data if split.startswith("test")):
         found = trainer.predict(data[split], metric_key_prefix="predict")
         kind = split.removeprefix("test")
         if "labels" in data[split].column_names:
@@ -371,6 +368,8 @@ def main() -> None:
     common.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
+    if training_args.do_predict and not any(split.startswith("test") for split in data):
+        raise ValueError("--do_predict needs examples to predict: give --test_file, or a data set with a test split.")
     columns = text_columns(data, data_args)
     data, problem, names = prepare_labels(data, data_args, model_args)
     logger.info("%s of %s from %s", problem, ", ".join(names), ", ".join(columns))
