@@ -236,6 +236,7 @@ def main() -> None:
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "audio-classification",
         "dataset": data_args.dataset_name or data_args.train_dir,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["audio-classification"],
     }
     common.train_and_evaluate(trainer, card)
