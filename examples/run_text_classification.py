@@ -338,7 +338,7 @@ def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: li
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def save_merged(trainer: MultiMixTrainer) -> None:
+def save_merged(trainer: MultiMixTrainer, tokenizer: Any) -> None:
     """Save the plain model that the adapter makes of the base model, and its tokenizer, to `merged`."""
     if not trainer.is_world_process_zero():
         return
@@ -346,7 +346,7 @@ def save_merged(trainer: MultiMixTrainer) -> None:
         trainer.mixing_handle.remove()
     directory = str(Path(str(trainer.args.output_dir)) / "merged")
     trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(directory)
-    trainer.processing_class.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _logits(predictions: Any) -> np.ndarray:
@@ -411,7 +411,7 @@ def main() -> None:
     if training_args.do_predict:
         predict(trainer, data, problem, names)
     if model_args.merge_lora:
-        save_merged(trainer)
+        save_merged(trainer, tokenizer)
 
 
 if __name__ == "__main__":
