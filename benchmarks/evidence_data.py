@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Dinov2Config, Dinov2Model
 
-from mm_hf.sources.offline import FASHION_MNIST, load_digits, load_fashion_mnist
+from mm_hf.sources.offline import FASHION_MNIST, load_digits, load_fashion_mnist, load_movie_reviews
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
@@ -208,12 +207,10 @@ def short_reviews() -> tuple[list[str], np.ndarray]:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    path = package("movie-reviews", "movie_reviews") / "data" / "combined_movie_reviews.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["text"]: int(row["label"]) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"}
-    texts, labels = list(rows), np.array(list(rows.values()))
-    order = np.random.default_rng(0).permutation(len(texts))
-    return [texts[i] for i in order], labels[order]
+    package("movie-reviews", "movie_reviews")
+    data = load_movie_reviews()
+    texts, labels = ([*data["test"][name], *data["train"][name]] for name in ("text", "label"))
+    return texts, np.array(labels)
 
 
 def minilm() -> Path:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import transformers
 import yaml
 from datasets import DatasetDict, load_dataset
-from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, TrainingArguments, set_seed
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
 from mm_hf.sources.images import image_size
-from mm_hf.sources.models import override
+from mm_hf.sources.models import configuration
 
-__all__ = ["image_size", "override"]
+__all__ = ["image_size"]
 logger = logging.getLogger("mm_hf.examples")
 
 
@@ -148,9 +148,7 @@ def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], ta
     """A model of an auto class, pretrained or from scratch; `settings` are defaults of one from scratch."""
     labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if model_args.model_name_or_path is None:
-        config = CONFIG_MAPPING[model_args.model_type](**labels, **settings)
-        override(config, model_args.config_overrides or "")
-        config.architectures = None
+        config = configuration(model_args.model_type, model_args.config_overrides or "", **labels, **settings)
         return auto_class.from_config(config)
     config = AutoConfig.from_pretrained(model_args.model_name_or_path, **labels, finetuning_task=task, **model_args.hub)
     return auto_class.from_pretrained(

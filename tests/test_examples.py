@@ -111,7 +111,7 @@ def test_the_fashion_mnist_recipe(tmp_path):
 def test_the_recipes_are_what_the_parser_takes():
     from run_image_classification import parse_arguments
 
-    for name in offline.OFFLINE:
+    for name in offline.OFFLINE_IMAGES:
         _, data_args, training_args, mixing = parse_arguments([str(EXAMPLES / "recipes" / f"{name}.yaml")])
         assert data_args.dataset_name == name and training_args.do_train
         assert mixing == DenseMultiMix()

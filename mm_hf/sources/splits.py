@@ -93,7 +93,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     if "train" not in data:
         raise ValueError(f"There is no split 'train' to train on: the data set has {', '.join(data)}.")
     label = _label_column(data["train"], options.label_column_name)
-    data = _as_classes(data, label)
+    data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
     names = data["train"].features[label].names
     parts = _divide(data, options)
@@ -200,7 +200,12 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
     )
 
 
-def _as_classes(data: DatasetDict, label: str) -> DatasetDict:
+def as_classes(data: DatasetDict, label: str) -> DatasetDict:
+    """The same classes in all splits, where the labels are words or numbers: those of the training set, sorted.
+
+    Raises:
+        ValueError: The labels are no classes, or a split has some that the training set has not.
+    """
     feature = data["train"].features[label]
     if isinstance(feature, ClassLabel):
         return data

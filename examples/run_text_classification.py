@@ -1,0 +1,418 @@
+# /// script
+# dependencies = [
+#     "mm-hf[examples]",
+#     "transformers>=5.20",
+#     "datasets>=4.0",
+#     "accelerate>=1.10",
+#     "torch>=2.6",
+# ]
+# ///
+"""Fine-tune any text classifier of Transformers with MultiMix or Dense MultiMix: sentences or pairs; classes, several
+classes or a number for each; the whole model, or LoRA; encoders and decoders.
+
+From the Hub:
+
+    python examples/run_text_classification.py --model_name_or_path google-bert/bert-base-cased --task_name mrpc \
+        --mixing dense_multimix --do_train --do_eval --max_seq_length 128 --learning_rate 2e-5 --output_dir outputs/mrpc
+
+Offline, a pretrained MiniLM on movie reviews (or your files by --train_file, --validation_file, --test_file):
+
+    python examples/run_text_classification.py examples/recipes/movie_reviews.yaml
+
+The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
+--help shows those of --mixing. One argument that ends in .yaml or .json is a file with options. docs/text.md has more.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import common
+import common_text
+import numpy as np
+import offline_docs
+from datasets import ClassLabel, DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    TrainingArguments,
+)
+
+from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.metrics import classification_metrics
+from mm_hf.sources.offline import OFFLINE_TEXTS, load_offline
+from mm_hf.sources.splits import DataOptions, input_columns
+from mm_hf.sources.text import tokenize
+
+logger = logging.getLogger("mm_hf.examples")
+OFFLINE = (*OFFLINE_TEXTS, *offline_docs.OFFLINE)
+GLUE = "nyu-mll/glue"
+TASKS = {  # of GLUE, and their columns with text
+    "cola": ["sentence"],
+    "mnli": ["premise", "hypothesis"],
+    "mrpc": ["sentence1", "sentence2"],
+    "qnli": ["question", "sentence"],
+    "qqp": ["question1", "question2"],
+    "rte": ["sentence1", "sentence2"],
+    "sst2": ["sentence"],
+    "stsb": ["sentence1", "sentence2"],
+    "wnli": ["sentence1", "sentence2"],
+}
+IGNORED = -100
+REGRESSION, SEVERAL, SINGLE = "regression", "multi_label_classification", "single_label_classification"
+
+
+@dataclass
+class ModelArguments(common_text.ModelArguments):
+    """Which model is trained, and how much of it."""
+
+    padding_side: Literal["right", "left"] | None = field(
+        default=None, metadata={"help": "Where texts are padded. Default: as the tokenizer says."}
+    )
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Train a LoRA adapter of this rank and the classifier in place of the whole model."},
+    )
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Its scale: the adapter is multiplied by lora_alpha / lora_r."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that are adapted, such as query value. Default: what PEFT knows."}
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "Save the merged model, too, to OUTPUT_DIR/merged: it loads without PEFT."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_r is not None and self.model_name_or_path is None:
+            raise ValueError(
+                "--lora_r adapts a pretrained model, which is not saved with the adapter: give --model_name_or_path."
+            )
+        if self.merge_lora and self.lora_r is None:
+            raise ValueError("--merge_lora is for an adapter: give --lora_r, or leave it out.")
+
+
+@dataclass
+class DataTrainingArguments(common.DataArguments):
+    """Which text it is trained on."""
+
+    task_name: str | None = field(default=None, metadata={"help": f"A task of GLUE: {', '.join(TASKS)}."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "A .csv, or lines of JSON, with texts and labels."})
+    validation_file: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
+    test_file: str | None = field(default=None, metadata={"help": "Likewise, to predict, without labels or with."})
+    text_column_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The column with the texts, or two for pairs. Default: sentence1 and sentence2, or what there is."
+        },
+    )
+    label_column_name: str = field(
+        default="label", metadata={"help": "The column with classes, lists of classes, or numbers with a point."}
+    )
+    do_regression: bool = field(
+        default=False, metadata={"help": "Labels are numbers also where they look like classes."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Word pieces of an example; what is longer is cut."})
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "Pad to --max_seq_length and not to the longest example of a batch."}
+    )
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict so many examples only."})
+
+    def __post_init__(self) -> None:
+        if self.task_name is not None:
+            self.task_name = self.task_name.lower()
+            if self.task_name not in TASKS:
+                raise ValueError(f"--task_name is {self.task_name!r}, which is none of {', '.join(TASKS)}.")
+            self.dataset_name, self.dataset_config_name = GLUE, self.task_name
+            self.text_column_names = TASKS[self.task_name]
+        elif self.dataset_name is None and self.train_file is None:
+            raise ValueError(f"Give --task_name, --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
+        if self.text_column_names is not None:  # also separated by commas, as Transformers' script has them
+            self.text_column_names = [name for part in self.text_column_names for name in part.split(",")]
+        common_text.check_files(self)
+
+
+def parse_arguments(
+    arguments: list[str],
+) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
+    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+
+
+# ---- Data ----
+
+
+def load_data(data_args: DataTrainingArguments, model_args: common.ModelArguments, seed: int) -> DatasetDict:
+    """Splits `train`, `validation` (and, for MNLI, `validation_mismatched`) and those to predict, cut to size.
+
+    Files take the place of a data set's splits.
+    """
+    data = DatasetDict()
+    if data_args.dataset_name in offline_docs.OFFLINE:
+        data = offline_docs.load_offline(data_args.dataset_name)
+    elif data_args.dataset_name in OFFLINE:
+        data = load_offline(data_args.dataset_name)
+    elif data_args.dataset_name is not None:
+        data = common.load_from_hub(data_args, model_args)
+    files = common_text.load_files(data_args, model_args)
+    to_predict = files.pop("test", None)  # and never to validate on
+    data = DatasetDict({**data, **files})
+    common.check_columns(data, data_args, "label_column_name")
+    if "validation_matched" in data:
+        data["validation"] = data.pop("validation_matched")
+    parts = common.train_and_validation(data, data_args, seed)
+    if to_predict is not None:
+        data["test"] = to_predict
+    others = {"validation_mismatched": data_args.max_eval_samples}
+    others |= {split: data_args.max_predict_samples for split in data if split.startswith("test")}
+    for split, most in others.items():
+        if split in data:
+            parts[split] = data[split] if most is None else data[split].select(range(min(most, len(data[split]))))
+    return parts
+
+
+def text_columns(data: DatasetDict, data_args: DataTrainingArguments) -> list[str]:
+    """The columns with one text or with two."""
+    pair = ["sentence1", "sentence2"]
+    rows, names = data["train"], data_args.text_column_names
+    if names is None and set(pair) <= set(rows.column_names):
+        return pair
+    return input_columns(rows, DataOptions(text_column_names=names), data_args.label_column_name)[1]
+
+
+def problem_type(feature: Any, data_args: DataTrainingArguments) -> str:
+    """What the labels call for: a number, several classes or one class an example."""
+    if data_args.do_regression or str(getattr(feature, "dtype", "")).startswith("float"):
+        return REGRESSION
+    return SEVERAL if hasattr(feature, "feature") else SINGLE
+
+
+def prepare_labels(
+    data: DatasetDict, data_args: DataTrainingArguments, model_args: common.ModelArguments
+) -> tuple[DatasetDict, str, list[str]]:
+    """Labels as a model takes them, in a column `labels`; the type of the problem; and the names of the classes.
+
+    Splits to predict whose labels are not given away (none, or all -1 as in GLUE) have no such column.
+    """
+    label = data_args.label_column_name
+    feature = data["train"].features[label]
+    problem = problem_type(feature, data_args)
+    labels = {split: rows[label] for split, rows in data.items() if label in rows.column_names}
+    labels = {k: v for k, v in labels.items() if not k.startswith("test") or any(y not in (-1, None) for y in v)}
+    if problem == REGRESSION:
+        names, encoded = [label], {split: [float(y) for y in column] for split, column in labels.items()}
+    else:
+        names, encoded = encode_classes(labels, feature, problem == SEVERAL, model_args)
+    for split, rows in data.items():
+        data[split] = rows.remove_columns([label] if label in rows.column_names else [])
+        if split in encoded:
+            data[split] = data[split].add_column("labels", encoded[split])
+    return data, problem, names
+
+
+def encode_classes(
+    labels: dict[str, Any], feature: Any, several: bool, model_args: common.ModelArguments
+) -> tuple[list[str], dict[str, list[Any]]]:
+    """The names of the classes, and of each example its class's index, or a 0 or 1 for each class."""
+    lists = {split: column if several else [[y] for y in column] for split, column in labels.items()}
+    classes = getattr(feature, "feature", feature)
+    if isinstance(classes, ClassLabel):
+        found = dict(enumerate(classes.names))
+    else:
+        values = {y for column in lists.values() for row in column for y in row}
+        found = {y: str(y) for y in sorted(values - {None})}
+    names = known_classes(list(found.values()), model_args)
+    where = {y: names.index(name) for y, name in found.items()}
+    indices = {split: [[where[y] for y in row if y in where] for row in column] for split, column in lists.items()}
+    if several:
+        of_each = np.eye(len(names))
+        return names, {s: [of_each[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in indices.items()}
+    # An example without a class takes no part.
+    return names, {split: [row[0] if row else IGNORED for row in column] for split, column in indices.items()}
+
+
+def known_classes(found: list[str], model_args: common.ModelArguments) -> list[str]:
+    """The classes in the order of a model that tells them apart already; else as they are."""
+    if model_args.model_name_or_path is None:
+        return found
+    known = AutoConfig.from_pretrained(model_args.model_name_or_path, **model_args.hub).id2label
+    return list(known.values()) if set(found) <= set(known.values()) else found
+
+
+# ---- Model ----
+
+
+def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tuple[Any, Any]:
+    """Model and tokenizer, pretrained or from scratch."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.tokenizer_name or model_args.model_name_or_path, **model_args.hub
+    )
+    if tokenizer.pad_token is None:  # decoders often come without one
+        tokenizer.pad_token = tokenizer.eos_token
+    if model_args.padding_side is not None:
+        tokenizer.padding_side = model_args.padding_side
+    settings = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    settings["vocab_size"] = len(tokenizer)
+    model = common.load_model(AutoModelForSequenceClassification, model_args, names, "text-classification", **settings)
+    model.config.problem_type = problem
+    if model.config.pad_token_id is None:  # by which a decoder knows a text's last token
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return adapt(model, model_args), tokenizer
+
+
+def adapt(model: Any, model_args: ModelArguments) -> Any:
+    """The model with a LoRA adapter, if one is asked for; its classifier is trained and saved with it."""
+    if model_args.lora_r is None:
+        return model
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules,
+    )
+    return get_peft_model(model, config)
+
+
+# ---- Metrics and predictions ----
+
+
+def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The figures of a type of problem, and those that a task of GLUE asks for."""
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = _logits(prediction.predictions), np.asarray(prediction.label_ids)
+        if problem == REGRESSION:
+            numbers = logits.reshape(labels.shape)
+            found = {
+                "mse": ((numbers - labels) ** 2).mean(),
+                "pearson": pearsonr(numbers, labels).statistic,
+                "spearman": spearmanr(numbers, labels).statistic,
+            }
+        elif problem == SEVERAL:
+            chosen = logits > 0
+            found = {
+                "micro_f1": f1_score(labels, chosen, average="micro", zero_division=0),
+                "macro_f1": f1_score(labels, chosen, average="macro", zero_division=0),
+                "subset_accuracy": (chosen == labels).all(axis=1).mean(),
+            }
+        else:
+            found = classification_metrics(prediction)
+            if task in ("mrpc", "qqp"):
+                found["f1"] = f1_score(labels, logits.argmax(axis=-1))
+            elif task == "cola":
+                found["matthews_correlation"] = matthews_corrcoef(labels, logits.argmax(axis=-1))
+        return {name: float(value) for name, value in found.items()}
+
+    return compute
+
+
+def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: list[str]) -> None:
+    """Write what is predicted for each test split to `predict_results.txt`, and the figures where there are labels."""
+    for split in (split for split in data if split.startswith("test")):
+        found = trainer.predict(data[split], metric_key_prefix="predict")
+        kind = split.removeprefix("test")
+        if "labels" in data[split].column_names:
+            trainer.log_metrics(f"predict{kind}", found.metrics)
+            trainer.save_metrics(f"predict{kind}", found.metrics)
+        if trainer.is_world_process_zero():
+            lines = ["index\tprediction", *(f"{i}\t{said}" for i, said in enumerate(_said(found, problem, names)))]
+            file = Path(str(trainer.args.output_dir)) / f"predict_results{kind}.txt"
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def save_merged(trainer: MultiMixTrainer, tokenizer: Any) -> None:
+    """Save the plain model that the adapter makes of the base model, and its tokenizer, to `merged`."""
+    if not trainer.is_world_process_zero():
+        return
+    if trainer.mixing_handle is not None:
+        trainer.mixing_handle.remove()
+    directory = str(Path(str(trainer.args.output_dir)) / "merged")
+    trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _logits(predictions: Any) -> np.ndarray:
+    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+
+
+def _said(found: Any, problem: str, names: list[str]) -> list[str]:
+    logits = _logits(found.predictions)
+    if problem == REGRESSION:
+        return [f"{number:.3f}" for number in logits.reshape(-1)]
+    if problem == SEVERAL:
+        return [",".join(name for name, score in zip(names, row) if score > 0) for row in logits]
+    return [names[i] for i in logits.argmax(axis=-1)]
+
+
+def main() -> None:
+    """Train, save, evaluate, predict, and write a model card or push to the Hub."""
+    model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
+    common.set_up(training_args, mixing)
+
+    data = load_data(data_args, model_args, training_args.seed)
+    if training_args.do_predict and not any(split.startswith("test") for split in data):
+        raise ValueError("--do_predict needs examples to predict: give --test_file, or a data set with a test split.")
+    columns = text_columns(data, data_args)
+    data, problem, names = prepare_labels(data, data_args, model_args)
+    logger.info("%s of %s from %s", problem, ", ".join(names), ", ".join(columns))
+    model, tokenizer = load_model(model_args, names, problem)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    length = min(n for n in (data_args.max_seq_length, tokenizer.model_max_length, longest) if n is not None)
+    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    used = tuple(split for split, is_wanted in wanted.items() if is_wanted)
+    options = {"tokenizer": tokenizer, "max_length": length, "pad_to_max_length": data_args.pad_to_max_length}
+    data = DatasetDict(
+        {
+            split: tokenize(rows, columns, "labels" if "labels" in rows.column_names else None, **options)
+            for split, rows in data.items()
+            if split.startswith(used)
+        }
+    )
+    evaluated: Any = data.get("validation")
+    if "validation_mismatched" in data:
+        evaluated = {"matched": data["validation"], "mismatched": data["validation_mismatched"]}
+
+    trainer = MultiMixTrainer(
+        model=model,
+        args=training_args,
+        mixing=mixing,
+        train_dataset=data.get("train"),
+        eval_dataset=evaluated,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=metrics_of(problem, data_args.task_name),
+        processing_class=tokenizer,
+    )
+    card: dict[str, Any] = {
+        "finetuned_from": model_args.finetuned_from,
+        "tasks": "text-classification",
+        "dataset": data_args.task_name or data_args.dataset_name or data_args.train_file,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
+        "tags": ["text-classification"],
+    }
+    common.train_and_evaluate(trainer, card)
+    if training_args.do_predict:
+        predict(trainer, data, problem, names)
+    if model_args.merge_lora:
+        save_merged(trainer, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
