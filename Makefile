@@ -3,9 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES = mm_hf examples tests benchmarks setup.py
+SOURCES = mm_hf examples tests benchmarks docs setup.py
 
-.PHONY: demo test check format bench coverage evidence clean
+.PHONY: demo test check format bench coverage evidence docs pictures clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -35,7 +35,15 @@ coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; wr
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py constraints.txt
+docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open outputs/docs/index.html"
+
+pictures: $(VENV)/.examples  ## draw the pictures of docs/method.md anew, and run docs/tutorial.md: half a minute
+	$(BIN)/python docs/tools/pictures.py
+	$(BIN)/python docs/tools/blocks.py docs/tutorial.md
+
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
