@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES = mm_hf examples tests benchmarks docs setup.py
+SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
 .PHONY: demo test check format bench coverage evidence docs pictures clean
 

@@ -25,7 +25,9 @@ def make(trainer, directory, model=None, train=None, **changes):
     changes = {"max_steps": 2, **changes}
     model = digits.vit() if model is None else model
     data = digits.dataset(0, 64) if train is None else train
-    return trainer(model, digits.arguments(directory, **changes), train_dataset=data, eval_dataset=digits.dataset(64, 128))
+    return trainer(
+        model, digits.arguments(directory, **changes), train_dataset=data, eval_dataset=digits.dataset(64, 128)
+    )
 
 
 def logged(trainer, name):
@@ -47,8 +49,13 @@ def test_accumulated_gradients_are_too_large(tmp_path, monkeypatch):
         return logged(make(trainer, tmp_path, max_steps=1, max_grad_norm=1e9, train=data, **how), "grad_norm")[0]
 
     row = digits.dataset(0, 1)[0]
-    data = [{"pixel_values": row["pixel_values"], "labels": int(row["label"])}] * 32  # mixed with itself: nothing changes
-    whole, parts = {"per_device_train_batch_size": 32}, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    data = [
+        {"pixel_values": row["pixel_values"], "labels": int(row["label"])}
+    ] * 32  # mixed with itself: nothing changes
+    whole, parts = (
+        {"per_device_train_batch_size": 32},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+    )
     assert norm(CODE["MixupTrainer"], **parts) == pytest.approx(4 * norm(CODE["MixupTrainer"], **whole), rel=1e-3)
     for right in RIGHT:
         assert norm(right, **parts) == pytest.approx(norm(right, **whole), rel=1e-3)
@@ -97,7 +104,9 @@ def test_a_generator_of_ones_own_is_not_in_the_checkpoint(tmp_path):
 
         def __enter__(self):
             self.hook = self.model.vit.register_forward_pre_hook(
-                lambda module, args, kwargs: self.seen.append(round(float((args[0] if args else kwargs["pixel_values"]).std()), 6)),
+                lambda module, args, kwargs: self.seen.append(
+                    round(float((args[0] if args else kwargs["pixel_values"]).std()), 6)
+                ),
                 with_kwargs=True,
             )
             return self
@@ -164,7 +173,9 @@ def test_several_processes(tmp_path):
 
 
 def test_columns_are_gone_before_they_are_used(tmp_path):
-    images = Dataset.from_dict({"image": np.zeros((8, 8, 8)).tolist(), "label": list(range(8))}).with_transform(CODE["transform"])
+    images = Dataset.from_dict({"image": np.zeros((8, 8, 8)).tolist(), "label": list(range(8))}).with_transform(
+        CODE["transform"]
+    )
     with pytest.raises(KeyError, match="image"):
         make(CODE["Trainer"], tmp_path, train=images).train()
     make(CODE["Trainer"], tmp_path, train=images, remove_unused_columns=False).train()

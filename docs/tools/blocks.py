@@ -33,7 +33,7 @@ def blocks_of(page: str) -> list[Block]:
     """The blocks of Python of a page."""
     fences = list(FENCE.finditer(page))
     blocks = []
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences[1:], None]):
         if fence[1] != "python":
             continue
         follows = after is not None and after[1] == "text"
