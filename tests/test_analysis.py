@@ -187,9 +187,10 @@ def test_many_classes_are_told_apart(tmp_path):
     assert len(seen) == 25
 
 
-def test_alignment_and_uniformity(tmp_path):
+@pytest.mark.parametrize("methods", [METHODS[:3], [*METHODS[:5], "dense_multimix_and_mixup"]])
+def test_alignment_and_uniformity(tmp_path, methods):
     generator = np.random.default_rng(0)
-    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in METHODS[:3]}
+    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in methods}
     figure = plot_alignment_uniformity(runs, tmp_path / "x.png")
     looks_right(figure, tmp_path / "x.png", 1)
     drawn = figure.axes[0].collections
