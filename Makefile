@@ -39,9 +39,10 @@ docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outpu
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "Open outputs/docs/index.html"
 
-pictures: $(VENV)/.examples  ## draw the pictures of docs/method.md anew, and run docs/tutorial.md: half a minute
+pictures: $(VENV)/.dev  ## pictures and printed output of docs/, anew: half a minute
 	$(BIN)/python docs/tools/pictures.py
-	$(BIN)/python docs/tools/blocks.py docs/tutorial.md
+	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
+	cp outputs/tutorial/attention.png docs/images
 
 $(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }

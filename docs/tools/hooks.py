@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import posixpath
 import re
 from html import unescape
 from pathlib import Path
@@ -14,18 +15,13 @@ from mkdocs.structure.files import File, Files
 
 LOG = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parent.parent.parent
-# Pages made of files that belong in the root, and the page that the site has for what they link to.
+# Pages made of files that belong in the root.
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
-PUBLIC = (
-    "mm_hf",
-    "mm_hf.functional",
-    "mm_hf.locations",
-    "mm_hf.methods",
-    "mm_hf.metrics",
-    "mm_hf.analysis",
-    "mm_hf.comparison",
-)
-REPOSITORY_LINK = re.compile(r"(?<=\]\()(?:\.\./)?(CONTRIBUTING|CHANGELOG)\.md")
+PAGES = {"README.md": "index.md", **{source: page for page, source in FROM_ROOT.items()}}
+PUBLIC = [
+    "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.metrics", "mm_hf.analysis", "mm_hf.comparison",
+]  # fmt: skip
+LINK = re.compile(r"(?<=\]\()[\w./-]+")
 
 
 def on_config(config: Any) -> Any:
@@ -45,19 +41,34 @@ def _pages(nav: Any) -> list[str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are files of the root."""
+    """Add the pages that are files of the root, and the files outside of docs/ that pages link to."""
     for page, source in FROM_ROOT.items():
-        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
-        files.append(File.generated(config, page, content=text))
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for page in list(files.documentation_pages()):
+        for target in LINK.findall(page.content_string):
+            name, source = _in_site(page.src_uri, target)
+            if name.startswith("source/") and files.get_file_from_path(name) is None:
+                files.append(File.generated(config, name, content=(ROOT / source).read_bytes()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links from docs/ to files of the root lead to their pages; a page without sections needs no table of contents."""
-    if not re.search(r"^##|^:::", markdown, flags=re.MULTILINE):
-        page.meta["hide"] = ["toc"]
-    names = {Path(source).stem: page for page, source in FROM_ROOT.items()}
-    return REPOSITORY_LINK.sub(lambda match: names[match[1]], markdown)
+    """Links to files outside of docs/ lead to what the site has of them; columns that have nothing to show are left out."""
+    hidden = {"toc": not re.search(r"^##|^:::", markdown, flags=re.MULTILINE), "navigation": page.parent is None}
+    page.meta["hide"] = [part for part, empty in hidden.items() if empty]
+    source, start = page.file.src_uri, posixpath.dirname(page.file.src_uri) or "."
+    return LINK.sub(lambda match: posixpath.relpath(_in_site(source, match[0])[0], start), markdown)
+
+
+def _in_site(page: str, target: str) -> tuple[str, str]:
+    """Where the site has the target of a page's link, and where the repository has it."""
+    start = "" if page in FROM_ROOT else posixpath.join("docs", posixpath.dirname(page))
+    path = posixpath.normpath(posixpath.join(start, target))
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/"), path
+    if path in PAGES:
+        return PAGES[path], path
+    return (f"source/{path}" if (ROOT / path).is_file() else target), path
 
 
 def on_page_content(html: str, **_: Any) -> str:
