@@ -95,18 +95,21 @@ class Parsed(Exception):  # noqa: N818
 
 def check_command(command, monkeypatch):
     """Let a command of ours parse its arguments, and go no further. False for other commands."""
-    words = shlex.split(command, comments=True)
-    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-        words = words[1:]
-    if len(words) > 1 and words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), command
-        return True
-    if len(words) < 2 or words[0] not in ("mm-hf", "python") or (words[0] == "python" and not words[1].endswith(".py")):
+    if not re.match(r"(?:[A-Z_]+=\S* )*(mm-hf|python|make) ", command):
         return False
+    words = shlex.split(command, comments=True)
+    while "=" in words[0]:
+        words = words[1:]
+    if words[0] == "make":
+        targets = re.findall(r"^([\w ]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert "=" in words[1] or words[1] in " ".join(targets).split(), command
+        return True
     if words[0] == "mm-hf":
-        if words[1].startswith("-") or not words[1].islower():
+        if not words[1].islower() or words[1].startswith("-"):  # a placeholder, or --version
             return False
         start = importlib.import_module(f"mm_hf.commands.{words[1]}").main
+    elif not words[1].endswith(".py"):
+        return False
     else:
         assert (ROOT / words[1]).exists(), command
         start = getattr(importlib.import_module(Path(words[1]).stem), "main", None)
@@ -138,6 +141,10 @@ def check_command(command, monkeypatch):
         if words[0] == "mm-hf" and getattr(values, "methods", None):
             as_methods(values.methods)
         return True
+    except (SystemExit, ValueError):
+        if not any(re.fullmatch(r"[A-Z_]+|\.\.\.", word) for word in words):  # placeholders need not be values
+            raise
+        return False
     raise AssertionError(f"{command}: nothing was parsed")
 
 
