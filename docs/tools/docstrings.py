@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import AliasResolutionError, Extension, NameResolutionError, Object
+from griffe import AliasResolutionError, Attribute, ExprCall, Extension, NameResolutionError, Object
 
 REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\[|\()")
 BARE_DOCTEST = re.compile(r"(^|\n)((?:>>> .*)(?:\n.+)*)")  # outside of a section, where griffe sees to it
@@ -14,6 +14,11 @@ ELSEWHERE = {"transformers.Trainer": "https://huggingface.co/docs/transformers/m
 
 class Docstrings(Extension):
     """Rewrites docstrings before they are parsed."""
+
+    def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
+        """Fields of methods: the default alone, without the help text that a command line shows of it."""
+        if isinstance(attr.value, ExprCall) and str(attr.value.function) == "setting":
+            attr.value = attr.value.arguments[0]
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Once for each module, class, function and attribute, when all of its module is known."""

@@ -50,7 +50,7 @@ def made_of(factors: Tensor) -> float:
 def draw_factors(path: Path, b: int = 32) -> None:
     """What one step draws: a column is a mixed example, a row an example of the mini-batch."""
     with drawn(path) as holder:
-        figure, axes = plt.subplots(1, len(MIXED_BY), figsize=(WIDTH, 2.35), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, len(MIXED_BY), figsize=(WIDTH, 2.1), layout="constrained", sharey=True)
         for cell, (name, method) in zip(axes, MIXED_BY.items(), strict=True):
             factors = factors_of(method, b, torch.Generator().manual_seed(4))
             shown = cell.imshow(factors[:, :b], cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
@@ -104,7 +104,7 @@ def draw_simplex(path: Path, images: np.ndarray) -> None:
         "MultiMix, α from U[0.5, 2]:\n1,000 a step": sample_factors(3, 1000, (0.5, 2.0), generator=generator),
     }
     with drawn(path) as holder:
-        figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")
+        figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.15), layout="constrained")
         for cell, (name, factors) in zip(axes, drawn_factors.items(), strict=True):
             weights = factors.T.numpy()
             cell.plot(*corners[[0, 1, 2, 0]].T, color="#bbbbbb", linewidth=0.8, zorder=0)
