@@ -142,6 +142,7 @@ def main() -> None:
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data_args.dataset_name or data_args.train_dir,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["image-classification", "vision"],
     }
     common.train_and_evaluate(trainer, card)
