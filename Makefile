@@ -35,8 +35,9 @@ coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; wr
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 
+# Not --quiet, which hides warnings from the strict mode, too.
 docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open outputs/docs/index.html"
 
 pictures: $(VENV)/.dev  ## pictures and printed output of docs/, anew: half a minute
