@@ -1,17 +1,21 @@
 # Two commands are all that most people need: make demo, make test. Everything is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test check format bench coverage evidence docs pictures clean
+.PHONY: demo test oldest check format bench coverage evidence docs pictures dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv-newest CONSTRAINTS=/dev/null
 	$(BIN)/python -m pytest
+
+oldest:  ## all tests with the oldest versions that setup.py admits
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -45,7 +49,14 @@ pictures: $(VENV)/.dev  ## pictures and printed output of docs/, anew: half a mi
 	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
 	cp outputs/tutorial/attention.png docs/images
 
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setup.py constraints.txt
+dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
+	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build twine
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
@@ -53,4 +64,4 @@ $(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setu
 	@touch $@
 
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf .venv .venv-* outputs build dist *.egg-info
