@@ -4,9 +4,9 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-SOURCES = mm_hf examples tests benchmarks setup.py
+SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test oldest check format bench coverage evidence dist clean
+.PHONY: demo test oldest check format bench coverage evidence docs pictures dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,16 @@ coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; wr
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 
+# Not --quiet, which hides warnings from the strict mode, too.
+docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Open outputs/docs/index.html"
+
+pictures: $(VENV)/.dev  ## pictures and printed output of docs/, anew: half a minute
+	$(BIN)/python docs/tools/pictures.py
+	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
+	cp outputs/tutorial/attention.png docs/images
+
 dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
 	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
 	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build twine
@@ -46,7 +56,7 @@ dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https:/
 	.venv-dist/bin/python -m build
 	.venv-dist/bin/twine check --strict dist/*
 
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py $(CONSTRAINTS)
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"

