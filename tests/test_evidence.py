@@ -32,7 +32,7 @@ def test_the_command_runs_and_sums_up(studied):
     rows = read_rows(directory / "results_dir" / "evidence.csv")
     found = {(row["method"], row["metric"]): row for row in rows}
     own, plain = found["dense_multimix", "accuracy"], found["erm", "accuracy"]
-    assert own["seeds"] == plain["seeds"] == 2 and own["test_examples"] == 450
+    assert own["seeds"] == plain["seeds"] == 2 and own["test_examples"] == plain["test_examples"] == 450
     assert own["difference_to_erm"] == pytest.approx(own["mean"] - plain["mean"], abs=1e-5)
     assert own["low"] <= own["difference_to_erm"] <= own["high"] and own["interval"] == "paired bootstrap"
     assert math.isnan(plain["difference_to_erm"])
