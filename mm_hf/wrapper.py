@@ -27,6 +27,7 @@ from .locations import (
 )
 from .locations.probe import check_head
 from .locations.record import logits_of, record
+from .locations.sharded import whole
 from .methods import Mixing
 from .pacing import Pacer
 from .sampling import is_distributed
@@ -88,7 +89,8 @@ class MixingState:
             self.attention = resolve_attention(kind, plan)
             self.plan, self.taps = plan, Taps(model, plan)
         elif self.mixing.needs_linear_head:
-            check_head(record(model, forward_inputs))
+            with whole(model, forward_inputs) as few:
+                check_head(record(model, few))
         if self.mixing.needs_blocks:
             if self.blocks is not None:
                 self.blocks.remove()
@@ -372,14 +374,16 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOu
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
-    plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
-    first = Plan.from_dict(plans[0])
-    return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
+    with whole(model, inputs) as inputs:
+        plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
+        first = Plan.from_dict(plans[0])
+        return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
 
 
 def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     """The blocks that all processes mix in: each has proved those that it found."""
-    return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
+    with whole(model, inputs) as inputs:
+        return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
 
 
 def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
