@@ -1,31 +1,32 @@
 """A look at a model whose parameters are sharded over processes: for its duration, the whole model is everywhere.
 
-The probe calls single modules and asks for gradients more than once, which the hooks of FSDP do not allow for.
+The probe calls single modules and asks for gradients more than once, which the hooks of FSDP and DeepSpeed do not allow for.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-SHARDING = "torch.distributed.fsdp"
+SHARDING = ("torch.distributed.fsdp", "deepspeed")
+ZERO = "ds_id"  # an attribute of the parameters that ZeRO-3 shards
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 @contextmanager
 def whole(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give a model sharded by FSDP2 all of its parameters, and no hooks of FSDP; all processes have to call this.
+    """Give a model sharded by FSDP2 or ZeRO-3 all of its parameters and none of their hooks; all processes have to call this.
 
     What is sharded is untouched and in its place again afterwards, be it in the middle of a forward or outside of one. A
     model that is not sharded is left as it is.
 
     Yields:
-        The inputs, in the parameters' precision: FSDP converts them in its hooks.
+        The inputs, in the parameters' precision: FSDP would convert them in its hooks.
     """
     sharded = _sharded(model)
     if sharded is None:
@@ -35,12 +36,14 @@ def whole(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any
     copies: dict[int, nn.Parameter] = {}  # a parameter may be in several modules
     places: list[tuple[nn.Module, str, nn.Parameter]] = []
     hooks: list[tuple[nn.Module, str, Any]] = []
-    for module in list(model.modules()):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in copies:
-                    copies[id(parameter)] = _copy(parameter, device, sharded.dtype)
-                places.append((module, name, parameter))
+    with _gathered(model):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    if id(parameter) not in copies:
+                        copies[id(parameter)] = _copy(parameter, device, sharded.dtype)
+                    places.append((module, name, parameter))
+    for module in model.modules():
         for kind in HOOKS:
             known = getattr(module, kind)
             others = OrderedDict((k, hook) for k, hook in known.items() if not _of_sharding(hook))
@@ -66,11 +69,21 @@ def _sharded(model: nn.Module) -> Any:
         return None
     from torch.distributed.tensor import DTensor
 
-    return next((p for p in model.parameters() if isinstance(p, DTensor)), None)
+    return next((p for p in model.parameters() if isinstance(p, DTensor) or hasattr(p, ZERO)), None)
+
+
+def _gathered(model: nn.Module) -> AbstractContextManager[Any]:
+    """What ZeRO-3 has sharded is whole inside."""
+    parameters = [p for p in model.parameters() if hasattr(p, ZERO)]
+    if not parameters:
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(parameters)
 
 
 def _copy(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    gather = getattr(parameter, "full_tensor", None)  # else FSDP has gathered it already, in the precision of its forward
+    gather = getattr(parameter, "full_tensor", None)  # else it is gathered already, by FSDP in the precision of its forward
     values = (parameter if gather is None else gather()).detach().to(device, copy=True)
     values = values.to(dtype) if values.is_floating_point() else values
     return nn.Parameter(values, parameter.requires_grad)
