@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .functional import Criterion
+from .gather import refuse_join
 from .labels import at_locations, check_labels, check_shapes
 from .locations import (
     Blocks,
@@ -391,6 +392,7 @@ def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     processes = torch.distributed.get_world_size() if is_distributed() else 1
     if processes == 1:
         return [look()]
+    refuse_join("Looking at the model at the first mini-batch", "give wrap_model example_inputs")
     try:
         found = look()
     except LocationError as error:
