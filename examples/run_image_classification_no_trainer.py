@@ -80,7 +80,9 @@ class LoopArguments:
         default=None, metadata={"help": "A directory step_N or epoch_N that --checkpointing_steps wrote."}
     )
     with_tracking: bool = field(default=False, metadata={"help": "Log to experiment trackers."})
-    report_to: str = field(default="all", metadata={"help": "Which: tensorboard, wandb, ..., or all that are installed."})
+    report_to: str = field(
+        default="all", metadata={"help": "Which: tensorboard, wandb, ..., or all that are installed."}
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the model at the end."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Where to. Default: the name of --output_dir."})
     hub_token: str | None = field(
@@ -249,7 +251,9 @@ def start_tracking(accelerator: Accelerator, args: LoopArguments, *others: Any) 
     settings = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in settings.items()}
     accelerator.init_trackers("image_classification_no_trainer", settings)
     if accelerator.is_main_process and not accelerator.trackers:
-        raise ValueError(f"--with_tracking found no tracker for --report_to {args.report_to}: install one, tensorboard say.")
+        raise ValueError(
+            f"--with_tracking found no tracker for --report_to {args.report_to}: install one, tensorboard say."
+        )
 
 
 def dealing(accelerator: Accelerator, args: LoopArguments) -> dict[str, int]:
@@ -291,7 +295,9 @@ def resume(
                 "other examples. Give the same, or train on from the saved weights (--model_name_or_path)."
             )
     if load_mixing(directory) != mixing:
-        raise ValueError(f"{directory} was trained with {load_mixing(directory)}, and now it is {mixing}: give the same.")
+        raise ValueError(
+            f"{directory} was trained with {load_mixing(directory)}, and now it is {mixing}: give the same."
+        )
     accelerator.load_state(str(directory))
     handle.num_mixed = load_num_mixed(directory)
     done = int(name[2])

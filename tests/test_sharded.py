@@ -106,5 +106,5 @@ def test_sharded_models_mix_and_learn_as_whole_ones_do(tmp_path):
             assert got["error"] < 1e-6, (case, got)
         for case, loss in bf16.items():
             assert loss == pytest.approx(result[case]["loss"], rel=0.05)
-    model, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    _, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())

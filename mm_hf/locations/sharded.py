@@ -83,7 +83,9 @@ def _gathered(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _copy(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    gather = getattr(parameter, "full_tensor", None)  # else it is gathered already, by FSDP in the precision of its forward
+    gather = getattr(
+        parameter, "full_tensor", None
+    )  # else it is gathered already, by FSDP in the precision of its forward
     values = (parameter if gather is None else gather()).detach().to(device, copy=True)
     values = values.to(dtype) if values.is_floating_point() else values
     return nn.Parameter(values, parameter.requires_grad)
