@@ -4,7 +4,7 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
 """Fine-tune any token classifier of Transformers (named entities, parts of speech) with Dense MultiMix at each token.
@@ -254,6 +254,7 @@ def main() -> None:
         "finetuned_from": model_args.finetuned_from,
         "tasks": "token-classification",
         "dataset": data_args.dataset_name or data_args.train_file,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["token-classification"],
     }
     common.train_and_evaluate(trainer, card)

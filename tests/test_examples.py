@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
 
-from mm_hf import DenseMultiMix, MultiMix
+from mm_hf import DenseMultiMix, MultiMix, extract
 from mm_hf.hub import load_mixing
 from mm_hf.sources import offline
+from mm_hf.sources.images import ImageTransform
+from mm_hf.sources.models import image_processor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = (
@@ -115,11 +117,40 @@ def test_the_recipes_are_what_the_parser_takes():
         assert mixing == DenseMultiMix()
 
 
+@pytest.mark.parametrize(
+    ("name", "locations", "paper"),
+    [("cifar100_resnet18", 16, True), ("imagenet_resnet50", 49, True), ("imagenet_deit_small", 196, False)],
+)
+def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, locations, paper):
+    from run_image_classification import load_model, parse_arguments
+
+    path = tmp_path / f"{name}.yaml"
+    path.write_text((EXAMPLES / "recipes" / path.name).read_text() + "use_cpu: true\n")
+    model_args, data_args, training_args, mixing = parse_arguments([str(path)])
+    assert mixing.clean_weight == (not paper) and mixing.num_mixed == 1000 and training_args.bf16
+    assert data_args.dataset_name == name.split("_")[0].replace("imagenet", "imagenet-1k")
+    model, processor = load_model(model_args, [str(i) for i in range(100)])
+    batch = {"pixel_values": torch.randn(2, 3, processor.size["height"], processor.size["width"])}
+    with torch.no_grad():
+        assert extract(model, "auto", **batch).token_logits.shape == (2, locations, 100)
+
+
 def test_digits_are_split_the_same_way_every_time():
     data = offline.load_digits()
     assert (len(data["train"]), len(data["test"])) == (1347, 450)
     assert set(data["train"].column_names) == {"image", "label"}
     assert data["test"]["label"][:8] == offline.load_digits()["test"]["label"][:8]
+
+
+def test_without_augmentation_images_are_the_same_in_training_and_evaluation():
+    processor = image_processor(ViTConfig(image_size=8, num_channels=1), None)
+    rows = offline.load_digits()["train"][:4]
+    trained, evaluated = (
+        ImageTransform(processor, augmentation="none", num_channels=1, train=train)(dict(rows))["pixel_values"]
+        for train in (True, False)
+    )
+    for one, other in zip(trained, evaluated, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_missing_data_set_names_its_package(monkeypatch):

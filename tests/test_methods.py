@@ -21,7 +21,7 @@ settings = st.fixed_dictionaries(
         "pooled_weight": st.floats(0, 3),
         "probability": st.floats(0, 1),
         "otherwise": st.sampled_from(["clean", "mixup"]),
-        "preset": st.sampled_from(["paper", None]),
+        "preset": st.sampled_from(["paper", "mixup", None]),
     },
 )
 strength = st.one_of(
@@ -51,6 +51,7 @@ def test_the_papers_preset_and_what_is_given_beside_it():
     method = DenseMultiMix(preset="paper")
     assert (method.alpha, method.clean_weight, method.pooled_weight, method.dense_weight) == ((0.5, 2.0), 0.0, 1.0, 1.0)
     assert (method.probability, method.otherwise, method.effective_examples) == (0.5, "mixup", None)
+    assert DenseMultiMix(preset="mixup") == DenseMultiMix(probability=0.5, otherwise="mixup")
     method = MultiMix(preset="paper", otherwise="clean", clean_weight=1.0, effective_examples=4)
     assert (method.otherwise, method.clean_weight, method.effective_examples, method.alpha) == ("clean", 1.0, 4, None)
 
@@ -161,6 +162,8 @@ def test_clean_loss_is_cross_entropy():
 
 def test_mixup_is_kornias_on_the_same_draws():
     kornia = pytest.importorskip("kornia.augmentation")
+    from kornia.constants import DType
+
     images, labels = models.batch("vit")["pixel_values"], torch.tensor([0, 1, 2, 3, 4, 0])
     model = models.build("vit")
     torch.manual_seed(4)
@@ -174,7 +177,7 @@ def test_mixup_is_kornias_on_the_same_draws():
         "mixup_pairs": partner,
         "mixup_lambdas": torch.full((6,), 1 - factor),
         "batch_prob": torch.ones(6),
-        "dtype": torch.tensor(0),
+        "dtype": torch.tensor(DType.get(torch.float32).value),
     }
     theirs, classes = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
     torch.testing.assert_close(inputs["pixel_values"], theirs)
