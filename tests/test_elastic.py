@@ -139,7 +139,7 @@ if processes > 1:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_data_that_do_not_come_out_even(tmp_path, processes):
     results = launch.launch(tmp_path, SCRIPT, processes, [str(processes)])
-    truth = sorted(map(int, digits.dataset(100, 145)["label"]))
+    truth = [int(label) for label in digits.dataset(100, 145)["label"]]
     # 33 examples of 16 a step are 3 steps, or 2 of two mini-batches; nothing is lost, and nothing is counted twice.
     steps = {"the last one left out": 2, "a stream": 5, "a stream of datasets": 5, "accumulated": 2}
     joined = {name: [r.pop(name, None) for r in results] for name in list(results[0]) if name.startswith("joined")}
@@ -147,7 +147,9 @@ def test_data_that_do_not_come_out_even(tmp_path, processes):
         for result in results:
             got = result[case]
             assert got["steps"] == steps.get(case.split(": ")[1], 3), case
-            assert got["finite"] and got["predicted"] == 45 and got["labels"] == truth, case
+            # Trainer leaves incomplete mini-batches out of the evaluation, too, when it is told to in training.
+            expected = sorted(truth[:32]) if "left out" in case else sorted(truth)
+            assert got["finite"] and got["predicted"] == len(expected) and got["labels"] == expected, case
         assert len({result[case]["weights"] for result in results}) == 1, case
     if processes == 2:
         assert len(results[0]) == 9
