@@ -49,7 +49,8 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
-from mm_hf.hub import card_section, card_tags, load_mixing, load_num_mixed, save_mixing
+from mm_hf.card import GENERATED, card_tags, is_persons, method_section
+from mm_hf.hub import load_mixing, load_num_mixed, save_mixing
 from mm_hf.metrics import classification_metrics
 from mm_hf.sources.images import ImageRows, ImageTransform
 
@@ -191,7 +192,7 @@ def main() -> None:
     metrics = metrics or evaluate(accelerator, model, eval_loader)  # where all updates were done before
     save(accelerator, model, processor, handle, mixing, {**metrics, "steps": done}, args)
     if accelerator.is_main_process and args.push_to_hub:
-        push_to_hub(args, mixing, model_args, data_args)
+        push_to_hub(args, mixing, model_args)
     accelerator.end_training()
 
 
@@ -338,16 +339,18 @@ def save(
         Path(args.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments, data_args: Any) -> None:
+def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments) -> None:
     """Upload what was saved, checkpoints left out, with a model card."""
-    card = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["vision", *card_tags(mixing)],
-        base_model=model_args.model_name_or_path,
-    )
-    text = f"---\n{card.to_yaml()}\n---\n\n# {Path(args.output_dir).resolve().name}\n\n{card_section(mixing)}"
-    ModelCard(text).save(Path(args.output_dir, "README.md"))
+    path = Path(args.output_dir, "README.md")
+    if not is_persons(path):
+        card = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="image-classification",
+            tags=["vision", *card_tags(mixing)],
+            base_model=model_args.model_name_or_path,
+        )
+        title = Path(args.output_dir).resolve().name
+        ModelCard(f"---\n{card.to_yaml()}\n---\n\n# {title}\n\n{GENERATED}\n\n{method_section(mixing)}").save(path)
     api = HfApi(token=args.hub_token)
     repository = api.create_repo(args.hub_model_id or Path(args.output_dir).resolve().name, exist_ok=True).repo_id
     api.upload_folder(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
+from pushing import ANN
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from mm_hf.hub import load_mixing, load_num_mixed
@@ -104,6 +105,16 @@ def test_trackers_are_given_metrics_and_settings_but_no_token(tmp_path, monkeypa
     assert "hf_secret" not in str(settings) and not any("token" in name for name in settings)
     assert [step for step, _ in logs] == [4, 8]
     assert {"train_loss", "eval_accuracy", "loss_dense", "epoch"} <= logs[0][1].keys()
+
+
+def test_the_model_is_pushed_without_checkpoints_and_tokens(tmp_path, hub):
+    out = tmp_path / "digits"
+    loop.run(out, "--push_to_hub", max_train_steps=2, checkpointing_steps=1, hub_token=ANN, hub_model_id="ann/digits")
+    files = hub.files("ann/digits")
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "mixing.json", "README.md"} <= files.keys()
+    assert (out / "step_1").is_dir() and not any("step_" in name for name in files)
+    assert "dense-multimix" in files["README.md"].decode()
+    assert not any(ANN.encode() in content for content in files.values())
 
 
 def test_tracking_without_a_tracker_is_refused(tmp_path, monkeypatch):
