@@ -44,6 +44,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
+from torch.distributed.algorithms.join import Join
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import default_data_collator
 
@@ -110,7 +111,7 @@ def loop(mixing, **wrapping):
     wrap_model(model, mixing, **wrapping)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1), loader)
     steps = 0
-    with accelerator.join_uneven_inputs([model]):
+    with Join([model]):  # accelerator.join_uneven_inputs does this on GPUs, and nothing on CPUs
         for batch in loader:
             accelerator.backward(model(**batch).loss)
             optimizer.step()
