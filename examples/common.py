@@ -86,8 +86,8 @@ Data = TypeVar("Data", bound=DataArguments)
 
 
 def parse_arguments(
-    arguments: list[str], model_class: type[Model], data_class: type[Data]
-) -> tuple[Model, Data, TrainingArguments, Mixing]:
+    arguments: list[str], model_class: type[Model], data_class: type[Data], training_class: Any = TrainingArguments
+) -> tuple[Model, Data, Any, Mixing]:
     """Options or a file of options; the fields of the chosen mixing method are among them."""
     file = Path(arguments[0]) if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml", ".json")) else None
     if file is not None:
@@ -97,7 +97,7 @@ def parse_arguments(
         first = HfArgumentParser([MixingArguments], add_help=False)  # type: ignore[list-item]
         chosen, _ = first.parse_known_args(arguments)
         method = get_method(chosen.mixing)
-    classes: Any = (model_class, data_class, TrainingArguments, MixingArguments, method)
+    classes: Any = (model_class, data_class, training_class, MixingArguments, method)
     parser = HfArgumentParser(classes)
     parsed = parser.parse_dict(options) if file is not None else parser.parse_args_into_dataclasses(arguments)
     model_args, data_args, training_args, _, mixing = parsed

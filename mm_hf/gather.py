@@ -15,6 +15,24 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 
+def refuse_join(what: str, instead: str) -> None:
+    """Refuse what all processes do together where some may have run out of mini-batches: it would be waited for for ever.
+
+    Inside of `torch.distributed.algorithms.Join` (`accelerator.join_uneven_inputs`), a process without a mini-batch takes
+    part in what DistributedDataParallel does, and in nothing else.
+
+    Raises:
+        ValueError: This is a forward of a DistributedDataParallel that is joined; the message says what to do `instead`.
+    """
+    parallel: Any = torch.nn.parallel.DistributedDataParallel
+    joined = getattr(parallel._get_active_ddp_module(), "_join_config", None)
+    if joined is not None and joined.enable:
+        raise ValueError(
+            f"{what} needs all processes in every step, and inside of Join (join_uneven_inputs with even_batches=False) some "
+            f"may have run out of mini-batches: it would wait for them for ever. Leave even_batches on, or {instead}."
+        )
+
+
 @dataclass
 class Everyone:
     """The mini-batches of all processes as one, in the order of the processes.
@@ -34,6 +52,7 @@ class Everyone:
     @classmethod
     def meet(cls, num_examples: int, num_locations: int, device: torch.device) -> Everyone:
         """Ask all processes for the sizes of their mini-batches. On a GPU this waits for the device."""
+        refuse_join("gather_across_devices=True", "let each process mix its own (gather_across_devices=False)")
         seed = int(torch.randint(2**62, ()))
         mine = torch.tensor([num_examples, num_locations, seed], device=device)
         all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .gather import refuse_join
 from .sampling import is_distributed
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,15 @@ class Pacer:
         now = _mark(device)
         if self._begun > WARM_UP and len(self._marks) == 3:  # else the step had no mixed examples
             self._steps.append((self._size, [*self._marks, now]))
-        if len(self._steps) == ROUNDS * len(SIZES):
-            self.num_mixed = _agreed(choose_size(self._seconds(device)))
-            logger.info("num_mixed='auto': %s mixed examples a step.", f"{self.num_mixed:,}")
-            return self.num_mixed
+        if self._begun >= WARM_UP + ROUNDS * len(SIZES):
+            # From this step on all processes ask each other, until all have timed enough: where a method is applied with a
+            # probability, one has mixed more often than another.
+            timed = [size for size, _ in self._steps]
+            enough = min(timed.count(size) for size in SIZES) >= ROUNDS
+            self.num_mixed = _agreed(choose_size(self._seconds(device)) if enough else None)
+            if self.num_mixed is not None:
+                logger.info("num_mixed='auto': %s mixed examples a step.", f"{self.num_mixed:,}")
+                return self.num_mixed
         self._size = SIZES[self._begun % len(SIZES)]
         self._begun += 1
         self._marks = [now]
@@ -110,10 +116,11 @@ def _between(start: Any, end: Any) -> float:
     return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
 
 
-def _agreed(size: int) -> int:
-    """The smallest of all processes' numbers."""
+def _agreed(size: int | None) -> int | None:
+    """The smallest of all processes' numbers, or None until each has one."""
     if not is_distributed():
         return size
-    sizes: list[int] = [0] * torch.distributed.get_world_size()
+    refuse_join("num_mixed='auto'", "give a number")
+    sizes: list[int | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(sizes, size)
-    return min(sizes)
+    return None if None in sizes else min(sizes)  # type: ignore[type-var]

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .functional import Criterion
+from .gather import refuse_join
 from .labels import check_labels
 from .locations import Blocks, BlockTaps, LocationError, Plan, Taps, find_blocks, probe, resolve_attention
 from .locations.head import check_head
 from .locations.record import record
+from .locations.sharded import whole
 from .methods import Mixing
 from .pacing import Pacer
 from .sampling import is_distributed
@@ -72,7 +74,8 @@ class MixingState:
             self.attention = resolve_attention(kind, plan)
             self.plan, self.taps = plan, Taps(model, plan)
         elif self.mixing.needs_linear_head:
-            check_head(record(model, forward_inputs))
+            with whole(model, forward_inputs) as whole_inputs:
+                check_head(record(model, whole_inputs))
         if self.mixing.needs_blocks:
             if self.blocks is not None:
                 self.blocks.remove()
@@ -105,14 +108,16 @@ class MixingState:
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
-    plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
-    first = Plan.from_dict(plans[0])
-    return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
+    with whole(model, inputs) as inputs:
+        plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
+        first = Plan.from_dict(plans[0])
+        return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
 
 
 def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     """The blocks that all processes mix in: each has proved those that it found."""
-    return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
+    with whole(model, inputs) as inputs:
+        return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
 
 
 def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,6 +125,7 @@ def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     processes = torch.distributed.get_world_size() if is_distributed() else 1
     if processes == 1:
         return [look()]
+    refuse_join("Looking at the model at the first mini-batch", "give wrap_model example_inputs")
     try:
         found = look()
     except LocationError as error:

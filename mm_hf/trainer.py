@@ -99,6 +99,12 @@ class MultiMixTrainer(PushingTrainer):
                 "the model would not mix. Start one process for each GPU (accelerate launch, torchrun), or make one "
                 "visible (CUDA_VISIBLE_DEVICES=0)."
             )
+        together = getattr(mixing, "gather_across_devices", False) and self.args.world_size > 1
+        if self.mixes and self.args.train_batch_size < 2 and not together:
+            raise ValueError(
+                "per_device_train_batch_size is 1, and one example has nothing to be mixed with: make it at least 2, or use "
+                "mixing=ERM(). With several processes, gather_across_devices=True mixes the examples of all."
+            )
         if self.mixing_handle is None:
             self._wrap_for_mixing(self.model)
         if self.mixes:

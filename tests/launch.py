@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def launch(directory, script, processes=2, arguments=(), timeout=300):
+def launch(directory, script, processes=2, arguments=(), timeout=300, environment=None):
     """Run a script that writes `rank{i}.json` into the directory that is its first argument."""
     (directory / "script.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
@@ -14,6 +14,7 @@ def launch(directory, script, processes=2, arguments=(), timeout=300):
         free.bind(("127.0.0.1", 0))
         command += ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
     environment = {
+        **(environment or {}),
         "PYTHONPATH": ":".join(sys.path),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",

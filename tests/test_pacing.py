@@ -66,6 +66,32 @@ def test_steps_without_mixing_are_not_timed(monkeypatch):
     assert pacer.num_mixed == 4000
 
 
+def test_a_size_that_chance_left_out_is_waited_for(monkeypatch):
+    clock, pacer = Clock(monkeypatch), pacing.Pacer()
+    for i in range(40):
+        clock.step(pacer, mixes=i % 2 == 0)  # always at the same one of the two sizes
+    assert pacer.num_mixed is None
+    for _ in range(2 * pacing.ROUNDS + 1):
+        clock.step(pacer)
+    assert pacer.num_mixed == 4000
+
+
+def test_processes_decide_in_the_same_step(monkeypatch):
+    """One of two has mixed less often: it is asked in every step, and the other one waits for it with its number."""
+    clock, pacer, told = Clock(monkeypatch), pacing.Pacer(), []
+
+    def gather(sizes, size):
+        told.append(size)
+        sizes[:] = [size, 3000 if len(told) > 5 else None]
+
+    monkeypatch.setattr("mm_hf.pacing.is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    sizes = [clock.step(pacer) for _ in range(30)]
+    trial = pacing.WARM_UP + pacing.ROUNDS * len(pacing.SIZES)
+    assert told == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
+
+
 def test_a_model_trains_with_the_size_that_its_clock_says(monkeypatch, caplog):
     model, inputs = models.build("vit").train(), models.batch("vit")
     with wrap_model(model, AUTO) as handle:
