@@ -25,6 +25,7 @@ import datasets
 import transformers
 from evidence_summary import summarise
 from evidence_tasks import METHODS, TASKS, Options
+from evidence_verdict import write_verdict
 from harness import RESULTS
 
 from mm_hf.comparison import Measures, Run, run_comparison
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1
     written = summarise(args.output_dir, list(TASKS), args.results_dir, args.docs_dir)
+    write_verdict(args.output_dir, list(TASKS), args.docs_dir)
     print(f"Wrote {', '.join(str(path) for path in written)}.")
     return 0
 

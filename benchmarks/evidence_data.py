@@ -226,7 +226,7 @@ def minilm() -> Path:
 
 
 @cache
-def mnist1d(number: int = 5000) -> Examples:
+def mnist1d(number: int = 10_000) -> Examples:
     """Sequences of 40 values from mnist1d's generator with its own seed, as images of one row.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 from evidence_tasks import METHODS, TASKS
 
-from mm_hf.analysis import plot_differences
+from mm_hf.analysis import plot_alignment_uniformity, plot_differences
 from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison import Comparison, Run
 from mm_hf.comparison.tables import MAIN, METRICS
@@ -28,22 +28,22 @@ BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 Row = dict[str, Any]
 
 
-def finished_runs(directory: Path) -> dict[str, dict[int, Run]]:
-    """The finished runs of a comparison's directory, by method and seed; plain training first."""
+def finished_runs(directory: Path, known_only: bool = True) -> dict[str, dict[int, Run]]:
+    """The finished runs of a directory, by method and seed, plain training first; of the study's methods, or of all."""
     found: dict[str, dict[int, Run]] = {}
     for path in sorted(directory.glob("runs/*/seed-*")):
         run = Run.read(path)
         if run is not None:
             found.setdefault(run.method, {})[run.seed] = run
-    return {name: found[name] for name in METHODS if name in found}
+    order = METHODS if known_only else dict.fromkeys([BASELINE, *found])
+    return {name: found[name] for name in order if name in found}
 
 
-def paired(directory: Path, runs: Mapping[str, Mapping[int, Run]], method: str) -> Comparison:
-    """A method and plain training on the seeds that both have: a study that still goes on has more of some methods."""
-    seeds = sorted(runs[BASELINE].keys() & runs[method].keys())
-    names = dict.fromkeys((BASELINE, method))
-    chosen = {name: [runs[name][seed] for seed in seeds] for name in names}
-    return Comparison(directory.name, dict.fromkeys(chosen), chosen, BASELINE)
+def paired(directory: Path, runs: Mapping[str, Mapping[int, Run]], method: str, baseline: str = BASELINE) -> Comparison:
+    """Two methods on the seeds that both have: a study that still goes on has more of some methods."""
+    seeds = sorted(runs[baseline].keys() & runs[method].keys())
+    chosen = {name: [runs[name][seed] for seed in seeds] for name in dict.fromkeys((baseline, method))}
+    return Comparison(directory.name, dict.fromkeys(chosen), chosen, baseline)
 
 
 def rows_of(directory: Path) -> Iterator[Row]:
@@ -114,6 +114,10 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
         path = docs_dir / "images" / f"evidence_{task}.png"
         if draw([row for row in rows if row["task"] == task], path):
             written.append(path)
+    for task in tasks:
+        path = docs_dir / "images" / f"plane_{task}.png"
+        if draw_plane(finished_runs(output_dir / task), path):
+            written.append(path)
     write_tables(rows, docs_dir)
     return written
 
@@ -155,18 +159,33 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
+def draw_plane(runs: Mapping[str, Mapping[int, Run]], path: Path) -> bool:
+    """Alignment and uniformity of a task's methods; whether there are any."""
+    pairs = {
+        name: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in own.values() if "alignment" in r.metrics]
+        for name, own in runs.items()
+    }
+    pairs = {name: found for name, found in pairs.items() if found}
+    if len(pairs) > 1:
+        plot_alignment_uniformity(pairs, path)
+    return len(pairs) > 1
+
+
 def write_tables(rows: Sequence[Row], docs_dir: Path) -> None:
-    """Put the tables between the markers of evidence.md; its other text is left as it is."""
-    path = docs_dir / "evidence.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Evidence\n"
+    """The section of each task, in evidence.md."""
     for task in dict.fromkeys(row["task"] for row in rows):
-        begin, end = BEGIN.format(task), END.format(task)
-        own = [row for row in rows if row["task"] == task]
-        body = "\n".join([begin, *section(task, own, docs_dir), end])
-        before, found, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{body}{after}" if found else f"{text.rstrip()}\n\n{body}\n"
-    partial = path.with_name(f"evidence.md.{os.getpid()}")
+        put(docs_dir / "evidence.md", task, section(task, [row for row in rows if row["task"] == task], docs_dir))
+
+
+def put(path: Path, name: str, lines: Sequence[str]) -> None:
+    """Put lines between the markers of a page, or at its end if it has none of that name; other text is left."""
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Evidence\n"
+    begin, end = BEGIN.format(name), END.format(name)
+    body = "\n".join([begin, *lines, end])
+    before, found, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    text = f"{before}{body}{after}" if found else f"{text.rstrip()}\n\n{body}\n"
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
@@ -188,6 +207,8 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
         lines.append(f"| {method} | {' | '.join(_mean(found.get((method, m))) for m in others)} |")
     if (docs_dir / "images" / f"evidence_{task}.png").exists():
         lines += ["", f"![Differences from erm on {task}, with 95 % intervals](images/evidence_{task}.png)"]
+    if (docs_dir / "images" / f"plane_{task}.png").exists():
+        lines += ["", f"![Alignment and uniformity of the features on {task}](images/plane_{task}.png)"]
     return [*lines, ""]
 
 

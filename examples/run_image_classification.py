@@ -33,11 +33,12 @@ from typing import Any, Literal
 
 import common
 from datasets import ClassLabel, DatasetDict, load_dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainingArguments, ViTImageProcessorPil
+from transformers import AutoModelForImageClassification, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.metrics import classification_metrics
 from mm_hf.sources.images import ImageTransform
+from mm_hf.sources.models import image_processor
 from mm_hf.sources.offline import OFFLINE, load_offline
 
 
@@ -47,6 +48,10 @@ class ModelArguments(common.ModelArguments):
 
     model_type: str = field(default="vit", metadata={"help": "Architecture of a model from scratch."})
     image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."},
+    )
 
 
 @dataclass
@@ -96,16 +101,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     """Model and image processor, pretrained or from scratch."""
     model = common.load_model(AutoModelForImageClassification, model_args, names, "image-classification")
     source = model_args.image_processor_name or model_args.model_name_or_path
-    if source is not None:
-        return model, AutoImageProcessor.from_pretrained(source, **model_args.hub)
-    channels, side = model.config.num_channels, model.config.image_size
-    processor = ViTImageProcessorPil(
-        size={"height": side, "width": side},
-        image_mean=[0.5] * channels,
-        image_std=[0.5] * channels,
-        do_convert_rgb=channels == 3,
-    )
-    return model, processor
+    return model, image_processor(model.config, source, size=model_args.image_size, **model_args.hub)
 
 
 def main() -> None:

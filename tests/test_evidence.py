@@ -6,6 +6,7 @@ import math
 
 import evidence
 import evidence_data
+import evidence_verdict
 import numpy as np
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_every_task_says_what_it_is_and_has_the_baseline():
 @pytest.mark.skipif(importlib.util.find_spec("mnist1d") is None, reason="mnist1d is not installed")
 def test_sequences_are_images_of_one_row():
     task = TASKS["mnist1d"].build(Options(quick=True))
-    assert task.train_dataset[0]["pixel_values"].shape == (1, 1, 40) and len(task.train_dataset) == 2000
+    assert task.train_dataset[0]["pixel_values"].shape == (1, 1, 40) and len(task.train_dataset) == 1000
 
 
 def test_subsets_are_disjoint_balanced_and_nested():
@@ -117,3 +118,27 @@ def test_the_upper_blocks_of_a_backbone_have_locations():
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3)
     plan = probe(UpperDinov2ForImageClassification(config), {"pixel_values": torch.randn(2, 5, 16)})
     assert plan is not None and DenseMultiMix().attention == "auto"
+
+
+def test_the_verdict_counts_what_was_aimed_at(tmp_path, monkeypatch):
+    def runs(accuracy, seconds):
+        labels = np.arange(40) % 2
+        right = np.arange(40) < 40 * accuracy
+        logits = np.where(right[:, None] == (labels[:, None] == np.arange(2)), 2.0, -2.0)
+        found = {}
+        for seed in range(3):
+            metrics = {"accuracy": accuracy, "nll": 1 - accuracy, "calibration_error": 0.1, "train_seconds": seconds}
+            run = type("Run", (), {"metrics": metrics, "arrays": {"logits": logits, "labels": labels}, "seed": seed})
+            found[seed] = run
+        return found
+
+    made = {"erm": runs(0.6, 1.0), "mixup": runs(0.7, 1.0), "cutmix": runs(0.5, 1.0), "dense_multimix": runs(0.9, 1.5)}
+    monkeypatch.setattr(evidence_verdict, "finished_runs", lambda directory: made)
+    found = evidence_verdict.verdict(tmp_path)
+    assert found.rival == "mixup" and found.lead.value == pytest.approx(0.2) and found.gain.low > 0
+    assert found.ratios["nll"] == pytest.approx(0.25) and found.ratios["train_seconds"] == 1.5
+    text = "\n".join(evidence_verdict.counts({"one": found}))
+    assert "above zero: 1 of 1" in text and "NLL at most 0.7 times plain training's: 1 of 1" in text
+    assert "Training time at most 1.1 times plain training's: 0 of 1" in text
+    evidence_verdict.write_verdict(tmp_path, ["one"], tmp_path)
+    assert "| one | 3 | **+30.00" in (tmp_path / "evidence.md").read_text()

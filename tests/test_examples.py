@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from mm_hf import DenseMultiMix, MultiMix
+from mm_hf import DenseMultiMix, MultiMix, extract
 from mm_hf.hub import load_mixing
 from mm_hf.sources import offline
 
@@ -113,6 +113,24 @@ def test_the_recipes_are_what_the_parser_takes():
         _, data_args, training_args, mixing = parse_arguments([str(EXAMPLES / "recipes" / f"{name}.yaml")])
         assert data_args.dataset_name == name and training_args.do_train
         assert mixing == DenseMultiMix()
+
+
+@pytest.mark.parametrize(
+    ("name", "locations", "paper"),
+    [("cifar100_resnet18", 16, True), ("imagenet_resnet50", 49, True), ("imagenet_deit_small", 196, False)],
+)
+def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, locations, paper):
+    from run_image_classification import load_model, parse_arguments
+
+    path = tmp_path / f"{name}.yaml"
+    path.write_text((EXAMPLES / "recipes" / path.name).read_text() + "use_cpu: true\n")
+    model_args, data_args, training_args, mixing = parse_arguments([str(path)])
+    assert mixing.clean_weight == (not paper) and mixing.num_mixed == 1000 and training_args.bf16
+    assert data_args.dataset_name == name.split("_")[0].replace("imagenet", "imagenet-1k")
+    model, processor = load_model(model_args, [str(i) for i in range(100)])
+    batch = {"pixel_values": torch.randn(2, 3, processor.size["height"], processor.size["width"])}
+    with torch.no_grad():
+        assert extract(model, "auto", **batch).token_logits.shape == (2, locations, 100)
 
 
 def test_digits_are_split_the_same_way_every_time():

@@ -84,11 +84,14 @@ def model_factory(
     return lambda: auto.from_config(config)
 
 
-def image_processor(config: Any, name_or_path: str | None, **hub: Any) -> Any:
-    """The processor of a pretrained model, or one for images in [-1, 1] of the size that a model from scratch takes."""
+def image_processor(config: Any, name_or_path: str | None, *, size: int | None = None, **hub: Any) -> Any:
+    """The processor of a pretrained model, or one for images in [-1, 1] of the size that a model from scratch takes.
+
+    `size` is for architectures that take any, such as ResNet, whose configuration says none (default: 224).
+    """
     if name_or_path is not None:
         return AutoImageProcessor.from_pretrained(name_or_path, **hub)
-    channels, side = getattr(config, "num_channels", 3), getattr(config, "image_size", 224)
+    channels, side = getattr(config, "num_channels", 3), size or getattr(config, "image_size", 224)
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     return ViTImageProcessorPil(
         size={"height": height, "width": width},

@@ -1,0 +1,90 @@
+"""What the default is chosen by: candidates on the tasks of the study, measured on examples that its tests never see.
+
+    python benchmarks/evidence_search.py --tasks mnist1d --methods erm k2=dense_multimix:effective_examples=2 --seeds 2
+    python benchmarks/evidence_search.py --summary     # one table of all that was run: benchmarks/results/search.csv
+
+A method is written as `mm-hf compare` takes it. Stopped, the same command goes on; more candidates can be added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import datasets
+import transformers
+from evidence_summary import finished_runs, paired
+from evidence_tasks import METHODS, TASKS, Options
+from harness import write
+
+from mm_hf.analysis.statistics import mean_interval
+from mm_hf.comparison import Measures, Run, run_comparison
+from mm_hf.comparison.task import parse_method
+
+OUTPUT = Path("outputs/evidence_search")
+FIGURES = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", "train_seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run candidates, and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=["erm", "dense_multimix"], metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2], help="how many; or several numbers: which")
+    parser.add_argument("--output_dir", type=Path, default=OUTPUT)
+    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
+    args = parser.parse_args(arguments)
+    if args.summary:
+        write("search.csv", [row for name in TASKS for row in rows_of(args.output_dir / name)])
+        return 0
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}
+    chosen |= dict(parse_method(text) for text in args.methods if text not in METHODS)
+    seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+    for name in args.tasks:
+        run_comparison(
+            TASKS[name].build(Options(search=True, cache=args.output_dir / "cache")),
+            {"erm": METHODS["erm"](), **chosen},
+            seeds,
+            args.output_dir / name,
+            baseline="erm",
+            measures=Measures(robustness_samples=0),
+            keep_models="none",
+            report=False,
+            on_run=lambda run, name=name: tell(name, run),
+        )
+    return 0
+
+
+def tell(task: str, run: Run) -> None:
+    """One line a run."""
+    shutil.rmtree(run.directory / "model", ignore_errors=True)
+    found = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in FIGURES if name in run.metrics)
+    print(f"{time.strftime('%H:%M:%S')} {task}, {run.method}, seed {run.seed}: {found}", flush=True)
+
+
+def rows_of(directory: Path) -> list[dict[str, object]]:
+    """Means over seeds, and differences to plain training on the same seeds."""
+    runs, rows = finished_runs(directory, known_only=False), []
+    for method in runs:
+        comparison = paired(directory, runs, method)
+        for figure in FIGURES:
+            values = comparison.values(figure)
+            if method in values:
+                difference = mean_interval(values[method] - values["erm"])
+                row = {"task": directory.name, "method": method, "figure": figure, "seeds": len(comparison.seeds)}
+                row |= {"mean": f"{values[method].mean():.5g}", "difference_to_erm": f"{difference.value:.5g}"}
+                rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
