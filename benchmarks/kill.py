@@ -23,7 +23,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +196,12 @@ def newest(directory: Path, processes: int) -> tuple[str, str]:
     return checkpoints[0].name, next(filter(None, flaws), "")
 
 
-def kills(processes: int, count: int, draw: random.Random, root: Path) -> list[dict[str, Any]]:
+def kills(processes: int, count: int, draw: random.Random, root: Path) -> Iterator[dict[str, Any]]:
     """Kill at so many random moments and once in the writing of each file."""
     _, reference = finish(root / "uninterrupted", processes)
     assert reference["processes"] == processes
     step_seconds = reference["seconds"] / STEPS
     moments = [(draw.randrange(STEPS - 2), draw.uniform(0, 2 * step_seconds)) for _ in range(count)]
-    rows = []
     for i, moment in enumerate([*moments, *WRITTEN]):
         directory = root / f"killed-{i}"
         if isinstance(moment, str):
@@ -218,9 +217,7 @@ def kills(processes: int, count: int, draw: random.Random, root: Path) -> list[d
         assert not any(codes), (directory / "log.txt").read_text()[-3000:]
         same = result["digest"] == reference["digest"]
         values = (processes, said, *where, result["from"] or "the beginning", same)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-        print(rows[-1], flush=True)
-    return rows
+        yield dict(zip(COLUMNS, values, strict=True))
 
 
 def main() -> None:
@@ -236,8 +233,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as root:
         for processes in (1, 2):
-            rows += kills(processes, args.moments, random.Random(processes), Path(root) / str(processes))
-    harness.write("kill.csv", rows)
+            for row in kills(processes, args.moments, random.Random(processes), Path(root) / str(processes)):
+                print(row, flush=True)
+                rows.append(row)
+                harness.write("kill.csv", rows)
     assert all(row["same weights"] for row in rows)
 
 
