@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 
+import common
 import digits
 import pytest
 import torch
@@ -182,6 +183,12 @@ def test_all_processes_take_a_checkpoint_that_is_whole_for_each(output_dir, monk
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     assert last_whole_checkpoint(output_dir) == output_dir / "checkpoint-2"
+
+
+def test_the_example_scripts_take_it_as_an_option(output_dir):
+    resumed = trainer(output_dir, max_steps=5, resume_from_checkpoint="true", do_train=True)
+    common.train_and_evaluate(resumed, {})
+    assert resumed.state.global_step == 5 and resumed._initial_global_step == 4
 
 
 # ---- no room ----
