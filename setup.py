@@ -28,7 +28,14 @@ setup(
     packages=find_packages(include=["mm_hf", "mm_hf.*"]),
     package_data={"mm_hf": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["accelerate>=1.10", "datasets>=4.0", "evaluate>=0.4", "torch>=2.6", "transformers>=5.20"],
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "evaluate>=0.4",
+        "huggingface_hub>=1.31",
+        "torch>=2.6",
+        "transformers>=5.20",
+    ],
     entry_points={"console_scripts": ["mm-hf = mm_hf.commands:main"]},
     extras_require={
         "plots": PLOTS,

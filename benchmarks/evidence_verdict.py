@@ -1,4 +1,4 @@
-"""What the study says of the default, over all tasks: against plain training, and against the best of the others."""
+"""What the study says of Dense MultiMix over all tasks: against plain training, and against the best of the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison import Run
 from mm_hf.comparison.tables import METRICS
 
-DEFAULT = "dense_multimix"
+JUDGED = {
+    "dense_multimix": "The default, `DenseMultiMix()`",
+    "dense_multimix_and_mixup": 'With input mixup in half of the mini-batches, `DenseMultiMix(preset="mixup")`',
+}
 RIVALS = ("label_smoothing", "mixup", "cutmix", "manifold_mixup", "transmix")
 SHIFTS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc")
 RATIOS = {"nll": "NLL", "calibration_error": "Calibration error", "train_seconds": "Training time"}
@@ -22,15 +25,15 @@ MOST = {"nll": 0.7, "calibration_error": 0.7, "train_seconds": 1.1}
 
 @dataclass(frozen=True)
 class Verdict:
-    """The default on one task.
+    """A method on one task.
 
     Attributes:
-        seeds: That the default and plain training both have.
+        seeds: That it and plain training both have.
         gain: Of accuracy over plain training, paired bootstrap.
         rival: The other method with the highest mean accuracy on the test examples.
         lead: Of accuracy over that one, paired bootstrap.
         ratios: Mean over seeds divided by plain training's, for NLL, calibration error and seconds.
-        shifts: For robustness and unknown classes, the method that is best beside the default, and the default's
+        shifts: For robustness and unknown classes, the method that is best of the others, and this one's
             difference to it, Student's interval over seeds.
     """
 
@@ -42,30 +45,30 @@ class Verdict:
     shifts: dict[str, tuple[str, Interval]]
 
 
-def verdict(directory: Path) -> Verdict | None:
-    """The default on the task of a directory; None where it, plain training, or all others were not run."""
+def verdict(directory: Path, method: str) -> Verdict | None:
+    """A method on the task of a directory; None where it, plain training, or all others were not run."""
     runs = finished_runs(directory)
     rivals = [name for name in RIVALS if name in runs]
-    if DEFAULT not in runs or BASELINE not in runs or not rivals:
+    if method not in runs or BASELINE not in runs or not rivals:
         return None
-    plain = paired(directory, runs, DEFAULT)
+    plain = paired(directory, runs, method)
     rival = best(runs, rivals, "accuracy")
     ratios = {}
     for metric in RATIOS:
         values = plain.values(metric)
-        ratios[metric] = float(values[DEFAULT].mean() / values[BASELINE].mean())
+        ratios[metric] = float(values[method].mean() / values[BASELINE].mean())
     shifts = {}
     for metric in SHIFTS:
         others = [name for name in rivals if has(runs[name], metric)]
-        if others and has(runs[DEFAULT], metric):
+        if others and has(runs[method], metric):
             other = best(runs, others, metric)
-            values = paired(directory, runs, DEFAULT, other).values(metric)
-            shifts[metric] = other, mean_interval(values[DEFAULT] - values[other])
+            values = paired(directory, runs, method, other).values(metric)
+            shifts[metric] = other, mean_interval(values[method] - values[other])
     return Verdict(
         len(plain.seeds),
-        plain.differences["accuracy"][DEFAULT],
+        plain.differences["accuracy"][method],
         rival,
-        paired(directory, runs, DEFAULT, rival).differences["accuracy"][DEFAULT],
+        paired(directory, runs, method, rival).differences["accuracy"][method],
         ratios,
         shifts,
     )
@@ -83,10 +86,14 @@ def best(runs: Mapping[str, Mapping[int, Run]], names: Iterable[str], metric: st
 
 def write_verdict(output_dir: Path, tasks: Sequence[str], docs_dir: Path) -> None:
     """The table over all tasks, and the count of what was aimed at, in evidence.md."""
-    found = {task: verdict(output_dir / task) for task in tasks}
-    known = {task: value for task, value in found.items() if value is not None}
-    if known:
-        put(docs_dir / "evidence.md", "verdict", [*table(known), "", *counts(known)])
+    lines: list[str] = []
+    for method, title in JUDGED.items():
+        found = {task: verdict(output_dir / task, method) for task in tasks}
+        known = {task: value for task, value in found.items() if value is not None}
+        if known:
+            lines += [f"**{title}**", "", *table(known), "", *counts(known), ""]
+    if lines:
+        put(docs_dir / "evidence.md", "verdict", lines)
 
 
 def table(known: Mapping[str, Verdict]) -> list[str]:

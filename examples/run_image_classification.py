@@ -50,7 +50,9 @@ class ModelArguments(common.ModelArguments):
     image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."},
+        metadata={
+            "help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."
+        },
     )
 
 
@@ -140,6 +142,7 @@ def main() -> None:
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-classification",
         "dataset": data_args.dataset_name or data_args.train_dir,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["image-classification", "vision"],
     }
     common.train_and_evaluate(trainer, card)

@@ -241,6 +241,7 @@ def main() -> None:
         "finetuned_from": model_args.model_name_or_path,
         "tasks": "image-segmentation",
         "dataset": data_args.dataset_name,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["image-segmentation", "vision"],
     }
     common.train_and_evaluate(trainer, card)

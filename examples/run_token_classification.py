@@ -254,6 +254,7 @@ def main() -> None:
         "finetuned_from": model_args.finetuned_from,
         "tasks": "token-classification",
         "dataset": data_args.dataset_name or data_args.train_file,
+        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
         "tags": ["token-classification"],
     }
     common.train_and_evaluate(trainer, card)

@@ -28,6 +28,7 @@ _EXPORTS = {
     "dense_multimix_loss": ".functional",
     "extract": ".locations",
     "get_method": ".methods",
+    "load_mixing": ".hub",
     "multimix_loss": ".functional",
     "probe": ".locations",
     "sample_factors": ".functional",
@@ -37,6 +38,7 @@ __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
+    from .hub import load_mixing
     from .locations import LocationError, LocationOutput, Plan, extract, probe
     from .methods import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixing, Mixup, MultiMix, TransMix, get_method
     from .trainer import MultiMixTrainer

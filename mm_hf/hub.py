@@ -1,22 +1,15 @@
-"""What is told about the mixing beside a saved model: settings as JSON, and a section of the model card."""
+"""What is told about the mixing beside a saved model: the settings it was trained with, as `mixing.json`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .locations import Plan
-from .methods import Mixing, MultiMix
+from .methods import Mixing
 
 MIXING_FILE = "mixing.json"
-CITATION = """@inproceedings{venkataramanan2023embedding,
-  title     = {Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples},
-  author    = {Venkataramanan, Shashanka and Kijak, Ewa and Amsaleg, Laurent and Avrithis, Yannis},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2023}
-}"""
 
 
 def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None, num_mixed: int | None = None) -> Path:
@@ -37,23 +30,35 @@ def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None,
     return path
 
 
-def load_mixing(directory: str | Path) -> Mixing:
-    """The method that a model was trained with, from the `mixing.json` of its directory.
+def load_mixing(name_or_path: str | Path, **hub: Any) -> Mixing:
+    """The method that a model was trained with, from its `mixing.json`.
+
+    Args:
+        name_or_path: A directory that `MultiMixTrainer` saved (a checkpoint, too), or a model on the Hub, "user/name".
+        hub: What `from_pretrained` is told of the Hub: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
 
     Raises:
-        FileNotFoundError: The directory has no `mixing.json`: it was not written by `MultiMixTrainer`.
+        FileNotFoundError: The directory has no `mixing.json`: it was not saved by `MultiMixTrainer`.
+        OSError: The same of a model on the Hub; or it is not there, is private, or the Hub cannot be reached.
+
+    Example:
+        >>> import tempfile
+        >>> from mm_hf import DenseMultiMix, load_mixing
+        >>> from mm_hf.hub import save_mixing
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = save_mixing(directory, DenseMultiMix(num_mixed=100))
+        ...     load_mixing(directory).num_mixed
+        100
     """
-    path = Path(directory) / MIXING_FILE
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no {MIXING_FILE} in {directory}: the model was not saved by MultiMixTrainer."
-        )
-    return Mixing.from_dict(json.loads(path.read_text())["mixing"])
+    return Mixing.from_dict(_read(name_or_path, **hub)["mixing"])
 
 
-def load_plan(directory: str | Path) -> Plan | None:
-    """How the locations of the model in a directory were found, from its `mixing.json`; None if they were not needed."""
-    values = json.loads((Path(directory) / MIXING_FILE).read_text())["locations"]
+def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
+    """How the locations of a model were found, from its `mixing.json`; None if they were not needed.
+
+    Arguments and errors are those of [`load_mixing`].
+    """
+    values = _read(name_or_path, **hub)["locations"]
     return None if values is None else Plan.from_dict(values)
 
 
@@ -63,29 +68,13 @@ def load_num_mixed(directory: str | Path) -> int | None:
     return json.loads(path.read_text()).get("num_mixed") if path.exists() else None
 
 
-def card_tags(mixing: Mixing) -> list[str]:
-    """Tags of the model card's metadata."""
-    return [mixing.name.replace("_", "-"), *(["multimix"] if "multimix" in mixing.name else [])]
+def _read(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
+    from transformers.utils import cached_file
 
-
-def card_section(mixing: Mixing) -> str:
-    """The section of a model card that says how the model was trained, in Markdown."""
-    settings: Mapping[str, Any] = mixing.to_dict()
-    rows = "\n".join(f"| `{name}` | {value} |" for name, value in settings.items())
-    if isinstance(mixing, MultiMix):
-        what = (
-            ": mixed examples are interpolated from the\nwhole mini-batch in embedding space, and enter the loss beside or in "
-            "place of the clean ones"
+    path = Path(name_or_path) / (hub.get("subfolder") or "") / MIXING_FILE
+    if Path(name_or_path).is_dir() and not path.is_file():
+        raise FileNotFoundError(
+            f"There is no {MIXING_FILE} in {path.parent}: the model was not saved by MultiMixTrainer."
         )
-        citation = f"\n```bibtex\n{CITATION}\n```\n"
-    else:
-        what, citation = "", ""
-    return f"""## Mixing
-
-Trained with mm_hf, method `{mixing.name}`{what}. The model itself is a plain
-Transformers model: nothing but Transformers is needed to use it.
-
-| setting | value |
-|---|---|
-{rows}
-{citation}"""
+    found: Any = cached_file(str(name_or_path), MIXING_FILE, **hub)
+    return json.loads(Path(found).read_text())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
+from transformers.modelcard import TrainingSummary
+from transformers.utils import logging
 
+from .card import card_tags, is_persons, tags_of, write_card
 from .checkpoint import (
     LAST_FILE,
     flaw_anywhere,
@@ -18,20 +22,24 @@ from .checkpoint import (
     refuse_missing,
     writing,
 )
-from .hub import card_section, card_tags, load_num_mixed, save_mixing
+from .hub import MIXING_FILE, load_num_mixed, save_mixing
 from .labels import check_labels
 from .methods import ERM, DenseMultiMix, Mixing, get_method
+from .push import PushingTrainer
 from .wrapper import STATE, MixingHandle, wrap_model
 
+logger = logging.get_logger(__name__)
 
-class MultiMixTrainer(Trainer):
+
+class MultiMixTrainer(PushingTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
     Everything else is Trainer's: evaluation and prediction run the model's own forward, checkpoints are those of the
     plain model (with `mixing.json` beside them), and `args` is an ordinary `TrainingArguments`. The loss of a mini-batch
     is a mean, and accumulated like one. `args.label_smoothing_factor` smooths the mixed labels.
 
-    It also restores checkpoints exactly, and stops where weights are missing: see `mm_hf.checkpoint`.
+    It also restores checkpoints exactly, and stops where weights are missing: see `mm_hf.checkpoint`. What is pushed to
+    the Hub is the plain model, `mixing.json` and a model card; a push that fails never costs the training.
 
     Args:
         model: A classification model, or give `model_init`.
@@ -91,6 +99,7 @@ class MultiMixTrainer(Trainer):
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
             "processing_class": trainer_kwargs.get("processing_class"),
         }
+        self._card: dict[str, Any] = {}  # what the last card was told, for those of later checkpoints
         super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
@@ -262,6 +271,14 @@ class MultiMixTrainer(Trainer):
         refuse_missing(None, set(load_result.missing_keys) - ignorable)
         super()._issue_warnings_after_load(load_result)
 
+    # ---- The Hub ----
+
+    def _complete_checkpoint_push(self, checkpoint_folder: str) -> None:
+        settings = Path(checkpoint_folder) / MIXING_FILE
+        if settings.is_file():
+            shutil.copy(settings, str(self.args.output_dir))
+        self.create_model_card(**self._card)
+
     def create_model_card(  # type: ignore[override]
         self,
         language: str | None = None,
@@ -269,14 +286,20 @@ class MultiMixTrainer(Trainer):
         tags: str | list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Trainer's draft of a model card, with the method's tags and settings."""
+        """Write the model card to `README.md`: how to use the model, results, method, settings, citation.
+
+        The arguments are those of `Trainer.create_model_card`. A card that a person has completed is kept.
+        """
+        self._card = {"language": language, "license": license, "tags": tags, **kwargs}
+        if not self.is_world_process_zero():
+            return
+        path = Path(str(self.args.output_dir)) / "README.md"
+        if is_persons(path):
+            logger.info(f"{path} was written or completed by hand and is kept; delete it to have a new one made.")
+            return
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        tags += [tag for tag in card_tags(self.mixing) if tag not in tags]
-        super().create_model_card(language, license, tags, **kwargs)
-        if self.is_world_process_zero():
-            card = Path(str(self.args.output_dir)) / "README.md"
-            # Trainer takes the empty name of a model from scratch for the name of one on the Hub.
-            text = card.read_text(encoding="utf-8").replace(
-                "is a fine-tuned version of [](https://huggingface.co/) on", "was trained from scratch on"
-            )
-            card.write_text(text + "\n" + card_section(self.mixing), encoding="utf-8")
+        tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *tags_of(path)]))
+        # Trainer takes the names of readers (parquet, imagefolder) for those of data sets.
+        given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
+        summary = TrainingSummary.from_trainer(self, language, license, tags, **given)
+        write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)

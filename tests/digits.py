@@ -26,10 +26,9 @@ def vit(seed=0, dropout=0.0, **changes):
         intermediate_size=48,
         image_size=8,
         patch_size=2,
-        num_channels=1,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **{"num_labels": 10, **changes},
+        **{"num_labels": 10, "num_channels": 1, **changes},
     )
     return ViTForImageClassification(config)
 

@@ -19,6 +19,7 @@ from mm_hf.analysis import (
     plot_cost,
     plot_differences,
     plot_embeddings,
+    plot_history,
     plot_ood,
     plot_reliability,
     plot_training,
@@ -187,9 +188,10 @@ def test_many_classes_are_told_apart(tmp_path):
     assert len(seen) == 25
 
 
-def test_alignment_and_uniformity(tmp_path):
+@pytest.mark.parametrize("methods", [METHODS[:3], [*METHODS[:5], "dense_multimix_and_mixup"]])
+def test_alignment_and_uniformity(tmp_path, methods):
     generator = np.random.default_rng(0)
-    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in METHODS[:3]}
+    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in methods}
     figure = plot_alignment_uniformity(runs, tmp_path / "x.png")
     looks_right(figure, tmp_path / "x.png", 1)
     drawn = figure.axes[0].collections
@@ -300,3 +302,25 @@ def test_validation_curves(tmp_path):
         assert mean.get_label() == name
     with pytest.raises(ValueError, match="was not evaluated in training"):
         plot_validation({"plain": [[{"step": 1, "loss": 2.0}]]}, tmp_path / "x.png")
+
+
+def test_one_training(tmp_path):
+    history = [
+        {"step": 5 * i, "loss": 8 / i, "loss_clean": 3 / i, "loss_dense": 5 / i, "loss_terms": 99} for i in (1, 2, 3)
+    ]
+    history += [{"step": step, "eval_loss": 4 / step, "eval_accuracy": step / 20} for step in (10, 15)]
+    figure = plot_history(history, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 2)
+    left, right = figure.axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in left.lines}
+    assert drawn == {
+        "training": ([5, 10, 15], [8, 4, 8 / 3]),
+        "evaluation": ([10, 15], [0.4, 4 / 15]),
+        "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
+        "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
+    }
+    assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
+    # Nothing was evaluated.
+    looks_right(plot_history([{"step": s, "loss": 1.0} for s in (1, 2)], tmp_path / "y.png"), tmp_path / "y.png", 1)
+    with pytest.raises(ValueError, match="fewer than two"):
+        plot_history([{"step": 1, "loss": 2.0}], tmp_path / "x.png")

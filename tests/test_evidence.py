@@ -134,7 +134,7 @@ def test_the_verdict_counts_what_was_aimed_at(tmp_path, monkeypatch):
 
     made = {"erm": runs(0.6, 1.0), "mixup": runs(0.7, 1.0), "cutmix": runs(0.5, 1.0), "dense_multimix": runs(0.9, 1.5)}
     monkeypatch.setattr(evidence_verdict, "finished_runs", lambda directory: made)
-    found = evidence_verdict.verdict(tmp_path)
+    found = evidence_verdict.verdict(tmp_path, "dense_multimix")
     assert found.rival == "mixup" and found.lead.value == pytest.approx(0.2) and found.gain.low > 0
     assert found.ratios["nll"] == pytest.approx(0.25) and found.ratios["train_seconds"] == 1.5
     text = "\n".join(evidence_verdict.counts({"one": found}))

@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
 
 from mm_hf import DenseMultiMix, MultiMix, extract
 from mm_hf.hub import load_mixing
 from mm_hf.sources import offline
+from mm_hf.sources.images import ImageTransform
+from mm_hf.sources.models import image_processor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = (
@@ -138,6 +140,17 @@ def test_digits_are_split_the_same_way_every_time():
     assert (len(data["train"]), len(data["test"])) == (1347, 450)
     assert set(data["train"].column_names) == {"image", "label"}
     assert data["test"]["label"][:8] == offline.load_digits()["test"]["label"][:8]
+
+
+def test_without_augmentation_images_are_the_same_in_training_and_evaluation():
+    processor = image_processor(ViTConfig(image_size=8, num_channels=1), None)
+    rows = offline.load_digits()["train"][:4]
+    trained, evaluated = (
+        ImageTransform(processor, augmentation="none", num_channels=1, train=train)(dict(rows))["pixel_values"]
+        for train in (True, False)
+    )
+    for one, other in zip(trained, evaluated, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_missing_data_set_names_its_package(monkeypatch):

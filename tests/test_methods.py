@@ -21,7 +21,7 @@ settings = st.fixed_dictionaries(
         "pooled_weight": st.floats(0, 3),
         "probability": st.floats(0, 1),
         "otherwise": st.sampled_from(["clean", "mixup"]),
-        "preset": st.sampled_from(["paper", None]),
+        "preset": st.sampled_from(["paper", "mixup", None]),
     },
 )
 strength = st.one_of(
@@ -51,6 +51,7 @@ def test_the_papers_preset_and_what_is_given_beside_it():
     method = DenseMultiMix(preset="paper")
     assert (method.alpha, method.clean_weight, method.pooled_weight, method.dense_weight) == ((0.5, 2.0), 0.0, 1.0, 1.0)
     assert (method.probability, method.otherwise, method.effective_examples) == (0.5, "mixup", None)
+    assert DenseMultiMix(preset="mixup") == DenseMultiMix(probability=0.5, otherwise="mixup")
     method = MultiMix(preset="paper", otherwise="clean", clean_weight=1.0, effective_examples=4)
     assert (method.otherwise, method.clean_weight, method.effective_examples, method.alpha) == ("clean", 1.0, 4, None)
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -369,7 +370,8 @@ from transformers import AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
 torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "/logits.pt")
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path)
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # by which sums are split
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, env=threads)
     with torch.no_grad():
         expected = trainer.model.eval()(images).logits
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=0)
@@ -378,7 +380,7 @@ torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "
     assert saved["locations"]["source"] == "vit"
     assert "mm_hf" not in json.loads((tmp_path / "config.json").read_text())
     card = (tmp_path / "README.md").read_text()
-    assert "This model was trained from scratch on" in card
+    assert "A `ViTForImageClassification`, trained from scratch with DenseMultiMix" in card
     assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | [0.5, 2.0] |" in card
 
 

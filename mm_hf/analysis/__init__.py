@@ -6,6 +6,7 @@ They need the extra `plots`: `pip install 'mm-hf[plots]'`.
 from .confidence import plot_ood, plot_reliability
 from .differences import plot_cost, plot_differences, plot_validation
 from .embeddings import plot_alignment_uniformity, plot_embeddings
+from .history import plot_history
 from .plots import plot_attention, plot_training
 from .shift import plot_corruptions
 
@@ -16,6 +17,7 @@ __all__ = [
     "plot_cost",
     "plot_differences",
     "plot_embeddings",
+    "plot_history",
     "plot_ood",
     "plot_reliability",
     "plot_training",

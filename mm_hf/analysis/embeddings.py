@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..metrics.base import as_tensor, vectors_and_labels
-from .style import CLASS_COLOURS, COLUMN, MARKERS, drawn, legend_below, looks, not_empty, panel_grid
+from .style import CLASS_COLOURS, COLUMN, MARKERS, drawn, legend_below, legend_rows, looks, not_empty, panel_grid
 
 PROJECTIONS = ("pca", "tsne")
 
@@ -132,8 +131,7 @@ def plot_alignment_uniformity(runs: Mapping[str, Sequence[tuple[float, float]]],
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
             raise ValueError(f"runs[{name!r}] must be pairs (alignment, uniformity), one a seed, got {pairs.shape}.")
     with drawn(path) as figures:
-        # The legend has two columns as a rule, and takes from the height.
-        height = 2.5 + 0.18 * math.ceil(len(points) / 2)
+        height = 2.5 + 0.18 * legend_rows(points, COLUMN)  # the legend takes from the height
         figure, axes = plt.subplots(figsize=(COLUMN, height), layout="constrained")
         figures.append(figure)
         for name, (colour, marker) in looks(runs).items():

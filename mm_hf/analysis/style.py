@@ -80,10 +80,15 @@ def panel_grid(panels: int, height: float, columns: int = 3, **options: Any) -> 
 
 def legend_below(figure: Figure, handles: list[Any], texts: list[str], *, around: float = 0.62, **options: Any) -> None:
     """A legend under all panels, in as many columns as fit; `around` is what a column needs beside its text, in inches."""
-    column = around + 0.065 * max(map(len, texts))
-    fitting = max(int((figure.get_figwidth() - 0.1) / column), 1)
-    rows = math.ceil(len(texts) / fitting)
+    rows = legend_rows(texts, figure.get_figwidth(), around)
     figure.legend(handles, texts, loc="outside lower center", ncols=math.ceil(len(texts) / rows), **options)
+
+
+def legend_rows(texts: Iterable[str], width: float, around: float = 0.62) -> int:
+    """How many rows a legend under panels takes in a figure of this width in inches."""
+    texts = list(texts)
+    column = around + 0.065 * max(map(len, texts))
+    return math.ceil(len(texts) / max(int((width - 0.1) / column), 1))
 
 
 def not_empty(runs: Any, name: str) -> None:

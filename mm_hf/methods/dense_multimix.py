@@ -11,7 +11,7 @@ from torch import Tensor
 from ..gather import Everyone
 from ..locations import LocationOutput
 from ..locations.attention import KINDS
-from .multimix import DEFAULTS, PAPER, MultiMix, setting
+from .multimix import DEFAULTS, PAPER, WITH_MIXUP, MultiMix, setting
 
 
 @dataclass
@@ -47,7 +47,7 @@ class DenseMultiMix(MultiMix):
     name: ClassVar[str] = "dense_multimix"
     defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0}
     # A ViT's head reads its CLS token: the paper's recipe needs the pooled loss beside the dense one to train it.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}, "mixup": WITH_MIXUP}
 
     dense_weight: float = setting(None, "Weight of the loss of mixed features at every location. Default: 1.")
     attention: Literal["auto", "cls", "mean", "gap", "cam", "uniform"] = setting(

@@ -45,6 +45,8 @@ DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "othe
 # that the other mini-batches get input mixup is our reading.
 PAPER = {"alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0, "probability": 0.5, "otherwise": "mixup"}
 
+WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup"}
+
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
     """A dataclass field with the text that a command line shows."""
@@ -75,7 +77,8 @@ class MultiMix(Mixing):
         gather_across_devices: Mix the mini-batches of all processes as one, of which each process takes its share of the
             `num_mixed` mixed examples; else each process mixes its own, as in the paper.
         preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
-            mini-batches (our reading) with input mixup instead. Arguments that are given win.
+            mini-batches (our reading) with input mixup instead. "mixup": the defaults, and likewise half of the
+            mini-batches with input mixup, for training from scratch (docs/evidence.md). Arguments that are given win.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -92,7 +95,7 @@ class MultiMix(Mixing):
 
     name: ClassVar[str] = "multimix"
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER, "mixup": WITH_MIXUP}
 
     num_mixed: Count = setting(
         1000, "Mixed examples a step, for each process, or 'auto': as many as a step can have at 1.05 times the time."
@@ -114,8 +117,10 @@ class MultiMix(Mixing):
     probability: float = setting(None, "Share of the mini-batches that are mixed. Default: 1.")
     otherwise: Literal["clean", "mixup"] = setting(None, "What happens to the other mini-batches. Default: clean.")
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all processes as one.")
-    preset: Literal["paper"] | None = field(
-        default=None, compare=False, metadata={"help": "'paper': the paper's recipe in place of our defaults."}
+    preset: Literal["paper", "mixup"] | None = field(
+        default=None,
+        compare=False,
+        metadata={"help": "'paper': the paper's recipe. 'mixup': our defaults, and half of the mini-batches by mixup."},
     )
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ class ImageTransform:
         if augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {augmentation!r}.")
         self.random = train and augmentation != "none"
-        self.augment = self._augmentation(augmentation) if train else None
+        self.augment = self._augmentation(augmentation) if self.random else None
 
     def _augmentation(self, name: str) -> torch.nn.Module:
         from kornia import augmentation
@@ -63,8 +63,7 @@ class ImageTransform:
         steps: list[Any] = []
         if name == "randaugment":
             steps.append(_InColour(augmentation.auto.RandAugment(n=2, m=9)))
-        if name != "none":
-            steps.append(augmentation.RandomResizedCrop((self.height, self.width), scale=(0.6, 1.0)))
+        steps.append(augmentation.RandomResizedCrop((self.height, self.width), scale=(0.6, 1.0)))
         if name in ("crop_flip", "randaugment"):
             steps.append(augmentation.RandomHorizontalFlip())
         steps.append(augmentation.Normalize(self.processor.image_mean, self.processor.image_std))
@@ -82,8 +81,6 @@ class ImageTransform:
                 images, size=size, do_center_crop=False, do_normalize=False, return_tensors="pt", do_resize=True
             )["pixel_values"]
             pixels = self.augment(torch.as_tensor(np.asarray(plain), dtype=torch.float32))
-            if pixels.shape[-2:] != (self.height, self.width):
-                pixels = torch.nn.functional.interpolate(pixels, (self.height, self.width), mode="bilinear")
         return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
 
 
