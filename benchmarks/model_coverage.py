@@ -27,9 +27,9 @@ import zoo  # noqa: E402
 
 from mm_hf import DenseMultiMix, MultiMix, extract, wrap_model  # noqa: E402
 from mm_hf.locations import LocationError, probe  # noqa: E402
+from mm_hf.locations.matching import relative_error  # noqa: E402
 from mm_hf.locations.plan import as_tokens, pooled_logits  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
-from mm_hf.locations.probe import relative_error  # noqa: E402
 from mm_hf.locations.record import logits_of  # noqa: E402
 from mm_hf.locations.taps import tapped  # noqa: E402
 

@@ -4,7 +4,7 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
 """Fine-tune any image classifier of Transformers with MultiMix or Dense MultiMix.

@@ -4,7 +4,7 @@
 #     "transformers>=5.23",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
 """Fine-tune any semantic segmentation model of Transformers with Dense MultiMix at each location.

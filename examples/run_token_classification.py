@@ -4,7 +4,7 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
 """Fine-tune any token classifier of Transformers (named entities, parts of speech) with Dense MultiMix at each token.

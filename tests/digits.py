@@ -5,6 +5,8 @@ from datasets import ClassLabel, Dataset
 from sklearn.datasets import load_digits
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
+from mm_hf import MultiMixTrainer
+
 
 def dataset(start=0, stop=96, extra=True):
     data = load_digits()
@@ -57,3 +59,19 @@ def same_weights(a, b, rtol=0.0, atol=0.0):
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def run(directory, trainer_class=MultiMixTrainer, model=None, train=None, trainer_args=None, **args):
+    model = vit() if model is None else model
+    trainer = trainer_class(
+        model=model,
+        args=arguments(directory, **args),
+        train_dataset=dataset() if train is None else train,
+        eval_dataset=dataset(1000, 1040),
+        **(trainer_args or {}),
+    )
+    return trainer
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -162,6 +162,8 @@ def test_clean_loss_is_cross_entropy():
 
 def test_mixup_is_kornias_on_the_same_draws():
     kornia = pytest.importorskip("kornia.augmentation")
+    from kornia.constants import DType
+
     images, labels = models.batch("vit")["pixel_values"], torch.tensor([0, 1, 2, 3, 4, 0])
     model = models.build("vit")
     torch.manual_seed(4)
@@ -175,7 +177,7 @@ def test_mixup_is_kornias_on_the_same_draws():
         "mixup_pairs": partner,
         "mixup_lambdas": torch.full((6,), 1 - factor),
         "batch_prob": torch.ones(6),
-        "dtype": torch.tensor(0),
+        "dtype": torch.tensor(DType.get(torch.float32).value),
     }
     theirs, classes = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
     torch.testing.assert_close(inputs["pixel_values"], theirs)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Example:
         >>> main(["--version"])
-        mm_hf 0.1.0
+        mm_hf ...
         0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from .matching import tolerance
 from .plan import EVERY, Plan
 from .reading import REPORTED, AttentionTap
 from .record import Recording, logits_of, plain_call, traceless
-
-
-def tolerance(x: Tensor) -> float:
-    """How far apart two ways to the same result may end, relatively, in the arithmetic of `x`."""
-    return 1e-5 if x.dtype in (torch.float32, torch.float64) else 2e-2
 
 
 def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:

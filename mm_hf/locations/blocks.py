@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .matching import relative_error
 from .plan import LocationError
 from .pools import MASKS
-from .probe import relative_error
 from .record import (
     PROBE_EXAMPLES,
     batch_size,

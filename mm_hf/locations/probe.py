@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention_choice import tolerance, with_attention
+from .attention_choice import with_attention
+from .head import averaged_heads, check_head, location_scorers
+from .matching import is_vector, mismatch, relative_error, same, scale_between, tolerance
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
 from .record import Call, Recording, pad_id, record, traceless, without_zero_weights
@@ -114,84 +116,6 @@ def _proved(recording: Recording, plan: Plan) -> Plan:
     return plan
 
 
-def check_head(recording: Recording) -> None:
-    """Raise a LocationError unless the logits leave an affine layer, as all that MultiMix does rests on it."""
-    name = type(recording.model).__name__
-    logits = recording.logits
-    # A label for every location; interpolation to another size is linear, too.
-    if logits.ndim > 2 and next(_location_scorers(recording), None) is not None:
-        return
-    if affine_layer(recording, logits) is not None:
-        return
-    last_steps = [c for c in recording.calls if _has(c, logits)]
-    for call in recording.calls:
-        for result in call.results.values():
-            for label, activation in ACTIVATIONS.items():
-                if result.shape == logits.shape and _same(activation(result), logits):
-                    raise LocationError(
-                        f"The head of {name} does not end in a linear layer: its logits are {label} of what leaves "
-                        f"{call.name!r}. Interpolating features is interpolating logits for a linear layer only."
-                    )
-    if next(_averaged_heads(recording), None) is not None:
-        return
-    for call in recording.calls:  # a head applied to every token, whose logits are picked or averaged afterwards
-        scored_tokens = call.results.get(None)
-        if (
-            scored_tokens is not None
-            and scored_tokens.ndim == 3
-            and scored_tokens.shape[::2] == logits.shape
-            and is_affine(recording, call)
-        ):
-            return
-    seen = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
-    raise LocationError(
-        f"The head of {name} does not end in a linear layer that computes its logits: {seen}. Interpolating features "
-        "is interpolating logits for a linear layer only."
-    )
-
-
-def affine_layer(recording: Recording, target: Tensor) -> Call | None:
-    """The innermost affine module whose one result is `target`: (b, c), or (b, n, c) of one that scores every token."""
-    for call in recording.calls:
-        result = call.results.get(None)
-        if result is None or call.argument is None:
-            continue
-        if (_has(call, target) if target.ndim == 2 else _same(result, target)) and is_affine(recording, call):
-            return call
-    return None
-
-
-def is_affine(recording: Recording, call: Call) -> bool:
-    """Whether the halfway point of two arguments gives the halfway point of the results."""
-    x = call.argument
-    if x is None or call.name == "" or x.data_ptr() in recording.input_pointers:
-        return False
-    module = recording.model.get_submodule(call.name)
-    if not any(True for _ in module.parameters()):
-        return False
-    with traceless(recording.model), torch.no_grad():
-        other = 3 * x.flip(0) + x.std()
-        try:
-            ends, middle = (module(x) + module(other)) / 2, module((x + other) / 2)
-        except Exception:  # a module that needs more arguments is no last layer
-            return False
-    return isinstance(ends, Tensor) and _same(ends, middle, 100 * tolerance(ends))
-
-
-def _averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
-    """Pairs of affine heads whose mean is the logits."""
-    logits = recording.logits
-    heads = [c for c in recording.calls if c.results.get(None) is not None and c.results[None].shape == logits.shape]
-    heads.sort(key=lambda c: c.name.count("."))
-    for a, b in itertools.combinations(heads, 2):
-        if (
-            _same((a.results[None] + b.results[None]) / 2, logits)
-            and is_affine(recording, a)
-            and is_affine(recording, b)
-        ):
-            yield a, b
-
-
 def _explanations(recording: Recording) -> Iterator[Plan]:
     """Ways in which the logits may have come about, outermost modules first; `pool` is "" where it is still open."""
     model = recording.model
@@ -208,7 +132,7 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
         yield _every_location(recording, empty)
         return
     yield from _walk(recording, empty, recording.logits, math.inf, (), 0)
-    for a, b in _averaged_heads(recording):
+    for a, b in averaged_heads(recording):
         # Each head by itself: together their gradients would not tell which of them reads what.
         ways = [
             [way for guess in _before(recording, empty, c, (c.name,), 0) for way, _ in _pools(recording, guess, c)]
@@ -224,24 +148,9 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
 
 def _every_location(recording: Recording, empty: Plan) -> Plan:
     """The plan of a model that labels every location: its own logits, and the last affine layer as their source."""
-    scorer = next(_location_scorers(recording))
+    scorer = next(location_scorers(recording))
     layout = "sequence" if recording.logits.ndim == 3 else "map"
     return replace(empty, source=scorer.name, side="output", layout=layout, pool=EVERY, prefix=0)
-
-
-def _location_scorers(recording: Recording) -> Iterator[Call]:
-    """Affine layers that give logits at every location, of the dimensions that the model's have; the last first."""
-    logits = recording.logits
-    axis = -1 if logits.ndim == 3 else 1
-    for call in reversed(recording.calls):
-        result = call.results.get(None)
-        if (
-            result is not None
-            and result.ndim == logits.ndim
-            and result.shape[axis] == logits.shape[axis]
-            and is_affine(recording, call)
-        ):
-            yield call
 
 
 def _walk(
@@ -256,12 +165,14 @@ def _walk(
             (error, c, () if name is None else (name,))
             for c in reversed(earlier)
             for name, activation in ((None, None), *ACTIVATIONS.items())
-            if (error := _mismatch(c, flat, activation)) <= tolerance(flat)
+            if (error := mismatch(c, flat, activation)) <= tolerance(flat)
         ),
         key=lambda candidate: candidate[0],
     )
     if not made:
-        made = [(0.0, c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := _scale(c, flat)) is not None]
+        made = [
+            (0.0, c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := scale_between(c, flat)) is not None
+        ]
     for _, call, activation in made if depth < 16 else []:
         reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
         yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
@@ -273,7 +184,7 @@ def _walk(
                     continue
                 for pool in _pool_names(recording, tokens, empty.prefix):
                     pooled = pool_tokens(tokens, pool, recording.inputs)
-                    if pooled.shape == flat.shape and _same(pooled, flat):
+                    if pooled.shape == flat.shape and same(pooled, flat):
                         yield replace(
                             empty, source=call.name, side="output", key=key, layout=layout, pool=pool, chain=chain
                         )
@@ -353,13 +264,6 @@ def _identity_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
     return relative_error(logits, recording.logits)
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Largest difference of two tensors relative to the larger one's largest entry."""
-    a, b = a.detach(), b.detach()
-    scale = max(float(a.abs().max()), float(b.abs().max()), 1e-12)
-    return float((a.double() - b.double()).abs().max()) / scale
-
-
 def _with_special_ids(recording: Recording, plan: Plan, processing_class: Any) -> Plan:
     if not plan.text:
         return plan
@@ -379,46 +283,6 @@ def _prefix_length(model: nn.Module) -> int:
     """Number of tokens that the model puts before those of its input, told by its parameters."""
     named = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in PREFIX_PARAMETERS]
     return sum(p.shape[-2] if p.ndim > 1 else 1 for p in named)
-
-
-def is_vector(x: Tensor) -> bool:
-    """One vector an example, with or without dimensions of size 1 for a single token or pixel."""
-    return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))
-
-
-def _has(call: Call, target: Tensor) -> bool:
-    """Whether a module's one result is `target`, a vector an example."""
-    return _mismatch(call, target) <= tolerance(target)
-
-
-def _mismatch(call: Call, target: Tensor, activation: Any = None) -> float:
-    """How far a module's one result, a vector an example (through an activation), is from `target`."""
-    result = _vector(call, target)
-    if result is None:
-        return math.inf
-    result = result if activation is None else activation(result)
-    return relative_error(result, target) if result.shape == target.shape else math.inf
-
-
-def _vector(call: Call, target: Tensor) -> Tensor | None:
-    """A module's one result as a vector an example, if it has as many numbers as `target`."""
-    result = call.results.get(None)
-    return result.flatten(1) if result is not None and is_vector(result) and result.numel() == target.numel() else None
-
-
-def _scale(call: Call, target: Tensor) -> float | None:
-    """The number by which a module's one result was multiplied to give `target`, if it was."""
-    result = _vector(call, target)
-    if result is None:
-        return None
-    limit = tolerance(target)
-    result, target = result.detach().double(), target.detach().double()
-    scale = round(float((result * target).sum() / result.square().sum().clamp(min=1e-30)), 6)
-    return scale if scale and _same(scale * result, target, limit) else None
-
-
-def _same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
-    return a.shape == b.shape and relative_error(a, b) <= (tolerance(a) if limit is None else limit)
 
 
 def _length(x: Any) -> int | None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .attention import KINDS, confidence, normalise
+from .matching import relative_error
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
-from .probe import probe, relative_error
+from .probe import probe
 from .reading import AttentionTap
 from .record import batch_size, logits_of, plain_call
 

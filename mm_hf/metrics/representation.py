@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..locations import LocationError, Plan, probe
+from ..locations.head import affine_layer, check_head
+from ..locations.matching import is_vector
 from ..locations.plan import as_tokens
 from ..locations.pools import pool_tokens
-from ..locations.probe import affine_layer, check_head, is_vector
 from ..locations.record import record, without_zero_weights
 from .base import FromVectors, as_tensor, vectors_and_labels
 from .batches import evaluation, model_logits, split
