@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()
         seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
-        options = Options(args.quick, args.full_test, args.output_dir / "cache")
+        options = Options(quick=args.quick, full_test=args.full_test, cache=args.output_dir / "cache")
         for name in args.tasks:
             try:
                 run_task(name, args.methods, seeds, args.output_dir, options)

@@ -61,7 +61,7 @@ METHODS: dict[str, Callable[[], Mixing]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What the command decides of all tasks.
 

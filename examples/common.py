@@ -163,7 +163,8 @@ def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:
     """Train, save, evaluate, and write a model card or push to the Hub."""
     training_args = trainer.args
     if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        wanted = training_args.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=str(wanted).lower() == "true" or wanted)  # an option is text
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

@@ -13,7 +13,15 @@ from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
 from .card import card_tags, is_persons, tags_of, write_card
-from .checkpoint import is_plain_checkpoint, load_weights, refuse_missing
+from .checkpoint import (
+    LAST_FILE,
+    flaw_anywhere,
+    is_plain_checkpoint,
+    last_whole_checkpoint,
+    load_weights,
+    refuse_missing,
+    writing,
+)
 from .hub import MIXING_FILE, load_num_mixed, save_mixing
 from .labels import check_labels
 from .methods import ERM, DenseMultiMix, Mixing, get_method
@@ -127,11 +135,37 @@ class MultiMixTrainer(PushingTrainer):
         self._wrap_for_mixing(model)
         return model
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a look at the labels of the whole data set where that is cheap."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, after a look at the labels of the whole data set where that is cheap.
+
+        Args:
+            resume_from_checkpoint: True for the newest checkpoint in `args.output_dir` that is whole; newer ones whose
+                writing was interrupted are passed over with a warning. Or a checkpoint's directory.
+
+        Raises:
+            ValueError: The checkpoint is not whole, or none is; the message says what is missing.
+        """
         if self.mixes:
             self._check_dataset()
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _whole_checkpoint(self, wanted: str | bool) -> str:
+        if wanted is True:
+            found = last_whole_checkpoint(str(self.args.output_dir), **self._layout)
+            if found is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but there is no whole checkpoint in {self.args.output_dir}: start without it."
+                )
+            return str(found)
+        flaw = flaw_anywhere(str(wanted), **self._layout)
+        if flaw is not None:
+            raise ValueError(
+                f"The training cannot go on from the checkpoint {wanted}: {flaw}. resume_from_checkpoint=True takes the newest "
+                f"one in {self.args.output_dir} that is whole."
+            )
+        return str(wanted)
 
     def _check_dataset(self) -> None:
         """Refuse labels that are out of range now and not when their batch comes."""
@@ -187,6 +221,29 @@ class MultiMixTrainer(PushingTrainer):
 
     # ---- Saving and restoring ----
 
+    @property
+    def _layout(self) -> dict[str, Any]:
+        """What this training's checkpoints are made of."""
+        return {
+            "process": self.args.process_index,
+            "processes": self.args.world_size,
+            "model_only": self.args.save_only_model,
+            "sharded": self.is_fsdp_enabled or self.is_deepspeed_enabled,
+        }
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        directory = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with writing(directory, **self._layout):
+            if self.args.should_save:  # what an earlier training has left there is no longer whole from now on
+                (directory / LAST_FILE).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes `trainer_state.json` next and may then delete older checkpoints: this one must be whole.
+        self.accelerator.wait_for_everyone()
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -212,8 +269,7 @@ class MultiMixTrainer(PushingTrainer):
             super()._load_best_model()
 
     def _restores(self, model: nn.Module, directory: str) -> bool:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return not sharded and is_plain_checkpoint(model, directory)
+        return not self._layout["sharded"] and is_plain_checkpoint(model, directory)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         model: Any = self.model

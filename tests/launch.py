@@ -9,6 +9,13 @@ import sys
 def launch(directory, script, processes=2, arguments=(), timeout=300, environment=None):
     """Run a script that writes `rank{i}.json` into the directory that is its first argument."""
     (directory / "script.py").write_text(script)
+    done = torchrun([directory / "script.py", directory, *arguments], processes, timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+def torchrun(script_and_arguments, processes=2, timeout=300):
+    """Run a script by several processes, to its end or its failure."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -20,7 +27,5 @@ def launch(directory, script, processes=2, arguments=(), timeout=300, environmen
         "HF_HUB_OFFLINE": "1",
         "PATH": "/usr/bin:/bin",
     }
-    command += [str(directory / "script.py"), str(directory), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    command += map(str, script_and_arguments)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
