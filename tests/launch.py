@@ -9,12 +9,12 @@ import sys
 def launch(directory, script, processes=2, arguments=(), timeout=300, environment=None):
     """Run a script that writes `rank{i}.json` into the directory that is its first argument."""
     (directory / "script.py").write_text(script)
-    done = torchrun([directory / "script.py", directory, *arguments], processes, timeout)
+    done = torchrun([directory / "script.py", directory, *arguments], processes, timeout, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-def torchrun(script_and_arguments, processes=2, timeout=300):
+def torchrun(script_and_arguments, processes=2, timeout=300, environment=None):
     """Run a script by several processes, to its end or its failure."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     with socket.socket() as free:
