@@ -20,7 +20,7 @@ from mm_hf.comparison.tables import MAIN, METRICS
 
 FIELDS = (
     "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
-    "test_examples",
+    "test_examples", "measured_on",
 )  # fmt: skip
 OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread", "train_seconds")
 BASELINE = "erm"
@@ -68,6 +68,7 @@ def rows_of(directory: Path) -> Iterator[Row]:
             row |= {"task": directory.name, "method": method, "metric": metric, "mean": _number(mean.value)}
             row |= {"half_width": _number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
             row["test_examples"] = settings["task"]["test_examples"]
+            row["measured_on"] = settings["task"].get("measured_on", "test examples")
             if method != BASELINE:
                 if metric in MAIN:
                     interval, kind = comparison.differences[metric][method], "paired bootstrap"
@@ -126,7 +127,10 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of evidence.csv, with numbers where there are any."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {k: v if k in ("task", "method", "metric", "interval") else float(v or "nan") for k, v in row.items()}
+            {
+                k: v if k in ("task", "method", "metric", "interval", "measured_on") else float(v or "nan")
+                for k, v in row.items()
+            }
             for row in csv.DictReader(file)
         ]
 
@@ -196,7 +200,7 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     seeds = sorted({int(row["seeds"]) for row in rows})
     said = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    caption = f"{said} of each method. First row: means; the others: difference from erm [95 % interval]"
+    caption = f"{said} of each method, {rows[0]['test_examples']:,.0f} {rows[0]['measured_on']}. First row: means; the others: difference from erm [95 % interval]"
     lines = [f"## {task}", "", TASKS[task].description, "", f"*{caption}, bold where it excludes zero.*", ""]
     lines += _header("Method", *(METRICS[m].heading for m in MAIN))
     for method in methods:

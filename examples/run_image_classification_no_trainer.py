@@ -337,6 +337,7 @@ def save(
         processor.save_pretrained(args.output_dir)
         save_mixing(args.output_dir, mixing, handle.plan, handle.num_mixed)
         Path(args.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+    accelerator.wait_for_everyone()  # nobody ends before the first process has written
 
 
 def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments) -> None:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -42,5 +42,4 @@ def run(output_dir, *flags, **options):
         script.main()
     finally:
         sys.argv = before
-    PartialState().wait_for_everyone()  # the first process writes
     return load_file(f"{output_dir}/model.safetensors")
