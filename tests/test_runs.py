@@ -120,7 +120,8 @@ def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_data(tmp
         assert sorted(order) == sorted(2 * list(range(64)))
         assert len({digest for s, digest in weights.seen if s == seed}) == 1
     assert len({tuple(asked) for _, _, asked in orders}) == 2 and len({digest for _, digest in weights.seen}) == 2
-    assert task.train_dataset.epochs == [(seed, epoch) for seed in (3, 5) for _ in methods for epoch in (0, 1)]
+    warm_up, *epochs = task.train_dataset.epochs
+    assert warm_up == (0, 0) and epochs == [(seed, epoch) for seed in (3, 5) for _ in methods for epoch in (0, 1)]
     assert {(run.seed, run.initial_weights) for runs in comparison.runs.values() for run in runs} == set(weights.seen)
     assert comparison.seeds == [3, 5] and comparison.baseline == "erm"
 

@@ -57,8 +57,8 @@ def select(
     """The rows of some name, task and method.
 
     Example:
-        >>> [row.name for row in select(installed(), "swin", method="dense_multimix")]
-        ['SwinForImageClassification', 'Swinv2ForImageClassification']
+        >>> [row.name for row in select(installed(), "swinv2", method="dense_multimix")]
+        ['Swinv2ForImageClassification']
     """
     part = (name or "").lower()
     return [
