@@ -391,6 +391,6 @@ def test_overrides_of_lists():
 
 
 def test_derived_settings_follow_overrides_and_defaults_give_way():
-    config = configuration("llama", '{"hidden_size": 48, "num_attention_heads": 3}', vocab_size=50, hidden_size=8)
+    config = configuration("llama", '{"hidden_size": 48, "num_attention_heads": 3}', vocab_size=50, hidden_size=64)
     assert (config.num_key_value_heads, config.head_dim, config.vocab_size, config.hidden_size) == (3, 16, 50, 48)
     assert configuration("bert").hidden_size == 768

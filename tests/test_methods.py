@@ -106,7 +106,9 @@ def test_settings_that_make_no_sense_are_refused_with_a_sentence(values, message
 def test_unknown_names_and_settings():
     with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are cutmix, dense_multimix, erm"):
         get_method("mixmax")
-    with pytest.raises(ValueError, match="MultiMix has no setting num_mixd; it has num_mixed, alpha"):
+    with pytest.raises(
+        ValueError, match=r"MultiMix has no setting num_mixd \(did you mean num_mixed\?\); it has num_mixed, alpha"
+    ):
         Mixing.from_dict({"method": "multimix", "num_mixd": 3})
     with pytest.raises(ValueError, match="settings of MultiMix, not of DenseMultiMix"):
         DenseMultiMix.from_dict({"method": "multimix"})
