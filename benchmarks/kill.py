@@ -129,6 +129,8 @@ def work(directory: Path, die: str | None = None, environment: dict[str, str] | 
         log = os.open(directory / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
+    # Other numbers of threads round otherwise, and Accelerate chooses one itself unless the environment does.
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if die is not None:
         die_writing(die, step=STEPS // 2)
