@@ -166,6 +166,8 @@ class PushingTrainer(Trainer):
         self._guard_token()
         pushes = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
         if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
+            if self.push_in_progress is not None:  # with hub_always_push: its files must not change while they are sent
+                self.push_in_progress.wait_until_done()
             self._warn_of_failed_checkpoints()
             try:
                 self._complete_checkpoint_push(checkpoint_folder)
