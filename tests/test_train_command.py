@@ -87,6 +87,16 @@ def test_a_resumed_training_is_the_whole_one(trained, tmp_path, capsys):
     assert same(weights(tmp_path), weights(trained))
 
 
+def test_a_checkpoint_that_is_not_whole_is_passed_over(trained, tmp_path):
+    given = ["--num_mixed", 30, "--num_train_epochs", 3, "--output_dir", tmp_path]
+    run("--save_total_limit", 3, *given)
+    (tmp_path / "checkpoint-9" / "optimizer.pt").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    run(*given, "--resume_from_checkpoint")
+    assert (tmp_path / "checkpoint-9" / "optimizer.pt").exists()  # trained on from the one before
+    assert same(weights(tmp_path), weights(trained))
+
+
 def test_the_same_from_python(trained, tmp_path):
     """The command is thin: a task, a trainer, and Trainer's own methods."""
     task = build_task(DATA, ModelOptions(model_type="vit", config_overrides=TINY))

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import HfArgumentParser, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import get_last_checkpoint
 
+from ..checkpoint import last_whole_checkpoint, list_checkpoints
 from ..hub import MIXING_FILE, load_mixing
 from ..methods import METHODS, Mixing, get_method
 from ..sources.build import ModelOptions, build_task
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             "--ood_dataset_name is for tests of a trained model: mm-hf analyze MODEL --ood_dataset_name ..."
         )
     args = training_arguments(options, training)
-    checkpoint = _checkpoint(options, mixing)
+    checkpoint = _checkpoint(options, mixing, args)
     quiet()
     if training.get("log_level") is None:
         transformers.utils.logging.set_verbosity_error()
@@ -157,34 +157,35 @@ def _of_others(method: type[Mixing]) -> dict[str, str]:
     }
 
 
-def _checkpoint(options: TrainOptions, mixing: Mixing) -> str | None:
+def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) -> str | None:
     """The checkpoint to go on from, if one is asked for.
 
     Raises:
         ValueError: There is none, it was trained with another method, or it is in the way of a new training.
     """
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
     if given is None:
-        if last is not None:
+        there = list_checkpoints(directory)
+        if there:
             raise ValueError(
-                f"{directory} has {Path(last).name} of an earlier training: give --resume_from_checkpoint to go on from "
+                f"{directory} has {there[0].name} of an earlier training: give --resume_from_checkpoint to go on from "
                 "there, or another --output_dir."
             )
         return None
-    checkpoint = last if given == "last" else given
-    if checkpoint is None or not Path(checkpoint).is_dir():
+    of_this_process = {"process": args.process_index, "processes": args.world_size, "model_only": args.save_only_model}
+    checkpoint = last_whole_checkpoint(directory, **of_this_process) if given == "last" else Path(given)
+    if checkpoint is None or not checkpoint.is_dir():
         raise ValueError(
-            f"--resume_from_checkpoint: there is no checkpoint in {directory}."
+            f"--resume_from_checkpoint: there is no checkpoint in {directory}, or none that is whole."
             if checkpoint is None
             else f"--resume_from_checkpoint {checkpoint} is no directory: give one, or leave the name out for the newest."
         )
-    if (Path(checkpoint) / MIXING_FILE).exists() and load_mixing(checkpoint) != mixing:
+    if (checkpoint / MIXING_FILE).exists() and load_mixing(checkpoint) != mixing:
         raise ValueError(
             f"{checkpoint} was trained with {load_mixing(checkpoint)}, and the options say {mixing}: give the same method "
             "and settings."
         )
-    return checkpoint
+    return str(checkpoint)
 
 
 def _table(metrics: dict[str, float], examples: int) -> Table:
