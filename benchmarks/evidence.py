@@ -48,7 +48,7 @@ def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir
         print(f"{time.strftime('%H:%M:%S')} {told}", flush=True)
 
     comparison = run_comparison(
-        study.build(options),
+        study.task(options),
         chosen,
         seeds,
         output_dir / name,
@@ -59,6 +59,18 @@ def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir
     )
     for method, why in comparison.failed.items():
         print(f"{name}, {method}: not possible: {why}", flush=True)
+
+
+def quiet() -> None:
+    """One line a run, and nothing else."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def chosen_seeds(given: Sequence[int]) -> list[int]:
+    """What --seeds means: how many, or several numbers: which."""
+    return list(range(given[0])) if len(given) == 1 else list(given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,10 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.summary:
         if "erm" not in args.methods:
             parser.error("--methods must have erm, which the others are compared with; its finished runs are kept.")
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+        quiet()
+        seeds = chosen_seeds(args.seeds)
         options = Options(quick=args.quick, full_test=args.full_test, cache=args.output_dir / "cache")
         for name in args.tasks:
             try:

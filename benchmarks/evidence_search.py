@@ -9,16 +9,12 @@ A method is written as `mm-hf compare` takes it. Stopped, the same command goes 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import datasets
-import transformers
+from evidence import chosen_seeds, quiet  # first: it forbids downloads
 from evidence_summary import finished_runs, paired
 from evidence_tasks import METHODS, TASKS, Options
 from harness import write
@@ -43,15 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.summary:
         write("search.csv", [row for name in TASKS for row in rows_of(args.output_dir / name)])
         return 0
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    quiet()
     chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}
     chosen |= dict(parse_method(text) for text in args.methods if text not in METHODS)
-    seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+    seeds = chosen_seeds(args.seeds)
     for name in args.tasks:
         run_comparison(
-            TASKS[name].build(Options(search=True, cache=args.output_dir / "cache")),
+            TASKS[name].task(Options(search=True, cache=args.output_dir / "cache")),
             {"erm": METHODS["erm"](), **chosen},
             seeds,
             args.output_dir / name,

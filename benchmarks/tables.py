@@ -6,6 +6,7 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -59,14 +60,19 @@ def markdown(table: list[list[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(table[0]), *rest])
 
 
-def main() -> None:
-    """Replace what stands behind each marker."""
-    text = PAGE.read_text()
-    for make in (fused, sampling, variance, step):
+def put(page: Path, *makers: Callable[[], list[list[str]]]) -> None:
+    """Replace, in a page, what stands behind the marker of each table, by what the function of that name makes."""
+    text = page.read_text()
+    for make in makers:
         marker = f"<!-- {make.__name__} -->"
         before, after = re.split(rf"{marker}\n(?:\n?\|.*\n)*", text)
         text = f"{before}{marker}\n\n{markdown(make())}\n{after}"
-    PAGE.write_text(text)
+    page.write_text(text)
+
+
+def main() -> None:
+    """The tables of docs/performance.md."""
+    put(PAGE, fused, sampling, variance, step)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,6 +158,33 @@ def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], ta
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         **model_args.hub,
     )
+
+
+def card_of(
+    task: str,
+    finetuned_from: str | None,
+    data: str | None,
+    dataset_name: str | None,
+    offline: Collection[str | None],
+    *tags: str,
+) -> dict[str, Any]:
+    """What the model card is told.
+
+    Args:
+        task: That of the pipeline, which is a tag, too.
+        finetuned_from: The pretrained model, as its card names it.
+        data: What the model was trained on, in words: a data set, a folder, a file.
+        dataset_name: `--dataset_name`, a name on the Hub unless it is `offline`.
+        offline: Names that are of no data set on the Hub.
+        tags: More of them.
+    """
+    return {
+        "finetuned_from": finetuned_from,
+        "tasks": task,
+        "dataset": data,
+        "dataset_tags": None if dataset_name in offline else dataset_name,
+        "tags": [task, *tags],
+    }
 
 
 def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:

@@ -232,13 +232,13 @@ def main() -> None:
         compute_metrics=classification_metrics,
         processing_class=extractor,
     )
-    card: dict[str, Any] = {
-        "finetuned_from": model_args.model_name_or_path,
-        "tasks": "audio-classification",
-        "dataset": data_args.dataset_name or data_args.train_dir,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
-        "tags": ["audio-classification"],
-    }
+    card = common.card_of(
+        "audio-classification",
+        model_args.model_name_or_path,
+        data_args.dataset_name or data_args.train_dir,
+        data_args.dataset_name,
+        OFFLINE,
+    )
     common.train_and_evaluate(trainer, card)
 
 

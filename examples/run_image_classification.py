@@ -137,13 +137,14 @@ def main() -> None:
         compute_metrics=classification_metrics,
         processing_class=processor,
     )
-    card: dict[str, Any] = {
-        "finetuned_from": model_args.model_name_or_path,
-        "tasks": "image-classification",
-        "dataset": data_args.dataset_name or data_args.train_dir,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE_IMAGES else data_args.dataset_name,
-        "tags": ["image-classification", "vision"],
-    }
+    card = common.card_of(
+        "image-classification",
+        model_args.model_name_or_path,
+        data_args.dataset_name or data_args.train_dir,
+        data_args.dataset_name,
+        OFFLINE_IMAGES,
+        "vision",
+    )
     common.train_and_evaluate(trainer, card)
 
 

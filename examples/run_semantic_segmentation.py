@@ -237,13 +237,14 @@ def main() -> None:
         preprocess_logits_for_metrics=predicted_classes,
         processing_class=processor,
     )
-    card: dict[str, Any] = {
-        "finetuned_from": model_args.model_name_or_path,
-        "tasks": "image-segmentation",
-        "dataset": data_args.dataset_name,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
-        "tags": ["image-segmentation", "vision"],
-    }
+    card = common.card_of(
+        "image-segmentation",
+        model_args.model_name_or_path,
+        data_args.dataset_name,
+        data_args.dataset_name,
+        OFFLINE,
+        "vision",
+    )
     common.train_and_evaluate(trainer, card)
 
 

@@ -400,13 +400,13 @@ def main() -> None:
         compute_metrics=metrics_of(problem, data_args.task_name),
         processing_class=tokenizer,
     )
-    card: dict[str, Any] = {
-        "finetuned_from": model_args.finetuned_from,
-        "tasks": "text-classification",
-        "dataset": data_args.task_name or data_args.dataset_name or data_args.train_file,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
-        "tags": ["text-classification"],
-    }
+    card = common.card_of(
+        "text-classification",
+        model_args.finetuned_from,
+        data_args.task_name or data_args.dataset_name or data_args.train_file,
+        data_args.dataset_name,
+        OFFLINE,
+    )
     common.train_and_evaluate(trainer, card)
     if training_args.do_predict:
         predict(trainer, data, problem, names)

@@ -204,13 +204,13 @@ def main() -> None:
         preprocess_logits_for_metrics=most_likely,
         processing_class=tokenizer,
     )
-    card: dict[str, Any] = {
-        "finetuned_from": model_args.finetuned_from,
-        "tasks": "token-classification",
-        "dataset": data_args.dataset_name or data_args.train_file,
-        "dataset_tags": None if data_args.dataset_name in OFFLINE else data_args.dataset_name,
-        "tags": ["token-classification"],
-    }
+    card = common.card_of(
+        "token-classification",
+        model_args.finetuned_from,
+        data_args.dataset_name or data_args.train_file,
+        data_args.dataset_name,
+        OFFLINE,
+    )
     common.train_and_evaluate(trainer, card)
 
 

@@ -20,6 +20,7 @@ from .locations.plan import EVERY, as_tokens, pooled_logits
 from .locations.record import Recording, logits_of, record
 from .locations.taps import tapped
 from .methods import ERM, METHODS, Mixing
+from .metrics.batches import evaluation
 from .sampling import sample_factors
 from .wrapper import wrap_model
 
@@ -103,7 +104,7 @@ def check_model(
         try:
             found.plan = plan = probe(model, forward_inputs, processing_class)
             found.attention = resolve_attention("auto", plan)
-            found.pooled_error, found.locations = _pooled_error(model, plan, others)
+            found.pooled_error, found.locations = pooled_error(model, plan, others)
         except LocationError as error:
             found.reason = _first_sentence(error)
         for name, method in METHODS.items():
@@ -143,21 +144,23 @@ def _mixed_error(recording: Recording, call: Any) -> float:
 
 
 @torch.no_grad()
-def _pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tuple[float, int]:
-    """How far the logits made of the locations' features are from the model's; and how many locations there are."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    seen = extract(model, "uniform", **inputs)
-    assert seen.mask is not None
-    error = relative_error(seen.logits, logits_of(model(**inputs)))
-    if plan.pool != EVERY:
-        with tapped(model, plan) as taps, taps.listening(inputs, "uniform"):
-            model(**inputs)
-            assert taps.source is not None
-            pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), inputs)
-            error = max(error, relative_error(pooled, seen.logits))
-    for module, mode in modes.items():
-        module.training = mode
+def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tuple[float, int]:
+    """How far the logits made of the locations' features are from the model's own, relatively, in evaluation mode.
+
+    Returns:
+        The larger of two errors: of the logits that `extract` gives, and of those that the plan makes of the features;
+        and how many locations the longest example has.
+    """
+    with evaluation(model):
+        seen = extract(model, "uniform", **inputs)
+        assert seen.mask is not None
+        error = relative_error(seen.logits, logits_of(model(**inputs)))
+        if plan.pool != EVERY:
+            with tapped(model, plan) as taps, taps.listening(inputs, "uniform"):
+                model(**inputs)
+                assert taps.source is not None
+                pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), inputs)
+                error = max(error, relative_error(pooled, seen.logits))
     return error, int(seen.mask.sum(dim=1).max())
 
 
@@ -200,17 +203,14 @@ def _step(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, An
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Gives back modes, gradients, buffers (running statistics) and random state as they were."""
-    modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     for parameter in gradients:
         parameter.grad = None  # not zeroed in place
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), evaluation(model):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for buffer, value in buffers.items():

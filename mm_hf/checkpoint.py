@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .gather import from_everyone
 from .sampling import is_distributed
 
 WEIGHT_FILES = (
@@ -117,7 +118,7 @@ def last_whole_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
 
     Newer ones are told of by a warning. `layout` is that of [`find_flaw`].
     """
-    names = _everywhere([path.name for path in list_checkpoints(output_dir)])[0]
+    names = from_everyone([path.name for path in list_checkpoints(output_dir)])[0]
     for path in [Path(output_dir) / name for name in names]:
         flaw = flaw_anywhere(path, **layout)
         if flaw is None:
@@ -129,16 +130,7 @@ def last_whole_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
 
 def flaw_anywhere(directory: str | Path, **layout: Any) -> str | None:
     """What [`find_flaw`] says in the first process in which it says something."""
-    return next(filter(None, _everywhere(find_flaw(directory, **layout))), None)
-
-
-def _everywhere(x: Any) -> list[Any]:
-    """What each process has here."""
-    if not is_distributed():
-        return [x]
-    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, x)
-    return everywhere
+    return next(filter(None, from_everyone(find_flaw(directory, **layout))), None)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from .sampling import is_distributed
+
 
 def refuse_join(what: str, instead: str) -> None:
     """Refuse what all processes do together where some may have run out of mini-batches: it would be waited for for ever.
@@ -31,6 +33,15 @@ def refuse_join(what: str, instead: str) -> None:
             f"{what} needs all processes in every step, and inside of Join (join_uneven_inputs with even_batches=False) some "
             f"may have run out of mini-batches: it would wait for them for ever. Leave even_batches on, or {instead}."
         )
+
+
+def from_everyone(x: Any) -> list[Any]:
+    """What each process has here, in the order of the processes: anything that can be pickled."""
+    if not is_distributed():
+        return [x]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, x)
+    return found
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .gather import refuse_join
+from .gather import from_everyone, refuse_join
 from .sampling import is_distributed
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,5 @@ def _agreed(size: int | None) -> int | None:
     if not is_distributed():
         return size
     refuse_join("num_mixed='auto'", "give a number")
-    sizes: list[int | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(sizes, size)
-    return None if None in sizes else min(sizes)  # type: ignore[type-var]
+    sizes = from_everyone(size)
+    return None if None in sizes else min(sizes)

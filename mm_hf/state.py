@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import Criterion
-from .gather import refuse_join
+from .gather import from_everyone, refuse_join
 from .labels import check_labels
 from .locations import Blocks, BlockTaps, LocationError, Plan, Taps, find_blocks, probe, resolve_attention
 from .locations.head import check_head
@@ -130,8 +130,7 @@ def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
         found = look()
     except LocationError as error:
         found = {"error": str(error)}
-    everywhere: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(everywhere, found)
+    everywhere = from_everyone(found)
     errors = [x["error"] for x in everywhere if "error" in x]
     if errors:
         raise LocationError(errors[0])

@@ -179,6 +179,7 @@ def test_all_processes_take_a_checkpoint_that_is_whole_for_each(output_dir, monk
         everywhere[:] = [own, next(answers)]
 
     monkeypatch.setattr("mm_hf.checkpoint.is_distributed", lambda: True)
+    monkeypatch.setattr("mm_hf.gather.is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)

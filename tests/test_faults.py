@@ -260,6 +260,7 @@ def first_of_two(monkeypatch):
         everywhere[:] = [said or own, own]
 
     monkeypatch.setattr("mm_hf.state.is_distributed", lambda: True)
+    monkeypatch.setattr("mm_hf.gather.is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     return said

@@ -85,6 +85,7 @@ def test_processes_decide_in_the_same_step(monkeypatch):
         sizes[:] = [size, 3000 if len(told) > 5 else None]
 
     monkeypatch.setattr("mm_hf.pacing.is_distributed", lambda: True)
+    monkeypatch.setattr("mm_hf.gather.is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     sizes = [clock.step(pacer) for _ in range(30)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
 from .images import ImageTransform
-from .models import CLASSES
+from .models import CLASSES, image_sides
 
 SENTENCES = (
     "The second act drags, but the last twenty minutes are worth the whole evening.",
@@ -115,9 +115,8 @@ def _labels(config: Any, size: int, random: np.random.Generator) -> Tensor:
 def _images(model: Any, processor: Any, size: int, random: np.random.Generator) -> Mapping[str, Any]:
     channels = getattr(model.config, "num_channels", 3)
     if processor is None:
-        side = getattr(model.config, "image_size", 224)
-        height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        return {"pixel_values": torch.from_numpy(random.standard_normal((size, channels, height, width))).float()}
+        shape = (size, channels, *image_sides(model.config))
+        return {"pixel_values": torch.from_numpy(random.standard_normal(shape)).float()}
     noise = random.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8)
     transform = ImageTransform(processor, num_channels=channels)
     rows = transform({"image": [Image.fromarray(image) for image in noise], "label": [0] * size})

@@ -113,6 +113,13 @@ def model_factory(
     return lambda: auto.from_config(config)
 
 
+def image_sides(config: Any, size: int | None = None) -> tuple[int, int]:
+    """Height and width of the images of a model: a size that is given, or its configuration's, or 224."""
+    side = size or getattr(config, "image_size", 224)
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    return height, width
+
+
 def image_processor(config: Any, name_or_path: str | None, *, size: int | None = None, **hub: Any) -> Any:
     """The processor of a pretrained model, or one for images in [-1, 1] of the size that a model from scratch takes.
 
@@ -120,8 +127,7 @@ def image_processor(config: Any, name_or_path: str | None, *, size: int | None =
     """
     if name_or_path is not None:
         return AutoImageProcessor.from_pretrained(name_or_path, **hub)
-    channels, side = getattr(config, "num_channels", 3), size or getattr(config, "image_size", 224)
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    channels, (height, width) = getattr(config, "num_channels", 3), image_sides(config, size)
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
         image_mean=[0.5] * channels,
