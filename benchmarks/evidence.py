@@ -23,14 +23,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import transformers
+from evidence_study import METHODS, Options
 from evidence_summary import summarise
-from evidence_tasks import METHODS, TASKS, Options
+from evidence_tasks import TASKS
 from evidence_verdict import write_verdict
 from harness import RESULTS
 
 from mm_hf.comparison import Measures, Run, run_comparison
 
-ROBUSTNESS_SAMPLES = 200
 OUTPUTS, QUICK = Path("outputs/evidence"), Path("outputs/evidence_quick")
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -53,7 +53,7 @@ def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir
         seeds,
         output_dir / name,
         baseline="erm",
-        measures=Measures(robustness_samples=20 if options.quick else ROBUSTNESS_SAMPLES),
+        measures=Measures(robustness_samples=20 if options.quick else study.robustness_samples),
         keep_models="none",
         on_run=finished,
     )

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence import chosen_seeds, quiet  # first: it forbids downloads
+from evidence_study import METHODS, Options
 from evidence_summary import finished_runs, paired
-from evidence_tasks import METHODS, TASKS, Options
+from evidence_tasks import TASKS
 from harness import write
 
 from mm_hf.analysis.statistics import mean_interval

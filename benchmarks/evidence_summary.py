@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_tasks import METHODS, TASKS
+from evidence_study import METHODS
+from evidence_tasks import TASKS
 
 from mm_hf.analysis import plot_alignment_uniformity, plot_differences
 from mm_hf.analysis.statistics import Interval, mean_interval

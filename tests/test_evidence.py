@@ -4,17 +4,19 @@ import csv
 import importlib.util
 import math
 
+import digits
 import evidence
 import evidence_data
 import evidence_verdict
 import numpy as np
 import pytest
 import torch
+from evidence_study import METHODS, LabelSmoothing, Options
 from evidence_summary import read_rows, summarise, write_tables
-from evidence_tasks import METHODS, TASKS, LabelSmoothing, Options, UpperDinov2ForImageClassification
+from evidence_tasks import TASKS, UpperDinov2ForImageClassification
 from transformers import Dinov2Config
 
-from mm_hf import DenseMultiMix, probe
+from mm_hf import ERM, DenseMultiMix, probe
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys, task, named):
 def test_every_task_says_what_it_is_and_has_the_baseline():
     for study in TASKS.values():
         assert len(study.description) > 40 and "erm" in study.methods and set(study.methods) <= set(METHODS)
-    assert "transmix" in TASKS["digits_vit"].methods and "cutmix" not in TASKS["fashion_300"].methods
+    assert "transmix" in TASKS["digits_vit"].methods and "cutmix" not in TASKS["fashion_1000"].methods
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mnist1d") is None, reason="mnist1d is not installed")
@@ -106,12 +108,14 @@ def test_subsets_are_disjoint_balanced_and_nested():
         evidence_data.stratified(labels, [201])
 
 
-def test_label_smoothing_is_that_of_the_training_arguments():
-    labels = torch.tensor([0, 2])
-    logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.0, 2.0]])
-    output = type("Output", (), {"logits": logits})()
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert torch.allclose(LabelSmoothing().loss(output, labels).loss, expected)
+def test_label_smoothing_is_that_of_the_training_arguments(tmp_path):
+    """As a method under the trainer that the study uses: equal to Trainer's own argument, and not to plain training."""
+    found = []
+    for mixing, factor in [(ERM(), 0.1), (LabelSmoothing(), 0.0), (ERM(), 0.0)]:
+        trainer = digits.run(tmp_path, trainer_args={"mixing": mixing}, max_steps=3, label_smoothing_factor=factor)
+        trainer.train()
+        found.append(digits.losses(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] != found[0]
 
 
 def test_the_upper_blocks_of_a_backbone_have_locations():

@@ -70,6 +70,22 @@ def test_erm_accumulated_is_the_whole_batch(tmp_path):
     digits.same_weights(*results, rtol=1e-4, atol=1e-6)
 
 
+class Halved(ERM):
+    """Half of the loss of plain training."""
+
+    def loss(self, *args, **how):
+        return type(found := super().loss(*args, **how))(found.loss / 2)
+
+
+def test_a_subclass_of_erm_trains_with_its_own_loss(tmp_path):
+    results = []
+    for mixing in (ERM(), Halved()):
+        trainer = run(tmp_path, trainer_args={"mixing": mixing}, max_steps=1)
+        trainer.train()
+        results.append(losses(trainer)[0])
+    assert results[1] == pytest.approx(results[0] / 2, rel=1e-4)
+
+
 class Fixed(MultiMix):
     """MultiMix with factors that are the same in each mini-batch: what is accumulated can be computed by hand."""
 

@@ -24,13 +24,13 @@ from ..metrics import (
     class_spread,
     classification_metrics,
     corruption_accuracy,
-    features,
     ood_metrics,
     predictions,
     robust_accuracy,
     uniformity,
 )
 from ..metrics.base import vectors_and_labels
+from ..metrics.representation import features_and_logits
 from .task import Task
 
 SEVERITIES = (0, 1, 2, 3, 4, 5)
@@ -96,13 +96,25 @@ def measure(model: nn.Module, task: Task, measures: Measures, directory: str, se
     )
     trainer = Trainer(model, args, data_collator=task.data_collator, processing_class=task.processing_class)
     measured = Measured()
-    logits, labels = predictions(model, trainer.get_test_dataloader(task.test_dataset))
+    try:
+        vectors, logits, labels = features_and_logits(model, trainer.get_test_dataloader(task.test_dataset))
+    except LocationError as error:
+        measured.notes.append(_unmeasured(error))
+        vectors, labels = None, None
+    if labels is None:
+        logits, labels = predictions(model, trainer.get_test_dataloader(task.test_dataset))
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError("Methods are compared on data with one class an example; these labels are something else.")
     vectors_and_labels(logits, labels)
     measured.arrays |= {"logits": logits.float().numpy(), "labels": labels.numpy()}
     measured.metrics |= classification_metrics(EvalPrediction(logits.numpy(), labels.numpy()))
-    _representation(model, trainer, task, measured)
+    if vectors is not None:
+        try:
+            measured.metrics |= {"alignment": alignment(vectors, labels), "uniformity": uniformity(vectors)}
+            measured.metrics |= class_spread(vectors, labels)
+            measured.arrays["features"] = vectors.float().numpy()
+        except ValueError as error:
+            measured.notes.append(_unmeasured(error))
     if task.ood_dataset is not None:
         ood, _ = predictions(model, trainer.get_test_dataloader(task.ood_dataset))
         measured.arrays["ood_logits"] = ood.float().numpy()
@@ -136,14 +148,8 @@ def _ood(logits: Any, ood: Any, score: str) -> dict[str, float]:
     return ood_metrics(logits, ood, score)
 
 
-def _representation(model: nn.Module, trainer: Trainer, task: Task, measured: Measured) -> None:
-    try:
-        vectors, labels = features(model, trainer.get_test_dataloader(task.test_dataset))
-        measured.metrics |= {"alignment": alignment(vectors, labels), "uniformity": uniformity(vectors)}
-        measured.metrics |= class_spread(vectors, labels)
-        measured.arrays["features"] = vectors.float().numpy()
-    except (LocationError, ValueError) as error:
-        measured.notes.append(f"The representation was not measured: {str(error).splitlines()[0]}")
+def _unmeasured(error: Exception) -> str:
+    return f"The representation was not measured: {str(error).splitlines()[0]}"
 
 
 def _some(data: Any, most: int) -> Any:

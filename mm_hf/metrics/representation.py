@@ -179,6 +179,12 @@ def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Te
         >>> vectors.shape, labels
         (torch.Size([4, 16]), None)
     """
+    vectors, _, labels = features_and_logits(model, batches)
+    return vectors, labels
+
+
+def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As [`features`], with the logits (n, c) of the same pass between the features and the labels."""
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     rest = iter(batches)
     first = next(rest, None)
@@ -186,6 +192,7 @@ def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Te
         raise ValueError("batches is empty: there are no features to give.")
     kept: list[Tensor] = []
     found: list[Tensor] = []
+    logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     with evaluation(model) as device:
         name, plan = _last_linear(model, split(first, device, labelled=False)[0])
@@ -199,7 +206,7 @@ def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Te
                 for batch in chain([first], rest):
                     inputs, y = split(batch, device, labelled=False)
                     kept.clear()
-                    model_logits(model, **inputs)
+                    logits.append(model_logits(model, **inputs).cpu())
                     x = kept[-1]
                     vectors = (
                         x.flatten(1) if plan is None else pool_tokens(as_tokens(x, plan.layout), plan.pool, inputs)
@@ -213,7 +220,7 @@ def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Te
         raise ValueError(
             f"{len(labels) - len(given)} of {len(labels)} batches have no labels: give them to all or to none."
         )
-    return torch.cat(found), torch.cat(given) if given else None
+    return torch.cat(found), torch.cat(logits), torch.cat(given) if given else None
 
 
 def _last_linear(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Plan | None]:

@@ -1,0 +1,134 @@
+"""What the paper's claims rest on: Dense MultiMix with one setting changed at a time, on tasks of the study.
+
+How many mixed examples (n), of how many examples one is drawn (m), what weighs labels at a location, and whether
+locations are mixed at all. Stopped, the same command goes on; seeds and tasks can be added.
+
+    python benchmarks/evidence_ablation.py [--tasks fashion_resnet ...] [--seeds 5]
+    python benchmarks/evidence_ablation.py --summary    # ablation.csv, and its part of docs/evidence.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from evidence import DOCS, chosen_seeds, quiet  # first: it forbids downloads
+from evidence_study import Options
+from evidence_summary import BASELINE, finished_runs, paired, put
+from evidence_tasks import TASKS
+from harness import write
+
+from mm_hf import ERM, DenseMultiMix, MultiMix
+from mm_hf.analysis import plot_differences
+from mm_hf.comparison import Measures, Run, run_comparison
+from mm_hf.comparison.tables import METRICS
+from mm_hf.methods import Mixing
+
+OUTPUT = Path("outputs/evidence_ablation")
+DEFAULT = "default: n = 1,000, of 8, 3 effective"
+# m is varied with alpha = 1, all mixtures of m examples being equally likely: with a fixed number of effective examples
+# alpha would make up for it.
+ABLATIONS: dict[str, Mixing] = {
+    DEFAULT: DenseMultiMix(),
+    "n = 10": DenseMultiMix(num_mixed=10),
+    "n = 100": DenseMultiMix(num_mixed=100),
+    "n = 10,000": DenseMultiMix(num_mixed=10_000),
+    "m = 2, alpha = 1": DenseMultiMix(alpha=1.0, num_vertices=2),
+    "m = 4, alpha = 1": DenseMultiMix(alpha=1.0, num_vertices=4),
+    "m = 16, alpha = 1": DenseMultiMix(alpha=1.0, num_vertices=16),
+    "m = b = 64, alpha = 1": DenseMultiMix(alpha=1.0),
+    "attention: gap": DenseMultiMix(attention="gap"),
+    "attention: cam": DenseMultiMix(attention="cam"),
+    "attention: uniform": DenseMultiMix(attention="uniform"),
+    "not dense: pooled only": MultiMix(),
+    "dense and pooled": DenseMultiMix(pooled_weight=1.0),
+    "dense, no clean term": DenseMultiMix(clean_weight=0.0, pooled_weight=1.0),
+}
+SHOWN = ("accuracy", "nll", "calibration_error")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["fashion_resnet"], metavar="TASK")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
+    parser.add_argument("--output_dir", type=Path, default=OUTPUT)
+    parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets a table in evidence.md, and images/")
+    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
+    args = parser.parse_args(arguments)
+    if not args.summary:
+        quiet()
+        for name in args.tasks:
+            run_comparison(
+                TASKS[name].task(Options(cache=args.output_dir / "cache")),
+                {BASELINE: ERM(), **ABLATIONS},
+                chosen_seeds(args.seeds),
+                args.output_dir / name,
+                baseline=BASELINE,
+                measures=Measures(robustness_samples=0),
+                keep_models="none",
+                report=False,
+                on_run=lambda run, name=name: finished(name, run),
+            )
+    summarise(args.output_dir, args.docs_dir)
+    return 0
+
+
+def finished(task: str, run: Run) -> None:
+    """One line a run; figures come from its predictions, and models of all would be gigabytes."""
+    shutil.rmtree(run.directory / "model", ignore_errors=True)
+    found = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in (*SHOWN, "train_seconds"))
+    print(f"{time.strftime('%H:%M:%S')} {task}, {run.method}, seed {run.seed}: {found}", flush=True)
+
+
+def summarise(output_dir: Path, docs_dir: Path) -> None:
+    """ablation.csv, and the tables and pictures of evidence.md."""
+    rows: list[dict[str, object]] = []
+    lines: list[str] = []
+    for task in TASKS:
+        directory = output_dir / task
+        runs = finished_runs(directory, known_only=False)
+        settings = [name for name in ABLATIONS if name in runs]
+        if BASELINE not in runs or not settings:
+            continue
+        seeds = len(runs[BASELINE])
+        lines += [f"**{task}**, {seeds} seeds:", ""]
+        lines += [f"| Setting | {' | '.join(f'{METRICS[m].title} less {BASELINE}' for m in SHOWN)} | Training time |"]
+        lines += [f"|---|{'---:|' * (len(SHOWN) + 1)}"]
+        drawn: dict[str, dict] = {METRICS[m].title: {} for m in SHOWN}
+        for setting in settings:
+            comparison = paired(directory, runs, setting)
+            cells = []
+            for metric in SHOWN:
+                difference = comparison.differences[metric][setting]
+                drawn[METRICS[metric].title][setting] = difference
+                cell = METRICS[metric].difference(difference)
+                cells.append(f"**{cell}**" if difference.excludes_zero else cell)
+                row = {"task": task, "setting": setting, "figure": metric, "seeds": len(comparison.seeds)}
+                row["mean"] = f"{comparison.values(metric)[setting].mean():.5g}"
+                row |= {"difference_to_erm": f"{difference.value:.5g}"}
+                rows.append(row | {"low": f"{difference.low:.5g}", "high": f"{difference.high:.5g}"})
+            seconds = comparison.values("train_seconds")
+            ratio = (seconds[setting] / seconds[BASELINE]).mean()
+            row = {"task": task, "setting": setting, "figure": "train_seconds", "seeds": len(comparison.seeds)}
+            rows.append(row | {"mean": f"{seconds[setting].mean():.5g}"})
+            lines.append(f"| {setting} | {' | '.join(cells)} | {ratio:.2f}x |")
+        picture = docs_dir / "images" / f"ablation_{task}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_differences(
+            drawn,
+            picture,
+            baseline=BASELINE,
+            better={METRICS[m].title: METRICS[m].better for m in SHOWN},
+            scales={METRICS[m].title: METRICS[m].scale for m in SHOWN},
+        )
+        lines += ["", f"![One setting changed at a time, on {task}](images/{picture.name})", ""]
+    write("ablation.csv", rows)
+    put(docs_dir / "evidence.md", "ablations", lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
