@@ -3,7 +3,7 @@
 How many mixed examples (n), of how many examples one is drawn (m), what weighs labels at a location, and whether
 locations are mixed at all. Stopped, the same command goes on; seeds and tasks can be added.
 
-    python benchmarks/evidence_ablation.py [--tasks fashion_resnet ...] [--seeds 5]
+    python benchmarks/evidence_ablation.py [--tasks mnist1d ...] [--seeds 5]
     python benchmarks/evidence_ablation.py --summary    # ablation.csv, and its part of docs/evidence.md
 """
 
@@ -53,7 +53,7 @@ SHOWN = ("accuracy", "nll", "calibration_error")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["fashion_resnet"], metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["mnist1d"], metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT)
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets a table in evidence.md, and images/")

@@ -6,6 +6,7 @@ import math
 
 import digits
 import evidence
+import evidence_ablation
 import evidence_data
 import evidence_verdict
 import numpy as np
@@ -106,6 +107,21 @@ def test_subsets_are_disjoint_balanced_and_nested():
     assert set(first) <= set(evidence_data.stratified(labels, [80])[0])
     with pytest.raises(ValueError, match="200 examples"):
         evidence_data.stratified(labels, [201])
+
+
+def test_one_setting_at_a_time(tmp_path, monkeypatch):
+    """The command of the ablations runs, and its table and picture come of the runs."""
+    written = {}
+    monkeypatch.setattr(evidence_ablation, "ABLATIONS", {"n = 10": DenseMultiMix(num_mixed=10)})
+    monkeypatch.setattr(evidence_ablation, "Options", lambda cache: Options(quick=True, cache=cache))
+    monkeypatch.setattr(evidence_ablation, "write", lambda name, rows: written.update({name: rows}))
+    arguments = ["--tasks", "digits_vit", "--seeds", "2", f"--output_dir={tmp_path}", f"--docs_dir={tmp_path}"]
+    assert evidence_ablation.main(arguments) == 0
+    rows = {row["figure"]: row for row in written["ablation.csv"]}
+    assert rows.keys() == {"accuracy", "nll", "calibration_error", "train_seconds"} and rows["nll"]["seeds"] == 2
+    assert float(rows["nll"]["low"]) <= float(rows["nll"]["difference_to_erm"]) <= float(rows["nll"]["high"])
+    assert "| n = 10 |" in (tmp_path / "evidence.md").read_text()
+    assert (tmp_path / "images" / "ablation_digits_vit.png").stat().st_size > 1000
 
 
 def test_label_smoothing_is_that_of_the_training_arguments(tmp_path):

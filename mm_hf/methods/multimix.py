@@ -78,7 +78,7 @@ class MultiMix(Mixing):
             `num_mixed` mixed examples; else each process mixes its own, as in the paper.
         preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
             mini-batches (our reading) with input mixup instead. "mixup": the defaults, and likewise half of the
-            mini-batches with input mixup, for training from scratch (docs/evidence.md). Arguments that are given win.
+            mini-batches with input mixup, for trainings that overfit (docs/evidence.md). Arguments that are given win.
 
     Raises:
         ValueError: A setting makes no sense.
