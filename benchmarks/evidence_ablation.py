@@ -1,7 +1,7 @@
 """What the paper's claims rest on: Dense MultiMix with one setting changed at a time, on tasks of the study.
 
 How many mixed examples (n), of how many examples one is drawn (m), what weighs labels at a location, and whether
-locations are mixed at all. Stopped, the same command goes on; seeds and tasks can be added.
+locations are mixed at all. What n costs in time is measured in step_time.py. Stopped, the same command goes on; seeds and tasks can be added.
 
     python benchmarks/evidence_ablation.py [--tasks mnist1d ...] [--seeds 5]
     python benchmarks/evidence_ablation.py --summary    # ablation.csv, and its part of docs/evidence.md
@@ -96,8 +96,8 @@ def summarise(output_dir: Path, docs_dir: Path) -> None:
             continue
         seeds = len(runs[BASELINE])
         lines += [f"**{task}**, {seeds} seeds:", ""]
-        lines += [f"| Setting | {' | '.join(f'{METRICS[m].title} less {BASELINE}' for m in SHOWN)} | Training time |"]
-        lines += [f"|---|{'---:|' * (len(SHOWN) + 1)}"]
+        lines += [f"| Setting | {' | '.join(f'{METRICS[m].title} less {BASELINE}' for m in SHOWN)} |"]
+        lines += [f"|---|{'---:|' * len(SHOWN)}"]
         drawn: dict[str, dict] = {METRICS[m].title: {} for m in SHOWN}
         for setting in settings:
             comparison = paired(directory, runs, setting)
@@ -111,11 +111,7 @@ def summarise(output_dir: Path, docs_dir: Path) -> None:
                 row["mean"] = f"{comparison.values(metric)[setting].mean():.5g}"
                 row |= {"difference_to_erm": f"{difference.value:.5g}"}
                 rows.append(row | {"low": f"{difference.low:.5g}", "high": f"{difference.high:.5g}"})
-            seconds = comparison.values("train_seconds")
-            ratio = (seconds[setting] / seconds[BASELINE]).mean()
-            row = {"task": task, "setting": setting, "figure": "train_seconds", "seeds": len(comparison.seeds)}
-            rows.append(row | {"mean": f"{seconds[setting].mean():.5g}"})
-            lines.append(f"| {setting} | {' | '.join(cells)} | {ratio:.2f}x |")
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
         picture = docs_dir / "images" / f"ablation_{task}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_differences(
