@@ -1,7 +1,8 @@
 """What the paper's claims rest on: Dense MultiMix with one setting changed at a time, on tasks of the study.
 
 How many mixed examples (n), of how many examples one is drawn (m), what weighs labels at a location, and whether
-locations are mixed at all. What n costs in time is measured in step_time.py. Stopped, the same command goes on; seeds and tasks can be added.
+locations are mixed at all. What n costs in time is measured in step_time.py.
+Stopped, the same command goes on; seeds and tasks can be added.
 
     python benchmarks/evidence_ablation.py [--tasks mnist1d ...] [--seeds 5]
     python benchmarks/evidence_ablation.py --summary    # ablation.csv, and its part of docs/evidence.md
@@ -10,29 +11,25 @@ locations are mixed at all. What n costs in time is measured in step_time.py. St
 from __future__ import annotations
 
 import argparse
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from evidence import DOCS, chosen_seeds, quiet  # first: it forbids downloads
+from evidence_search import compare
 from evidence_study import Options
-from evidence_summary import BASELINE, finished_runs, paired, put
+from evidence_summary import BASELINE, bold, draw_differences, finished_runs, header, paired, put
 from evidence_tasks import TASKS
 from harness import write
 
-from mm_hf import ERM, DenseMultiMix, MultiMix
-from mm_hf.analysis import plot_differences
-from mm_hf.comparison import Measures, Run, run_comparison
+from mm_hf import DenseMultiMix, Mixing, MultiMix
+from mm_hf.analysis.statistics import Interval
 from mm_hf.comparison.tables import METRICS
-from mm_hf.methods import Mixing
 
 OUTPUT = Path("outputs/evidence_ablation")
-DEFAULT = "default: n = 1,000, of 8, 3 effective"
 # m is varied with alpha = 1, all mixtures of m examples being equally likely: with a fixed number of effective examples
 # alpha would make up for it.
 ABLATIONS: dict[str, Mixing] = {
-    DEFAULT: DenseMultiMix(),
+    "default: n = 1,000, of 8, 3 effective": DenseMultiMix(),
     "n = 10": DenseMultiMix(num_mixed=10),
     "n = 100": DenseMultiMix(num_mixed=100),
     "n = 10,000": DenseMultiMix(num_mixed=10_000),
@@ -61,27 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if not args.summary:
         quiet()
+        options = Options(cache=args.output_dir / "cache")
         for name in args.tasks:
-            run_comparison(
-                TASKS[name].task(Options(cache=args.output_dir / "cache")),
-                {BASELINE: ERM(), **ABLATIONS},
-                chosen_seeds(args.seeds),
-                args.output_dir / name,
-                baseline=BASELINE,
-                measures=Measures(robustness_samples=0),
-                keep_models="none",
-                report=False,
-                on_run=lambda run, name=name: finished(name, run),
-            )
+            compare(name, ABLATIONS, chosen_seeds(args.seeds), args.output_dir, options)
     summarise(args.output_dir, args.docs_dir)
     return 0
-
-
-def finished(task: str, run: Run) -> None:
-    """One line a run; figures come from its predictions, and models of all would be gigabytes."""
-    shutil.rmtree(run.directory / "model", ignore_errors=True)
-    found = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in (*SHOWN, "train_seconds"))
-    print(f"{time.strftime('%H:%M:%S')} {task}, {run.method}, seed {run.seed}: {found}", flush=True)
 
 
 def summarise(output_dir: Path, docs_dir: Path) -> None:
@@ -96,17 +77,15 @@ def summarise(output_dir: Path, docs_dir: Path) -> None:
             continue
         seeds = len(runs[BASELINE])
         lines += [f"**{task}**, {seeds} seeds:", ""]
-        lines += [f"| Setting | {' | '.join(f'{METRICS[m].title} less {BASELINE}' for m in SHOWN)} |"]
-        lines += [f"|---|{'---:|' * len(SHOWN)}"]
-        drawn: dict[str, dict] = {METRICS[m].title: {} for m in SHOWN}
+        lines += header("Setting", *(f"{METRICS[m].title} less {BASELINE}" for m in SHOWN))
+        drawn: dict[str, dict[str, Interval]] = {metric: {} for metric in SHOWN}
         for setting in settings:
             comparison = paired(directory, runs, setting)
             cells = []
             for metric in SHOWN:
                 difference = comparison.differences[metric][setting]
-                drawn[METRICS[metric].title][setting] = difference
-                cell = METRICS[metric].difference(difference)
-                cells.append(f"**{cell}**" if difference.excludes_zero else cell)
+                drawn[metric][setting] = difference
+                cells.append(bold(METRICS[metric].difference(difference), difference))
                 row = {"task": task, "setting": setting, "figure": metric, "seeds": len(comparison.seeds)}
                 row["mean"] = f"{comparison.values(metric)[setting].mean():.5g}"
                 row |= {"difference_to_erm": f"{difference.value:.5g}"}
@@ -114,13 +93,7 @@ def summarise(output_dir: Path, docs_dir: Path) -> None:
             lines.append(f"| {setting} | {' | '.join(cells)} |")
         picture = docs_dir / "images" / f"ablation_{task}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        plot_differences(
-            drawn,
-            picture,
-            baseline=BASELINE,
-            better={METRICS[m].title: METRICS[m].better for m in SHOWN},
-            scales={METRICS[m].title: METRICS[m].scale for m in SHOWN},
-        )
+        draw_differences(drawn, picture)
         lines += ["", f"![One setting changed at a time, on {task}](images/{picture.name})", ""]
     write("ablation.csv", rows)
     put(docs_dir / "evidence.md", "ablations", lines)

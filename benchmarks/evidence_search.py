@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evidence import chosen_seeds, quiet  # first: it forbids downloads
 from evidence_study import METHODS, Options
-from evidence_summary import finished_runs, paired
+from evidence_summary import BASELINE, finished_runs, paired
 from evidence_tasks import TASKS
 from harness import write
 
+from mm_hf import Mixing
 from mm_hf.analysis.statistics import mean_interval
 from mm_hf.comparison import Measures, Run, run_comparison
 from mm_hf.comparison.task import parse_method
@@ -44,19 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}
     chosen |= dict(parse_method(text) for text in args.methods if text not in METHODS)
     seeds = chosen_seeds(args.seeds)
+    options = Options(search=True, cache=args.output_dir / "cache")
     for name in args.tasks:
-        run_comparison(
-            TASKS[name].task(Options(search=True, cache=args.output_dir / "cache")),
-            {"erm": METHODS["erm"](), **chosen},
-            seeds,
-            args.output_dir / name,
-            baseline="erm",
-            measures=Measures(robustness_samples=0),
-            keep_models="none",
-            report=False,
-            on_run=lambda run, name=name: tell(name, run),
-        )
+        compare(name, chosen, seeds, args.output_dir, options)
     return 0
+
+
+def compare(task: str, methods: Mapping[str, Mixing], seeds: Sequence[int], output_dir: Path, options: Options) -> None:
+    """Plain training and methods on a task: all runs that are not there yet, one line each; no robustness, no report."""
+    run_comparison(
+        TASKS[task].task(options),
+        {BASELINE: METHODS[BASELINE](), **methods},
+        seeds,
+        output_dir / task,
+        baseline=BASELINE,
+        measures=Measures(robustness_samples=0),
+        keep_models="none",
+        report=False,
+        on_run=lambda run: tell(task, run),
+    )
 
 
 def tell(task: str, run: Run) -> None:

@@ -143,7 +143,7 @@ def _difference(row: Row) -> Interval:
 def draw(rows: Sequence[Row], path: Path) -> bool:
     """The differences of one task as a forest plot; whether there are any that can be drawn."""
     named = {
-        METRICS[metric].title: {
+        metric: {
             row["method"]: _difference(row) for row in rows if row["metric"] == metric and row["method"] != BASELINE
         }
         for metric in MAIN
@@ -151,17 +151,21 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
     finite = [all(math.isfinite(d.value) for d in differences.values()) for differences in named.values()]
     if not all(named.values()) or not all(finite):
         return False
-    shown = {METRICS[metric].title: METRICS[metric] for metric in MAIN}
+    draw_differences(named, path)
+    return True
+
+
+def draw_differences(named: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
+    """Differences from plain training, by metric and method, as a forest plot."""
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     plot_differences(
-        named,
+        {METRICS[metric].title: differences for metric, differences in named.items()},
         partial,
         baseline=BASELINE,
-        better={title: metric.better for title, metric in shown.items()},
-        scales={title: metric.scale for title, metric in shown.items()},
+        better={METRICS[metric].title: METRICS[metric].better for metric in named},
+        scales={METRICS[metric].title: METRICS[metric].scale for metric in named},
     )
     shutil.move(partial, path)
-    return True
 
 
 def draw_plane(runs: Mapping[str, Mapping[int, Run]], path: Path) -> bool:
@@ -203,11 +207,11 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
     said = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     caption = f"{said} of each method, {rows[0]['test_examples']:,.0f} {rows[0]['measured_on']}. First row: means; the others: difference from erm [95 % interval]"
     lines = [f"## {task}", "", TASKS[task].description, "", f"*{caption}, bold where it excludes zero.*", ""]
-    lines += _header("Method", *(METRICS[m].heading for m in MAIN))
+    lines += header("Method", *(METRICS[m].heading for m in MAIN))
     for method in methods:
         lines.append(f"| {method} | {' | '.join(_cell(found.get((method, m))) for m in MAIN)} |")
     others = [m for m in OTHERS if any((method, m) in found for method in methods)]
-    lines += ["", *_header("Method", *(METRICS[m].heading for m in others))]
+    lines += ["", *header("Method", *(METRICS[m].heading for m in others))]
     for method in methods:
         lines.append(f"| {method} | {' | '.join(_mean(found.get((method, m))) for m in others)} |")
     if (docs_dir / "images" / f"evidence_{task}.png").exists():
@@ -217,7 +221,8 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
     return [*lines, ""]
 
 
-def _header(*names: str) -> list[str]:
+def header(*names: str) -> list[str]:
+    """The first two lines of a table."""
     return [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
 
 
@@ -228,7 +233,12 @@ def _cell(row: Row | None) -> str:
     if math.isnan(difference.value):
         return "not a number"
     text = shown.number(difference.value, sign=True) if math.isnan(difference.low) else shown.difference(difference)
-    return f"**{text}**" if difference.excludes_zero else text
+    return bold(text, difference)
+
+
+def bold(text: str, interval: Interval) -> str:
+    """In bold where the interval excludes zero."""
+    return f"**{text}**" if interval.excludes_zero else text
 
 
 def _mean(row: Row | None) -> str:

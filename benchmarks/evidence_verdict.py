@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from evidence_summary import BASELINE, finished_runs, paired, put
+from evidence_summary import BASELINE, bold, finished_runs, paired, put
 
 from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison import Run
@@ -142,11 +142,6 @@ def counts(known: Mapping[str, Verdict]) -> list[str]:
             f"{len(shifts)} tasks (aim: 3)."
         )
     return lines
-
-
-def bold(text: str, interval: Interval) -> str:
-    """In bold where the interval excludes zero."""
-    return f"**{text}**" if interval.excludes_zero else text
 
 
 def _shift(metric: str, found: tuple[str, Interval] | None) -> str:

@@ -124,6 +124,14 @@ def test_one_setting_at_a_time(tmp_path, monkeypatch):
     assert (tmp_path / "images" / "ablation_digits_vit.png").stat().st_size > 1000
 
 
+def test_label_smoothing_is_torchs():
+    labels = torch.tensor([0, 2])
+    logits = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.0, 2.0]])
+    output = type("Output", (), {"logits": logits})()
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.allclose(LabelSmoothing().loss(output, labels).loss, expected)
+
+
 def test_label_smoothing_is_that_of_the_training_arguments(tmp_path):
     """As a method under the trainer that the study uses: equal to Trainer's own argument, and not to plain training."""
     found = []
