@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
     parser.add_argument("--output_dir", type=Path, default=OUTPUTS, help="gets the runs, a directory a task")
-    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets evidence.csv")
+    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets evidence.csv and verdict.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets tables in evidence.md, and images/")
     parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     quick = "a tenth of the epochs, to see that everything runs; all is written to --output_dir, outputs/evidence_quick"
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1
     written = summarise(args.output_dir, list(TASKS), args.results_dir, args.docs_dir)
-    write_verdict(args.output_dir, list(TASKS), args.docs_dir)
+    write_verdict(args.output_dir, list(TASKS), args.results_dir, args.docs_dir)
     print(f"Wrote {', '.join(str(path) for path in written)}.")
     return 0
 

@@ -1,4 +1,8 @@
-"""Tables and pictures of the evidence study, from the runs that its directories hold."""
+"""Tables and pictures of the evidence study: of the runs that its directories hold, and of what was measured before.
+
+Runs are large and stay where they were made; what they say is kept in evidence.csv. A method that has runs on a task here
+replaces its rows there, all other rows stay.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ FIELDS = (
     "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
     "test_examples", "measured_on",
 )  # fmt: skip
-OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread", "train_seconds")
+OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread")
 BASELINE = "erm"
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 Row = dict[str, Any]
@@ -85,7 +89,7 @@ def _number(value: float) -> float | str:
 
 
 def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_dir: Path) -> list[Path]:
-    """Write evidence.csv, the tables of evidence.md and a picture a task, of all tasks that have runs.
+    """Put what the runs say into evidence.csv, and write the tables of evidence.md and the pictures of all that is there.
 
     Returns:
         The files that were written.
@@ -93,35 +97,44 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
     Raises:
         FileNotFoundError: No task has runs.
     """
-    rows: list[Row] = []
+    found: list[Row] = []
     for task in tasks:
         if BASELINE in finished_runs(output_dir / task):
-            rows += rows_of(output_dir / task)
-    if not rows:
+            found += rows_of(output_dir / task)
+    if not found:
         raise FileNotFoundError(
             f"{output_dir} has no finished runs of any task: run the study first, without --summary."
         )
     written = [results_dir / "evidence.csv", docs_dir / "evidence.md"]
     for directory in (results_dir, docs_dir / "images"):
         directory.mkdir(parents=True, exist_ok=True)
-    lines = [dict(zip(FIELDS, (row[name] for name in FIELDS), strict=True)) for row in rows]
-    partial = written[0].with_name(f"evidence.csv.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(lines)
-    os.replace(partial, written[0])
+    keep_rows(written[0], FIELDS, found)
     rows = read_rows(written[0])
-    for task in dict.fromkeys(row["task"] for row in rows):
-        path = docs_dir / "images" / f"evidence_{task}.png"
-        if draw([row for row in rows if row["task"] == task], path):
-            written.append(path)
-    for task in tasks:
-        path = docs_dir / "images" / f"plane_{task}.png"
-        if draw_plane(finished_runs(output_dir / task), path):
-            written.append(path)
+    for task in dict.fromkeys(row["task"] for row in found):
+        own = [row for row in rows if row["task"] == task]
+        for name, drawn in (("evidence", draw), ("plane", draw_plane)):
+            path = docs_dir / "images" / f"{name}_{task}.png"
+            if drawn(own, path):
+                written.append(path)
     write_tables(rows, docs_dir)
     return written
+
+
+def keep_rows(path: Path, fields: Sequence[str], found: Sequence[Row]) -> None:
+    """Put rows into a table in place of those of the same tasks and methods, in the order of the study's."""
+    new = {(row["task"], row["method"]) for row in found}
+    rows = [{name: str(row[name]) for name in fields} for row in found]
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += [row for row in csv.DictReader(file) if (row["task"], row["method"]) not in new]
+    tasks, methods = list(TASKS), list(METHODS)
+    rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["method"])))
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -168,13 +181,14 @@ def draw_differences(named: Mapping[str, Mapping[str, Interval]], path: Path) ->
     shutil.move(partial, path)
 
 
-def draw_plane(runs: Mapping[str, Mapping[int, Run]], path: Path) -> bool:
-    """Alignment and uniformity of a task's methods; whether there are any."""
+def draw_plane(rows: Sequence[Row], path: Path) -> bool:
+    """Alignment and uniformity of one task's methods, means over seeds; whether there are any."""
+    found = {(row["method"], row["metric"]): row["mean"] for row in rows}
     pairs = {
-        name: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in own.values() if "alignment" in r.metrics]
-        for name, own in runs.items()
+        method: [(found[method, "alignment"], found[method, "uniformity"])]
+        for method in dict.fromkeys(row["method"] for row in rows)
+        if (method, "alignment") in found
     }
-    pairs = {name: found for name, found in pairs.items() if found}
     if len(pairs) > 1:
         plot_alignment_uniformity(pairs, path)
     return len(pairs) > 1
@@ -211,9 +225,10 @@ def section(task: str, rows: Sequence[Row], docs_dir: Path) -> list[str]:
     for method in methods:
         lines.append(f"| {method} | {' | '.join(_cell(found.get((method, m))) for m in MAIN)} |")
     others = [m for m in OTHERS if any((method, m) in found for method in methods)]
-    lines += ["", *header("Method", *(METRICS[m].heading for m in others))]
+    lines += ["", *header("Method", *(METRICS[m].heading for m in others), "Training time\u00a0↓")]
     for method in methods:
-        lines.append(f"| {method} | {' | '.join(_mean(found.get((method, m))) for m in others)} |")
+        cells = [_mean(found.get((method, m))) for m in others]
+        lines.append(f"| {method} | {' | '.join([*cells, _time(found[method, 'train_seconds'])])} |")
     if (docs_dir / "images" / f"evidence_{task}.png").exists():
         lines += ["", f"![Differences from erm on {task}, with 95 % intervals](images/evidence_{task}.png)"]
     if (docs_dir / "images" / f"plane_{task}.png").exists():
@@ -244,5 +259,15 @@ def bold(text: str, interval: Interval) -> str:
 def _mean(row: Row | None) -> str:
     if row is None or math.isnan(row["mean"]):
         return "n/a" if row is None else "not a number"
-    half = row["half_width"]
-    return METRICS[row["metric"]].mean(Interval(row["mean"], row["mean"] - half, row["mean"] + half))
+    return METRICS[row["metric"]].mean(_around(row))
+
+
+def _time(row: Row) -> str:
+    """Seconds of plain training, and what share of those a method takes that was measured beside it."""
+    if row["method"] == BASELINE:
+        return f"{METRICS['train_seconds'].mean(_around(row))} s"
+    return f"{row['mean'] / (row['mean'] - row['difference_to_erm']):.2f}x"
+
+
+def _around(row: Row) -> Interval:
+    return Interval(row["mean"], row["mean"] - row["half_width"], row["mean"] + row["half_width"])

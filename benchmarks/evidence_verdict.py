@@ -1,21 +1,24 @@
-"""What the study says of Dense MultiMix over all tasks: against plain training, and against the best of the others."""
+"""What the study says of Dense MultiMix over all tasks: against plain training, and against the best of the others.
+
+It is kept in verdict.csv, since paired intervals need the runs themselves: a row is replaced where there are runs of the
+method, plain training and the others that are best on the task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from evidence_summary import BASELINE, bold, finished_runs, paired, put
+from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, paired, put, read_rows
 
 from mm_hf.analysis.statistics import Interval, mean_interval
-from mm_hf.comparison import Run
 from mm_hf.comparison.tables import METRICS
 
 JUDGED = {
     "dense_multimix": "The default, `DenseMultiMix()`",
-    "dense_multimix_and_mixup": 'With input mixup in half of the mini-batches, `DenseMultiMix(preset="mixup")`',
+    "dense_multimix_and_mixup": 'With input mixup from the first step, `DenseMultiMix(preset="mixup")`',
 }
 RIVALS = ("label_smoothing", "mixup", "cutmix", "manifold_mixup", "transmix")
 SHIFTS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc")
@@ -44,26 +47,73 @@ class Verdict:
     ratios: dict[str, float]
     shifts: dict[str, tuple[str, Interval]]
 
+    def to_row(self, task: str, method: str) -> Row:
+        """As a row of verdict.csv."""
+        row: Row = dict.fromkeys(FIELDS, "")
+        row |= {"task": task, "method": method, "seeds": self.seeds, "lead_over": self.rival}
+        row |= {name: f"{ratio:.4g}" for name, ratio in self.ratios.items()}
+        intervals = {"gain": self.gain, "lead": self.lead}
+        for metric, (rival, interval) in self.shifts.items():
+            intervals[metric] = interval
+            row[f"{metric}_over"] = rival
+        for name, interval in intervals.items():
+            row |= {f"{name}{end}": f"{value:.4g}" for end, value in zip(ENDS, _numbers(interval), strict=True)}
+        return row
 
-def verdict(directory: Path, method: str) -> Verdict | None:
-    """A method on the task of a directory; None where it, plain training, or all others were not run."""
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> Verdict:
+        """The inverse of `to_row`."""
+
+        def interval(name: str) -> Interval:
+            return Interval(*(float(row[f"{name}{end}"]) for end in ENDS))
+
+        return cls(
+            int(row["seeds"]),
+            interval("gain"),
+            row["lead_over"],
+            interval("lead"),
+            {name: float(row[name]) for name in RATIOS},
+            {name: (row[f"{name}_over"], interval(name)) for name in SHIFTS if row[f"{name}_over"]},
+        )
+
+
+def _numbers(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+ENDS = ("", "_low", "_high")
+FIELDS = (
+    "task", "method", "seeds", *(f"gain{end}" for end in ENDS), "lead_over", *(f"lead{end}" for end in ENDS), *RATIOS,
+    *(name for metric in SHIFTS for name in (f"{metric}_over", *(f"{metric}{end}" for end in ENDS))),
+)  # fmt: skip
+
+
+def verdict(directory: Path, method: str, rows: Sequence[Row]) -> Verdict | None:
+    """A method on the task of a directory.
+
+    Args:
+        directory: With the task's runs.
+        method: One of the study's.
+        rows: Of evidence.csv, all methods of this task: they tell which of the others is best.
+
+    Returns:
+        None where there are no runs of the method, of plain training, or of the others that are best.
+    """
     runs = finished_runs(directory)
-    rivals = [name for name in RIVALS if name in runs]
-    if method not in runs or BASELINE not in runs or not rivals:
+    known = {row["metric"] for row in rows if row["method"] == method}
+    rivals = {metric: best(rows, metric) for metric in ("accuracy", *SHIFTS) if metric in known}
+    if not {method, BASELINE, *rivals.values()} <= runs.keys():
         return None
     plain = paired(directory, runs, method)
-    rival = best(runs, rivals, "accuracy")
     ratios = {}
     for metric in RATIOS:
         values = plain.values(metric)
         ratios[metric] = float(values[method].mean() / values[BASELINE].mean())
+    rival = rivals.pop("accuracy")
     shifts = {}
-    for metric in SHIFTS:
-        others = [name for name in rivals if has(runs[name], metric)]
-        if others and has(runs[method], metric):
-            other = best(runs, others, metric)
-            values = paired(directory, runs, method, other).values(metric)
-            shifts[metric] = other, mean_interval(values[method] - values[other])
+    for metric, other in rivals.items():
+        values = paired(directory, runs, method, other).values(metric)
+        shifts[metric] = other, mean_interval(values[method] - values[other])
     return Verdict(
         len(plain.seeds),
         plain.differences["accuracy"][method],
@@ -74,26 +124,33 @@ def verdict(directory: Path, method: str) -> Verdict | None:
     )
 
 
-def has(runs: Mapping[int, Run], metric: str) -> bool:
-    """Whether every run has a figure."""
-    return all(metric in run.metrics for run in runs.values())
+def best(rows: Sequence[Row], metric: str) -> str:
+    """Of the other methods, the one with the highest mean of a figure; "" where none has it."""
+    means = {row["method"]: row["mean"] for row in rows if row["metric"] == metric and row["method"] in RIVALS}
+    return max(means, key=lambda name: means[name]) if means else ""
 
 
-def best(runs: Mapping[str, Mapping[int, Run]], names: Iterable[str], metric: str) -> str:
-    """The method with the highest mean of a figure, over its own seeds."""
-    return max(names, key=lambda name: np.mean([run.metrics[metric] for run in runs[name].values()]))
-
-
-def write_verdict(output_dir: Path, tasks: Sequence[str], docs_dir: Path) -> None:
-    """The table over all tasks, and the count of what was aimed at, in evidence.md."""
+def write_verdict(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_dir: Path) -> None:
+    """verdict.csv; and in evidence.md the table over all tasks, and the count of what was aimed at."""
+    rows = read_rows(results_dir / "evidence.csv")
+    found = []
+    for task in tasks:
+        own = [row for row in rows if row["task"] == task]
+        judged = {method: verdict(output_dir / task, method, own) for method in JUDGED}
+        found += [value.to_row(task, method) for method, value in judged.items() if value is not None]
+    path = results_dir / "verdict.csv"
+    if found:
+        keep_rows(path, FIELDS, found)
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        kept = list(csv.DictReader(file))
     lines: list[str] = []
     for method, title in JUDGED.items():
-        found = {task: verdict(output_dir / task, method) for task in tasks}
-        known = {task: value for task, value in found.items() if value is not None}
+        known = {row["task"]: Verdict.from_row(row) for row in kept if row["method"] == method}
         if known:
             lines += [f"**{title}**", "", *table(known), "", *counts(known), ""]
-    if lines:
-        put(docs_dir / "evidence.md", "verdict", lines)
+    put(docs_dir / "evidence.md", "verdict", lines)
 
 
 def table(known: Mapping[str, Verdict]) -> list[str]:

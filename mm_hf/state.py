@@ -40,6 +40,7 @@ class MixingState:
         self.taps: Taps | None = None
         self.blocks: BlockTaps | None = None
         self.attention: str | None = None
+        self.epoch: float | None = None
         self.pacer = Pacer() if mixing.size_is_open else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}

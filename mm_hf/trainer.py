@@ -209,6 +209,7 @@ class MultiMixTrainer(PushingTrainer):
             check_labels(self.accelerator.unwrap_model(model), None)
         # Before a compiled model's first call, which fixes the hooks that it will ever see.
         self.mixing_handle.prepare(inputs)
+        self.mixing_handle.epoch = self.state.epoch
         outputs = model(**inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         return (loss, outputs) if return_outputs else loss

@@ -31,6 +31,8 @@ class MixingHandle:
             methods that need none.
         num_mixed: The number of mixed examples a step that "auto" has come to. Setting it, as a resumed training does, ends
             the search.
+        epoch: How many epochs the training has behind it, in fractions; None at first. `MultiMixTrainer` keeps it, a loop
+            of one's own sets it at the start of each epoch: `DenseMultiMix(input_mixup_after=...)` counts in it.
     """
 
     def __init__(self, model: nn.Module, state: MixingState):
@@ -54,6 +56,14 @@ class MixingHandle:
     def num_mixed(self, value: int | None) -> None:
         if self._state.pacer is not None:
             self._state.pacer.num_mixed = value
+
+    @property
+    def epoch(self) -> float | None:
+        return self._state.epoch
+
+    @epoch.setter
+    def epoch(self, value: float | None) -> None:
+        self._state.epoch = value
 
     @property
     def installed(self) -> bool:
@@ -250,7 +260,7 @@ def _choose(
     mixing = state.mixing
     if state.pacer is not None:
         mixing = mixing.sized(state.pacer.begin(labels.device))
-    method = mixing.choose()
+    method = mixing.for_batch(inputs, labels, state.epoch)
     inputs, targets = method.mix_inputs(inputs, labels, model, state.criterion)
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.begin(method.block_mixing)

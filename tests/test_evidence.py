@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import math
+import re
 
 import digits
 import evidence
@@ -162,11 +163,37 @@ def test_the_verdict_counts_what_was_aimed_at(tmp_path, monkeypatch):
 
     made = {"erm": runs(0.6, 1.0), "mixup": runs(0.7, 1.0), "cutmix": runs(0.5, 1.0), "dense_multimix": runs(0.9, 1.5)}
     monkeypatch.setattr(evidence_verdict, "finished_runs", lambda directory: made)
-    found = evidence_verdict.verdict(tmp_path, "dense_multimix")
+    rows = [
+        {"task": "mnist1d", "method": name, "metric": "accuracy", "mean": own[0].metrics["accuracy"]}
+        for name, own in made.items()
+    ]
+    found = evidence_verdict.verdict(tmp_path, "dense_multimix", rows)
     assert found.rival == "mixup" and found.lead.value == pytest.approx(0.2) and found.gain.low > 0
     assert found.ratios["nll"] == pytest.approx(0.25) and found.ratios["train_seconds"] == 1.5
     text = "\n".join(evidence_verdict.counts({"one": found}))
     assert "above zero: 1 of 1" in text and "NLL at most 0.7 times plain training's: 1 of 1" in text
     assert "Training time at most 1.1 times plain training's: 0 of 1" in text
-    evidence_verdict.write_verdict(tmp_path, ["one"], tmp_path)
-    assert "| one | 3 | **+30.00" in (tmp_path / "evidence.md").read_text()
+    monkeypatch.setattr(evidence_verdict, "read_rows", lambda path: rows)
+    evidence_verdict.write_verdict(tmp_path, ["mnist1d"], tmp_path, tmp_path)
+    page = (tmp_path / "evidence.md").read_text()
+    assert "| mnist1d | 3 | **+30.00" in page
+    # Elsewhere, where there are no runs of the best other method, what was found here stays.
+    del made["mixup"]
+    assert evidence_verdict.verdict(tmp_path, "dense_multimix", rows) is None
+    evidence_verdict.write_verdict(tmp_path, ["mnist1d"], tmp_path, tmp_path)
+    assert (tmp_path / "evidence.md").read_text() == page
+
+
+def test_what_was_measured_before_is_kept(studied, tmp_path):
+    directory, _ = studied
+    before = (directory / "results_dir" / "evidence.csv").read_text()
+    header, *lines = before.splitlines()
+    kept = [line.replace("digits_vit", "mnist1d") for line in lines]
+    kept += [line.replace("dense_multimix", "multimix") for line in lines if "dense_multimix" in line]
+    stale = [re.sub(r",accuracy,[^,]*,", ",accuracy,0.5,", line) for line in lines]
+    (tmp_path / "evidence.csv").write_text("\n".join([header, *kept, *stale]) + "\n")
+    summarise(directory / "output_dir", list(TASKS), tmp_path, tmp_path)
+    after = (tmp_path / "evidence.csv").read_text().splitlines()
+    assert sorted(after) == sorted([header, *kept, *lines])
+    page = (tmp_path / "evidence.md").read_text()
+    assert "## mnist1d" in page and page.count("| multimix |") == 2

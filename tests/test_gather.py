@@ -127,7 +127,8 @@ for case, (name, method, steps) in CASES.items():
 # Applied with a probability, all processes mix or none does: else one would wait for the others for ever.
 torch.manual_seed(rank)
 method = DenseMultiMix(probability=0.5, **options)
-results["chosen"] = [type(method.choose()).__name__ for _ in range(20)]
+images = {"pixel_values": torch.zeros(4, 3)}
+results["chosen"] = [type(method.for_batch(images, torch.arange(4), 3.0)).__name__ for _ in range(40)]
 json.dump(results, open(f"{sys.argv[1]}/rank{rank}.json", "w"))
 dist.barrier()
 dist.destroy_process_group()
@@ -138,7 +139,7 @@ dist.destroy_process_group()
 def test_processes_that_mix_as_one(tmp_path, processes):
     results = launch.launch(tmp_path, SCRIPT, processes)
     chosen = [result.pop("chosen") for result in results]
-    assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "ERM"}
+    assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "ERM", "Mixup"}
     for result in results:
         for case, got in result.items():
             assert got["loss"] == pytest.approx(got["expected"], rel=1e-5, abs=1e-6), case

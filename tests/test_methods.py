@@ -20,6 +20,8 @@ settings = st.fixed_dictionaries(
         "clean_weight": st.floats(0.1, 3),
         "pooled_weight": st.floats(0, 3),
         "probability": st.floats(0, 1),
+        "input_mixup": st.floats(0, 1),
+        "input_mixup_after": st.floats(0, 100),
         "otherwise": st.sampled_from(["clean", "mixup"]),
         "preset": st.sampled_from(["paper", "mixup", None]),
     },
@@ -91,6 +93,8 @@ def test_the_command_line_of_dense_multimix():
         ({"alpha": 1.0, "effective_examples": 3}, "give one of the two"),
         ({"effective_examples": 1.0}, "effective_examples must be greater than 1"),
         ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
+        ({"input_mixup": -0.5}, r"input_mixup must lie in \[0, 1\]"),
+        ({"input_mixup_after": -1}, "input_mixup_after is a number of epochs"),
         ({"clean_weight": -1.0}, "clean_weight must be a number and not be negative"),
         ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
         ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
@@ -150,6 +154,39 @@ def test_a_probability_chooses_between_the_method_and_what_happens_otherwise():
     share = sum(isinstance(method, MultiMix) for method in chosen) / 2000
     assert abs(share - 0.3) < 0.04 and {type(method) for method in chosen} == {MultiMix, Mixup}
     assert isinstance(MultiMix(probability=0.0).choose(), ERM)
+
+
+def test_late_in_a_training_inputs_are_mixed_up_where_they_can_be():
+    torch.manual_seed(0)
+    images, labels = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
+    late = [DenseMultiMix().for_batch(images, labels, 3.0) for _ in range(2000)]
+    share = sum(isinstance(method, Mixup) for method in late) / 2000
+    assert abs(share - 0.5) < 0.04 and {type(method) for method in late} == {DenseMultiMix, Mixup}
+
+    always = DenseMultiMix(input_mixup=1.0)
+
+    def ever(method=always, inputs=images, labels=labels, epoch=3.0):
+        return isinstance(method.for_batch(inputs, labels, epoch), Mixup)
+
+    assert ever() and ever(labels=torch.rand(4, 3)) and ever(epoch=70.0)
+    assert not ever(epoch=2.999) and not ever(epoch=None)
+    assert ever(DenseMultiMix(input_mixup=1.0, input_mixup_after=0.5), epoch=0.5)
+    assert not ever(labels=torch.zeros(4, 16, dtype=torch.long))  # of locations
+    assert not ever(inputs={"input_ids": torch.ones(4, 8, dtype=torch.long), **images})
+    assert not ever(inputs={"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
+    assert not ever(DenseMultiMix(input_mixup=0.0)) and not any(ever(MultiMix()) for _ in range(50))
+
+
+def test_who_says_when_inputs_are_mixed_gets_no_more_of_it():
+    assert DenseMultiMix().input_mixup == 0.5 and MultiMix().input_mixup == 0.0
+    for method in (
+        DenseMultiMix(preset="mixup"),
+        DenseMultiMix(preset="paper"),
+        DenseMultiMix(probability=0.5, otherwise="mixup"),
+    ):
+        assert method.input_mixup == 0.0 and method.otherwise == "mixup"
+    assert DenseMultiMix(preset="mixup", input_mixup=0.2).input_mixup == 0.2
+    assert DenseMultiMix().takes_dense_labels  # whose labels are of locations: there no inputs are mixed
 
 
 def test_clean_loss_is_cross_entropy():

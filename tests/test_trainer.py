@@ -22,7 +22,8 @@ DENSE = DenseMultiMix(num_mixed=20)
 
 
 def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
-    trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": DENSE})
+    mixing = DenseMultiMix(num_mixed=20, input_mixup=0.0)
+    trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": mixing})
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
@@ -31,6 +32,17 @@ def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
         assert entry["loss_terms"] == 32 + 16 * 20
         assert 1 / 32 < entry["mean_largest_factor"] < 1
         assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
+
+
+def test_inputs_are_mixed_up_in_half_of_the_late_mini_batches(tmp_path):
+    trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": DENSE})
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]  # an entry a step, three steps an epoch
+    mixed = ["loss_mixup" in entry for entry in history]
+    assert not any(mixed[:9]) and 15 < sum(mixed[9:]) < 36 and len(history) == 60
+    for entry in history:
+        terms = entry["loss_mixup"] if "loss_mixup" in entry else entry["loss_clean"] + entry["loss_dense"]
+        assert entry["loss"] == pytest.approx(terms, abs=2e-4)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

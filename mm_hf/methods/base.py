@@ -86,6 +86,16 @@ class Mixing:
         """
         return self
 
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, epoch: float | None) -> Mixing:
+        """The method for a mini-batch that is looked at first: `choose()`, unless the method wants to know more.
+
+        Args:
+            inputs: Of the model's forward, without labels.
+            labels: Of the examples, or of every location.
+            epoch: How many epochs are over, in fractions; None where nobody keeps count.
+        """
+        return self.choose()
+
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Refuse, by a ValueError, a first batch of inputs that the method cannot mix."""
 

@@ -31,7 +31,7 @@ class DenseMultiMix(MultiMix):
         detach_attention: Treat the attention as a constant.
         confidence_weighted: A mixed example counts with the attention it is made of within its location.
 
-    The other arguments are those of [`MultiMix`]; `pooled_weight` is 0 by default.
+    The other arguments are those of [`MultiMix`]; `pooled_weight` is 0 by default, `input_mixup` 0.5.
 
     Source:
         Venkataramanan et al., NeurIPS 2023, section 3.3. Weights and defaults are ours, and so is the use of CLS
@@ -45,7 +45,7 @@ class DenseMultiMix(MultiMix):
     """
 
     name: ClassVar[str] = "dense_multimix"
-    defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0}
+    defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0, "input_mixup": 0.5}
     # A ViT's head reads its CLS token: the paper's recipe needs the pooled loss beside the dense one to train it.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}, "mixup": WITH_MIXUP}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class Mixup(PairMixing):
             embed: Any = model.get_input_embeddings()  # type: ignore[operator]
             inputs = {**inputs, "inputs_embeds": embed(inputs["input_ids"])}
             del inputs["input_ids"]
-        mixable = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and len(v) == b]
+        mixable = real_inputs(inputs, b)
         if not mixable:
             raise ValueError(
                 "Mixup mixes inputs that are real numbers (pixel_values, input_values) or token ids, and this batch has "
@@ -55,3 +56,12 @@ class Mixup(PairMixing):
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
+
+
+def real_inputs(inputs: Mapping[str, Any], num_examples: int) -> list[str]:
+    """The names of inputs that can be mixed as they are: real numbers, a row an example."""
+    return [
+        name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim and len(value) == num_examples
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from ..sampling import (
 )
 from .base import Mixing, MixingLoss
 from .erm import ERM
-from .mixup import Mixup
+from .mixup import Mixup, real_inputs
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -40,12 +41,11 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
 
 
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
-DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean"}
+DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean", "input_mixup": 0.0}
 # What the paper states (mixed examples only, alpha per mixed example from U[0.5, 2]); that the probability is 0.5 and
 # that the other mini-batches get input mixup is our reading.
-PAPER = {"alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0, "probability": 0.5, "otherwise": "mixup"}
-
-WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup"}
+WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup", "input_mixup": 0.0}
+PAPER = {**WITH_MIXUP, "alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0}
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -74,6 +74,11 @@ class MultiMix(Mixing):
         pooled_weight: Weight of the loss of the mixed examples.
         probability: Share of the mini-batches that are mixed.
         otherwise: What happens to the other mini-batches: "clean" training or input "mixup".
+        input_mixup: Share of the mixed mini-batches whose inputs are mixed instead, pair by pair, once the training has
+            gone over its examples often enough to overfit; where inputs are real numbers (images, sounds; not texts)
+            and a label is one of a whole example. Default: 0 ([`DenseMultiMix`]: 0.5).
+        input_mixup_after: How many epochs that takes. Plain mixup costs accuracy in shorter trainings. `MultiMixTrainer`
+            counts epochs, a loop of one's own by `handle.epoch`; where nobody does, inputs are never mixed.
         gather_across_devices: Mix the mini-batches of all processes as one, of which each process takes its share of the
             `num_mixed` mixed examples; else each process mixes its own, as in the paper.
         preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
@@ -116,6 +121,12 @@ class MultiMix(Mixing):
     pooled_weight: float = setting(None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).")
     probability: float = setting(None, "Share of the mini-batches that are mixed. Default: 1.")
     otherwise: Literal["clean", "mixup"] = setting(None, "What happens to the other mini-batches. Default: clean.")
+    input_mixup: float = setting(
+        None,
+        "Share of the mixed mini-batches that get input mixup instead, after input_mixup_after epochs. Default: 0 "
+        "(dense_multimix: 0.5).",
+    )
+    input_mixup_after: float = setting(3.0, "How many epochs of a training are without input mixup.")
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all processes as one.")
     preset: Literal["paper", "mixup"] | None = field(
         default=None,
@@ -126,7 +137,10 @@ class MultiMix(Mixing):
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in self.presets:
             raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
-        for name, value in {**self.defaults, **self.presets.get(self.preset or "", {})}.items():
+        defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
+        if self.otherwise == "mixup":  # who says when inputs are mixed wants no more of it
+            defaults["input_mixup"] = 0.0
+        for name, value in defaults.items():
             excluded = name == "alpha" and self.effective_examples is not None
             if getattr(self, name) is None and not excluded:
                 setattr(self, name, value)
@@ -156,8 +170,11 @@ class MultiMix(Mixing):
             check_alpha(self.alpha)
         else:
             alpha_for(self.effective_examples, 2)  # type: ignore[arg-type]
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1], but is {self.probability}.")
+        for name in ("probability", "input_mixup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], but is {getattr(self, name)}.")
+        if not self.input_mixup_after >= 0:
+            raise ValueError(f"input_mixup_after is a number of epochs, at least 0, but is {self.input_mixup_after}.")
         if self.otherwise not in ("clean", "mixup"):
             raise ValueError(f"otherwise must be 'clean' or 'mixup', got {self.otherwise!r}.")
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
@@ -174,15 +191,24 @@ class MultiMix(Mixing):
         return True
 
     def choose(self) -> Mixing:
-        # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
-        if self.probability == 1:
+        if self.probability == 1 or self._drawn() < self.probability:
             return self
+        return Mixup() if self.otherwise == "mixup" else ERM()
+
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, epoch: float | None) -> Mixing:
+        """Itself, or input mixup in late epochs, or what happens to mini-batches that are not mixed."""
+        method = self.choose()
+        late = epoch is not None and epoch >= self.input_mixup_after
+        if method is not self or not self.input_mixup or not late or not mixes_inputs(inputs, labels):
+            return method
+        return Mixup() if self._drawn() < self.input_mixup else self
+
+    def _drawn(self) -> float:
+        # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
         drawn = [float(torch.rand(()))]
         if self.gathers:  # all or none
             torch.distributed.broadcast_object_list(drawn)
-        if drawn[0] < self.probability:
-            return self
-        return Mixup() if self.otherwise == "mixup" else ERM()
+        return drawn[0]
 
     @property
     def gathers(self) -> bool:
@@ -310,6 +336,12 @@ def largest(factors: Tensor | SparseFactors) -> Tensor:
     if isinstance(factors, SparseFactors):
         return factors.weight.amax(dim=1).mean()
     return factors.amax(dim=-2).mean()
+
+
+def mixes_inputs(inputs: Mapping[str, Any], labels: Tensor) -> bool:
+    """Whether a mini-batch is one of those that input mixup is good for: real numbers, no text, a label an example."""
+    of_examples = labels.ndim == 1 or labels.is_floating_point()
+    return of_examples and inputs.get("input_ids") is None and bool(real_inputs(inputs, len(labels)))
 
 
 def _whole(value: Any, least: int) -> bool:
