@@ -9,7 +9,8 @@
 # ///
 """Fine-tune any image classifier of Transformers with MultiMix or Dense MultiMix in a loop of one's own, with Accelerate.
 
-Transformers' script of the same name with one line more: `wrap_model(model, mixing)` before `accelerator.prepare`.
+Transformers' script of the same name with two lines more: `wrap_model(model, mixing)` before `accelerator.prepare`, and
+`handle.epoch = epoch` at the start of each epoch.
 On one process, or on as many as `accelerate launch` starts (examples/accelerate_configs):
 
     accelerate launch examples/run_image_classification_no_trainer.py \
@@ -159,6 +160,7 @@ def main() -> None:
     metrics: dict[str, float] = {}
     for epoch in range(done // updates_per_epoch, math.ceil(total / updates_per_epoch)):
         model.train()
+        handle.epoch = epoch  # some methods mix inputs in late epochs
         train.begin_epoch(args.seed, epoch)
         train_loader.set_epoch(epoch)
         skipped = done % updates_per_epoch * args.gradient_accumulation_steps

@@ -15,6 +15,7 @@ LABELS = {
     "loss_clean": "training: clean examples",
     "loss_pooled": "training: mixed examples",
     "loss_dense": "training: mixed locations",
+    "loss_mixup": "training: mixed inputs",
 }
 # The first one that was measured is drawn beside the loss.
 SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
