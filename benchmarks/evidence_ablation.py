@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evidence import DOCS, chosen_seeds, quiet  # first: it forbids downloads
 from evidence_search import compare
 from evidence_study import Options
-from evidence_summary import BASELINE, bold, draw_differences, finished_runs, header, paired, put
+from evidence_summary import BASELINE, bold, draw_differences, finished_runs, header, keep_rows, kept_rows, paired, put
 from evidence_tasks import TASKS
-from harness import write
+from harness import RESULTS
 
 from mm_hf import DenseMultiMix, Mixing, MultiMix
 from mm_hf.analysis.statistics import Interval
@@ -48,6 +48,7 @@ ABLATIONS: dict[str, Mixing] = {
     "dense, no clean term": dense(clean_weight=0.0, pooled_weight=1.0),
 }
 SHOWN = ("accuracy", "nll", "calibration_error")
+ENDS = ("difference_to_erm", "low", "high")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["mnist1d"], metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
     parser.add_argument("--output_dir", type=Path, default=OUTPUT)
+    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets ablation.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets a table in evidence.md, and images/")
     parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
@@ -64,42 +66,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(cache=args.output_dir / "cache")
         for name in args.tasks:
             compare(name, ABLATIONS, chosen_seeds(args.seeds), args.output_dir, options)
-    summarise(args.output_dir, args.docs_dir)
+    summarise(args.output_dir, args.results_dir, args.docs_dir)
     return 0
 
 
-def summarise(output_dir: Path, docs_dir: Path) -> None:
-    """ablation.csv, and the tables and pictures of evidence.md."""
-    rows: list[dict[str, object]] = []
+def summarise(output_dir: Path, results_dir: Path, docs_dir: Path) -> None:
+    """What was run here, in ablation.csv; and tables and pictures of all that stands there, in evidence.md."""
+    found = [row for task in TASKS for row in rows_of(output_dir / task)]
+    table = results_dir / "ablation.csv"
+    if found:
+        keep_rows(table, found, list(ABLATIONS), by="setting")
+    rows = kept_rows(table)
     lines: list[str] = []
-    for task in TASKS:
-        directory = output_dir / task
-        runs = finished_runs(directory, known_only=False)
-        settings = [name for name in ABLATIONS if name in runs]
-        if BASELINE not in runs or not settings:
-            continue
-        seeds = len(runs[BASELINE])
-        lines += [f"**{task}**, {seeds} seeds:", ""]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        differences = {
+            metric: {
+                row["setting"]: Interval(*(float(row[end]) for end in ENDS)) for row in own if row["figure"] == metric
+            }
+            for metric in SHOWN
+        }
+        lines += [f"**{task}**, {own[0]['seeds']} seeds:", ""]
         lines += header("Setting", *(f"{METRICS[m].title} less {BASELINE}" for m in SHOWN))
-        drawn: dict[str, dict[str, Interval]] = {metric: {} for metric in SHOWN}
-        for setting in settings:
-            comparison = paired(directory, runs, setting)
-            cells = []
-            for metric in SHOWN:
-                difference = comparison.differences[metric][setting]
-                drawn[metric][setting] = difference
-                cells.append(bold(METRICS[metric].difference(difference), difference))
-                row = {"task": task, "setting": setting, "figure": metric, "seeds": len(comparison.seeds)}
-                row["mean"] = f"{comparison.values(metric)[setting].mean():.5g}"
-                row |= {"difference_to_erm": f"{difference.value:.5g}"}
-                rows.append(row | {"low": f"{difference.low:.5g}", "high": f"{difference.high:.5g}"})
+        for setting in differences[SHOWN[0]]:
+            shown = {metric: differences[metric][setting] for metric in SHOWN}
+            cells = [bold(METRICS[metric].difference(value), value) for metric, value in shown.items()]
             lines.append(f"| {setting} | {' | '.join(cells)} |")
         picture = docs_dir / "images" / f"ablation_{task}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_differences(drawn, picture)
+        draw_differences(differences, picture)
         lines += ["", f"![One setting changed at a time, on {task}](images/{picture.name})", ""]
-    write("ablation.csv", rows)
-    put(docs_dir / "evidence.md", "ablations", lines)
+    if lines:
+        put(docs_dir / "evidence.md", "ablations", lines)
+
+
+def rows_of(directory: Path) -> Iterator[dict[str, object]]:
+    """The settings that were run on the task of a directory, with intervals of the paired bootstrap."""
+    runs = finished_runs(directory, known_only=False)
+    for setting in ABLATIONS:
+        if BASELINE in runs and setting in runs:
+            comparison = paired(directory, runs, setting)
+            for metric in SHOWN:
+                difference = comparison.differences[metric][setting]
+                row = {"task": directory.name, "setting": setting, "figure": metric, "seeds": len(comparison.seeds)}
+                row["mean"] = f"{comparison.values(metric)[setting].mean():.5g}"
+                values = (difference.value, difference.low, difference.high)
+                yield row | {end: f"{value:.5g}" for end, value in zip(ENDS, values, strict=True)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the default is chosen by: candidates on the tasks of the study, measured on examples that its tests never see.
 
     python benchmarks/evidence_search.py --tasks mnist1d --methods erm k2=dense_multimix:effective_examples=2 --seeds 2
-    python benchmarks/evidence_search.py --summary     # one table of all that was run: benchmarks/results/search.csv
+    python benchmarks/evidence_search.py --summary     # what was run here, in benchmarks/results/search.csv; what was before stays
 
 A method is written as `mm-hf compare` takes it. Stopped, the same command goes on; more candidates can be added.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from evidence import chosen_seeds, quiet  # first: it forbids downloads
 from evidence_study import METHODS, Options
-from evidence_summary import BASELINE, finished_runs, paired
+from evidence_summary import BASELINE, finished_runs, keep_rows, paired
 from evidence_tasks import TASKS
-from harness import write
+from harness import RESULTS
 
 from mm_hf import Mixing
 from mm_hf.analysis.statistics import mean_interval
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
     if args.summary:
-        write("search.csv", [row for name in TASKS for row in rows_of(args.output_dir / name)])
+        keep_rows(RESULTS / "search.csv", [row for name in TASKS for row in rows_of(args.output_dir / name)])
         return 0
     quiet()
     chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}

@@ -106,9 +106,8 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
             f"{output_dir} has no finished runs of any task: run the study first, without --summary."
         )
     written = [results_dir / "evidence.csv", docs_dir / "evidence.md"]
-    for directory in (results_dir, docs_dir / "images"):
-        directory.mkdir(parents=True, exist_ok=True)
-    keep_rows(written[0], FIELDS, found)
+    (docs_dir / "images").mkdir(parents=True, exist_ok=True)
+    keep_rows(written[0], found)
     rows = read_rows(written[0])
     for task in dict.fromkeys(row["task"] for row in found):
         own = [row for row in rows if row["task"] == task]
@@ -120,15 +119,21 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
     return written
 
 
-def keep_rows(path: Path, fields: Sequence[str], found: Sequence[Row]) -> None:
-    """Put rows into a table in place of those of the same tasks and methods, in the order of the study's."""
-    new = {(row["task"], row["method"]) for row in found}
-    rows = [{name: str(row[name]) for name in fields} for row in found]
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += [row for row in csv.DictReader(file) if (row["task"], row["method"]) not in new]
-    tasks, methods = list(TASKS), list(METHODS)
-    rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["method"])))
+def keep_rows(path: Path, found: Sequence[Row], order: Sequence[str] = tuple(METHODS), by: str = "method") -> None:
+    """Put rows into a table in place of those of the same tasks and methods; all others stay.
+
+    Args:
+        path: The table, which need not be there yet.
+        found: All with the same names, "task" among them.
+        order: Of the methods in the table; others come behind.
+        by: The name of the column that says what was run on the task.
+    """
+    fields, new = list(found[0]), {(row["task"], row[by]) for row in found}
+    rows = [{name: str(value) for name, value in row.items()} for row in found]
+    rows += [row for row in kept_rows(path) if (row["task"], row[by]) not in new]
+    tasks, places = list(TASKS), {name: place for place, name in enumerate(order)}
+    rows.sort(key=lambda row: (tasks.index(row["task"]), places.get(row[by], len(places))))
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
@@ -137,16 +142,18 @@ def keep_rows(path: Path, fields: Sequence[str], found: Sequence[Row]) -> None:
     os.replace(partial, path)
 
 
+def kept_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table as they stand there; none if there is no table."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of evidence.csv, with numbers where there are any."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {
-                k: v if k in ("task", "method", "metric", "interval", "measured_on") else float(v or "nan")
-                for k, v in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
+    names = ("task", "method", "metric", "interval", "measured_on")
+    return [{k: v if k in names else float(v or "nan") for k, v in row.items()} for row in kept_rows(path)]
 
 
 def _difference(row: Row) -> Interval:

@@ -6,12 +6,11 @@ method, plain training and the others that are best on the task.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, paired, put, read_rows
+from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, kept_rows, paired, put, read_rows
 
 from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison.tables import METRICS
@@ -140,17 +139,15 @@ def write_verdict(output_dir: Path, tasks: Sequence[str], results_dir: Path, doc
         found += [value.to_row(task, method) for method, value in judged.items() if value is not None]
     path = results_dir / "verdict.csv"
     if found:
-        keep_rows(path, FIELDS, found)
-    if not path.exists():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        kept = list(csv.DictReader(file))
+        keep_rows(path, found)
+    kept = kept_rows(path)
     lines: list[str] = []
     for method, title in JUDGED.items():
         known = {row["task"]: Verdict.from_row(row) for row in kept if row["method"] == method}
         if known:
             lines += [f"**{title}**", "", *table(known), "", *counts(known), ""]
-    put(docs_dir / "evidence.md", "verdict", lines)
+    if lines:
+        put(docs_dir / "evidence.md", "verdict", lines)
 
 
 def table(known: Mapping[str, Verdict]) -> list[str]:

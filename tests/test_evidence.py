@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from evidence_study import METHODS, LabelSmoothing, Options
-from evidence_summary import read_rows, summarise, write_tables
+from evidence_summary import kept_rows, read_rows, summarise, write_tables
 from evidence_tasks import TASKS, UpperDinov2ForImageClassification
 from transformers import Dinov2Config
 
@@ -112,14 +112,13 @@ def test_subsets_are_disjoint_balanced_and_nested():
 
 def test_one_setting_at_a_time(tmp_path, monkeypatch):
     """The command of the ablations runs, and its table and picture come of the runs."""
-    written = {}
     monkeypatch.setattr(evidence_ablation, "ABLATIONS", {"n = 10": DenseMultiMix(num_mixed=10)})
     monkeypatch.setattr(evidence_ablation, "Options", lambda cache: Options(quick=True, cache=cache))
-    monkeypatch.setattr(evidence_ablation, "write", lambda name, rows: written.update({name: rows}))
-    arguments = ["--tasks", "digits_vit", "--seeds", "2", f"--output_dir={tmp_path}", f"--docs_dir={tmp_path}"]
+    arguments = ["--tasks", "digits_vit", "--seeds", "2"]
+    arguments += [f"--{name}={tmp_path}" for name in ("output_dir", "results_dir", "docs_dir")]
     assert evidence_ablation.main(arguments) == 0
-    rows = {row["figure"]: row for row in written["ablation.csv"]}
-    assert rows.keys() == {"accuracy", "nll", "calibration_error"} and rows["nll"]["seeds"] == 2
+    rows = {row["figure"]: row for row in kept_rows(tmp_path / "ablation.csv")}
+    assert rows.keys() == {"accuracy", "nll", "calibration_error"} and rows["nll"]["seeds"] == "2"
     assert float(rows["nll"]["low"]) <= float(rows["nll"]["difference_to_erm"]) <= float(rows["nll"]["high"])
     assert "| n = 10 |" in (tmp_path / "evidence.md").read_text()
     assert (tmp_path / "images" / "ablation_digits_vit.png").stat().st_size > 1000
