@@ -210,11 +210,12 @@ def test_metrics_early_stopping_and_best_model(tmp_path):
 
 
 SOMETIMES = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
+LATE = DenseMultiMix(num_mixed=20, input_mixup_after=1.0)
 
 
 @pytest.mark.parametrize(
     ("architecture", "mixing"),
-    [("vit", SOMETIMES), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
+    [("vit", SOMETIMES), ("vit", LATE), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
     ids=lambda value: getattr(value, "name", value),
 )
 @pytest.mark.parametrize("stop_at", [3, 4])

@@ -70,7 +70,9 @@ class Training(TrainerCallback):
 def _losses(logs: Mapping[str, Any]) -> str:
     if "loss" not in logs:
         return ""
-    terms = [f"{name[5:]} {logs[name]:.4g}" for name in sorted(logs) if name.startswith("loss_") and name != "loss_terms"]
+    terms = [
+        f"{name[5:]} {logs[name]:.4g}" for name in sorted(logs) if name.startswith("loss_") and name != "loss_terms"
+    ]
     return f"loss {logs['loss']:.4g}" + (f" ({', '.join(terms)})" if terms else "")
 
 

@@ -42,9 +42,9 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
 
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
 DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean", "input_mixup": 0.0}
+WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup", "input_mixup": 0.0}
 # What the paper states (mixed examples only, alpha per mixed example from U[0.5, 2]); that the probability is 0.5 and
 # that the other mini-batches get input mixup is our reading.
-WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup", "input_mixup": 0.0}
 PAPER = {**WITH_MIXUP, "alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0}
 
 
@@ -83,7 +83,7 @@ class MultiMix(Mixing):
             `num_mixed` mixed examples; else each process mixes its own, as in the paper.
         preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
             mini-batches (our reading) with input mixup instead. "mixup": the defaults, and likewise half of the
-            mini-batches with input mixup, for trainings that overfit (docs/evidence.md). Arguments that are given win.
+            mini-batches with input mixup, of texts, too, and from the first step. Arguments that are given win.
 
     Raises:
         ValueError: A setting makes no sense.
