@@ -42,6 +42,7 @@ kill: $(VENV)/.dev  ## trainings killed at random moments and resumed; benchmark
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence_ablation.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence_length.py
 
 # Not --quiet, which hides warnings from the strict mode, too.
 docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html

@@ -48,12 +48,14 @@ class Options:
         quick: A tenth of the epochs, to see that everything runs; its figures say nothing.
         full_test: Test Fashion-MNIST on all of its 10,000 test images in place of 2,000.
         search: Measure on other examples of the training part in place of the test's: what a default is chosen by.
+        epochs: In place of a task's own.
         cache: Where outputs of frozen blocks are kept.
     """
 
     quick: bool = False
     full_test: bool = False
     search: bool = False
+    epochs: int | None = None
     cache: Path = Path("outputs/evidence/cache")
 
     @property
@@ -68,6 +70,7 @@ class Options:
 
     def training(self, epochs: int, learning_rate: float, batch_size: int = 64, **more: Any) -> dict[str, Any]:
         """Training arguments: AdamW with a warm-up over a tenth of the steps and a cosine to zero."""
+        epochs = self.epochs or epochs
         return {
             "num_train_epochs": max(1, epochs // 10) if self.quick else epochs,
             "learning_rate": learning_rate,

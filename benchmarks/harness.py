@@ -58,19 +58,19 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
     queue.put((result, next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))))
 
 
-def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path = RESULTS) -> None:
     """A table in benchmarks/results."""
-    RESULTS.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True)
     names = list(rows[0])  # before the file is emptied: without rows it stays as it is
-    with open(RESULTS / name, "w", newline="") as file:
+    with open(directory / name, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read(name: str) -> list[dict[str, Any]]:
+def read(name: str, directory: Path = RESULTS) -> list[dict[str, Any]]:
     """The rows of a table in benchmarks/results; none if it has not been measured."""
-    path = RESULTS / name
+    path = directory / name
     if not path.exists():
         return []
     with open(path, newline="") as file:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import math
 import re
 
@@ -9,6 +10,7 @@ import digits
 import evidence
 import evidence_ablation
 import evidence_data
+import evidence_length
 import evidence_verdict
 import numpy as np
 import pytest
@@ -122,6 +124,19 @@ def test_one_setting_at_a_time(tmp_path, monkeypatch):
     assert float(rows["nll"]["low"]) <= float(rows["nll"]["difference_to_erm"]) <= float(rows["nll"]["high"])
     assert "| n = 10 |" in (tmp_path / "evidence.md").read_text()
     assert (tmp_path / "images" / "ablation_digits_vit.png").stat().st_size > 1000
+
+
+def test_trainings_of_several_lengths(tmp_path):
+    arguments = ["--task", "digits_vit", "--epochs", "1", "2", "--seeds", "1"]
+    arguments += [f"--{name}={tmp_path}" for name in ("output_dir", "results_dir", "docs_dir")]
+    assert evidence_length.main(arguments) == 0
+    rows = kept_rows(tmp_path / "length.csv")
+    assert {(row["epochs"], row["method"]) for row in rows} == set(itertools.product("12", evidence_length.TITLES))
+    # A training of less than three epochs has no input mixup: the default is Dense MultiMix alone.
+    accuracy = {(row["epochs"], row["method"]): row["accuracy"] for row in rows}
+    assert accuracy["2", "dense_multimix"] == accuracy["2", "dense_multimix_alone"] != accuracy["1", "dense_multimix"]
+    assert (tmp_path / "images" / "length.png").stat().st_size > 1000
+    assert evidence_length.main([*arguments, "--summary"]) == 0 and kept_rows(tmp_path / "length.csv") == rows
 
 
 def test_label_smoothing_is_torchs():
