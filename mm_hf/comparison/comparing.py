@@ -179,7 +179,10 @@ def run_comparison(
     reference = baseline_of(chosen, baseline)
     which = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not which or len(set(which)) < len(which) or min(which) < 0:
-        raise ValueError(f"seeds must be how many runs of each method (at least 1), or different seeds, got {seeds!r}.")
+        raise ValueError(
+            f"seeds must be how many runs of each method (at least 1), or different seeds, got {seeds!r}. One run, of seed 0, "
+            "is seeds=1."
+        )
     if keep_models not in ("best", "none", "all"):
         raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
     measures = measures or Measures()
