@@ -52,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = Options(search=True, epochs=epochs, cache=args.output_dir / "cache")
             compare(args.task, methods, chosen_seeds(args.seeds), args.output_dir / f"epochs-{epochs}", options)
     rows = sorted(rows_of(args.output_dir, args.task), key=lambda row: int(str(row["epochs"])))
-    if rows:
-        write("length.csv", rows, args.results_dir)
+    if not rows:
+        parser.error(
+            f"--output_dir {args.output_dir} has no finished runs of {args.task}: run first, without --summary."
+        )
+    write("length.csv", rows, args.results_dir)
     picture = args.docs_dir / "images" / "length.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw(read("length.csv", args.results_dir), picture)
@@ -75,20 +78,20 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     with drawn(path) as figures:
         figure, panels = panel_grid(len(SHOWN), 2.3)
         figures.append(figure)
+        lengths = np.unique([int(row["epochs"]) for row in rows])
         for axes, name in zip(panels, SHOWN, strict=True):
             metric = METRICS[name]
             for method, (colour, marker) in looks(TITLES).items():
                 own = [row for row in rows if row["method"] == method]
                 epochs = np.array([int(row["epochs"]) for row in own])
                 values = metric.scale * np.array([float(row[name]) for row in own])
-                lengths = np.unique(epochs)
-                means = [values[epochs == length].mean() for length in lengths]
+                means = [values[epochs == length].mean() for length in np.unique(epochs)]
                 axes.scatter(epochs, values, s=8, color=colour, marker=marker, alpha=0.35, linewidths=0)
-                axes.plot(lengths, means, color=colour, marker=marker, markersize=4, label=TITLES[method])
+                axes.plot(np.unique(epochs), means, color=colour, marker=marker, markersize=4, label=TITLES[method])
             axes.set_xscale("log")
             axes.set_xticks(lengths, [str(length) for length in lengths])
             axes.minorticks_off()
-            axes.set_xlabel("epochs of the training")
+            axes.set_xlabel(f"epochs, {rows[0]['task']}")
             axes.set_title(metric.heading)
             axes.grid(True)
         legend_below(figure, *panels[0].get_legend_handles_labels())

@@ -39,7 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
     if args.summary:
-        keep_rows(RESULTS / "search.csv", [row for name in TASKS for row in rows_of(args.output_dir / name)])
+        rows = [row for name in TASKS for row in rows_of(args.output_dir / name)]
+        if not rows:
+            parser.error(
+                f"--output_dir {args.output_dir} has no finished runs: run candidates first, without --summary."
+            )
+        keep_rows(RESULTS / "search.csv", rows)
         return 0
     quiet()
     chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}

@@ -1,7 +1,7 @@
 """Tables and pictures of the evidence study: of the runs that its directories hold, and of what was measured before.
 
 Runs are large and stay where they were made; what they say is kept in evidence.csv. A method that has runs on a task here
-replaces its rows there, all other rows stay.
+replaces its rows there unless they are of more seeds; all other rows stay.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
 
 
 def keep_rows(path: Path, found: Sequence[Row], order: Sequence[str] = tuple(METHODS), by: str = "method") -> None:
-    """Put rows into a table in place of those of the same tasks and methods; all others stay.
+    """Put rows into a table in place of those of the same tasks and methods with no more seeds; all others stay.
 
     Args:
         path: The table, which need not be there yet.
@@ -128,11 +128,15 @@ def keep_rows(path: Path, found: Sequence[Row], order: Sequence[str] = tuple(MET
         order: Of the methods in the table; others come behind.
         by: The name of the column that says what was run on the task.
     """
-    fields, new = list(found[0]), {(row["task"], row[by]) for row in found}
+    kept = kept_rows(path)
+    seeds = {(row["task"], row[by]): int(row["seeds"]) for row in kept}
+    found = [row for row in found if int(row["seeds"]) >= seeds.get((row["task"], row[by]), 0)]
+    new = {(row["task"], row[by]) for row in found}
     rows = [{name: str(value) for name, value in row.items()} for row in found]
-    rows += [row for row in kept_rows(path) if (row["task"], row[by]) not in new]
-    tasks, places = list(TASKS), {name: place for place, name in enumerate(order)}
-    rows.sort(key=lambda row: (tasks.index(row["task"]), places.get(row[by], len(places))))
+    rows += [row for row in kept if (row["task"], row[by]) not in new]
+    tasks, places = ({name: place for place, name in enumerate(names)} for names in (TASKS, order))
+    rows.sort(key=lambda row: (tasks.get(row["task"], len(tasks)), places.get(row[by], len(places))))
+    fields = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     with partial.open("w", newline="", encoding="utf-8") as file:

@@ -101,7 +101,8 @@ def verdict(directory: Path, method: str, rows: Sequence[Row]) -> Verdict | None
     runs = finished_runs(directory)
     known = {row["metric"] for row in rows if row["method"] == method}
     rivals = {metric: best(rows, metric) for metric in ("accuracy", *SHIFTS) if metric in known}
-    if not {method, BASELINE, *rivals.values()} <= runs.keys():
+    rivals = {metric: name for metric, name in rivals.items() if name}
+    if "accuracy" not in rivals or not {method, BASELINE, *rivals.values()} <= runs.keys():
         return None
     plain = paired(directory, runs, method)
     ratios = {}

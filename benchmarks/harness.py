@@ -60,7 +60,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
 
 def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path = RESULTS) -> None:
     """A table in benchmarks/results."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     names = list(rows[0])  # before the file is emptied: without rows it stays as it is
     with open(directory / name, "w", newline="") as file:
         writer = csv.DictWriter(file, names)

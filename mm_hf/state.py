@@ -41,6 +41,7 @@ class MixingState:
         self.blocks: BlockTaps | None = None
         self.attention: str | None = None
         self.epoch: float | None = None
+        self.sharded: bool | None = None  # known from the first training step on
         self.pacer = Pacer() if mixing.size_is_open else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}

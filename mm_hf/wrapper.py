@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from .labels import at_locations, check_shapes
 from .locations import LocationOutput, Plan
 from .locations.record import logits_of
+from .locations.sharded import is_sharded
 from .methods import Mixing
 from .state import MixingState
 
@@ -112,7 +113,8 @@ def wrap_model(
     """Train a model with a mixing method: in training mode and with labels, its loss is the method's.
 
     The model stays the same object with the same parameters; in evaluation mode, or without labels, its own forward
-    runs untouched. Call this before `accelerator.prepare`.
+    runs untouched. Call this before `accelerator.prepare`, and say `handle.epoch = epoch` at the start of each epoch: without it
+    methods that change with the epoch (`DenseMultiMix`, which mixes inputs, too, after three) stay as at the beginning.
 
     Args:
         model: A Transformers classification model, also under PEFT.
@@ -260,7 +262,9 @@ def _choose(
     mixing = state.mixing
     if state.pacer is not None:
         mixing = mixing.sized(state.pacer.begin(labels.device))
-    method = mixing.for_batch(inputs, labels, state.epoch)
+    if state.sharded is None:
+        state.sharded = is_sharded(model)
+    method = mixing.for_batch(inputs, labels, epoch=state.epoch, together=state.sharded)
     inputs, targets = method.mix_inputs(inputs, labels, model, state.criterion)
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.begin(method.block_mixing)

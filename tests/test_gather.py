@@ -128,7 +128,7 @@ for case, (name, method, steps) in CASES.items():
 torch.manual_seed(rank)
 method = DenseMultiMix(probability=0.5, **options)
 images = {"pixel_values": torch.zeros(4, 3)}
-results["chosen"] = [type(method.for_batch(images, torch.arange(4), 3.0)).__name__ for _ in range(40)]
+results["chosen"] = [type(method.for_batch(images, torch.arange(4), epoch=3.0)).__name__ for _ in range(40)]
 json.dump(results, open(f"{sys.argv[1]}/rank{rank}.json", "w"))
 dist.barrier()
 dist.destroy_process_group()

@@ -95,6 +95,8 @@ def test_the_command_line_of_dense_multimix():
         ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
         ({"input_mixup": -0.5}, r"input_mixup must lie in \[0, 1\]"),
         ({"input_mixup_after": -1}, "input_mixup_after is a number of epochs"),
+        ({"input_mixup_after": float("nan")}, "input_mixup_after is a number of epochs"),
+        ({"input_mixup_after": None}, "input_mixup_after is a number of epochs"),
         ({"clean_weight": -1.0}, "clean_weight must be a number and not be negative"),
         ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
         ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
@@ -159,14 +161,14 @@ def test_a_probability_chooses_between_the_method_and_what_happens_otherwise():
 def test_late_in_a_training_inputs_are_mixed_up_where_they_can_be():
     torch.manual_seed(0)
     images, labels = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
-    late = [DenseMultiMix().for_batch(images, labels, 3.0) for _ in range(2000)]
+    late = [DenseMultiMix().for_batch(images, labels, epoch=3.0) for _ in range(2000)]
     share = sum(isinstance(method, Mixup) for method in late) / 2000
     assert abs(share - 0.5) < 0.04 and {type(method) for method in late} == {DenseMultiMix, Mixup}
 
     always = DenseMultiMix(input_mixup=1.0)
 
     def ever(method=always, inputs=images, labels=labels, epoch=3.0):
-        return isinstance(method.for_batch(inputs, labels, epoch), Mixup)
+        return isinstance(method.for_batch(inputs, labels, epoch=epoch), Mixup)
 
     assert ever() and ever(labels=torch.rand(4, 3)) and ever(epoch=70.0)
     assert not ever(epoch=2.999) and not ever(epoch=None)
@@ -175,6 +177,10 @@ def test_late_in_a_training_inputs_are_mixed_up_where_they_can_be():
     assert not ever(inputs={"input_ids": torch.ones(4, 8, dtype=torch.long), **images})
     assert not ever(inputs={"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
     assert not ever(DenseMultiMix(input_mixup=0.0)) and not any(ever(MultiMix()) for _ in range(50))
+    assert not ever(labels=labels[:1], inputs={"pixel_values": torch.zeros(1, 1, 8, 8)})  # one has no partner
+    assert not ever(inputs={"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)})
+    assert not ever(inputs={**images, "spatial_shapes": torch.ones(4, 2)})
+    assert ever(inputs={"input_features": torch.zeros(4, 80, 30)})
 
 
 def test_who_says_when_inputs_are_mixed_gets_no_more_of_it():
@@ -186,6 +192,7 @@ def test_who_says_when_inputs_are_mixed_gets_no_more_of_it():
     ):
         assert method.input_mixup == 0.0 and method.otherwise == "mixup"
     assert DenseMultiMix(preset="mixup", input_mixup=0.2).input_mixup == 0.2
+    assert DenseMultiMix(otherwise="mixup").input_mixup == 0.5  # with probability 1 there is no otherwise
     assert DenseMultiMix().takes_dense_labels  # whose labels are of locations: there no inputs are mixed
 
 

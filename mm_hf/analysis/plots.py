@@ -35,8 +35,10 @@ def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str 
             scale = 100 if keys[0] == "eval_accuracy" else 1
             for steps, values in curves:
                 axes.plot(steps, scale * values, color=colour, alpha=0.3, linewidth=0.8)
-            mean = scale * np.mean([values for _, values in curves], axis=0)
-            axes.plot(curves[0][0], mean, color=colour, linewidth=2, label=name)
+            # A log tells of clean images only where there were any: not with a mini-batch of mixed ones alone.
+            common = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
+            mean = scale * np.mean([values[np.isin(steps, common)] for steps, values in curves], axis=0)
+            axes.plot(common, mean, color=colour, linewidth=2, label=name)
         axes.set_xlabel("optimisation step")
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

@@ -63,6 +63,11 @@ def whole(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any
             setattr(module, kind, known)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether modules are run by all processes together, which hold a part of the parameters each (FSDP2, ZeRO-3)."""
+    return _sharded(model) is not None
+
+
 def _sharded(model: nn.Module) -> Any:
     """One of the sharded parameters, or None."""
     if not torch.distributed.is_available():

@@ -86,13 +86,16 @@ class Mixing:
         """
         return self
 
-    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, epoch: float | None) -> Mixing:
+    def for_batch(
+        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, together: bool = False
+    ) -> Mixing:
         """The method for a mini-batch that is looked at first: `choose()`, unless the method wants to know more.
 
         Args:
             inputs: Of the model's forward, without labels.
             labels: Of the examples, or of every location.
             epoch: How many epochs are over, in fractions; None where nobody keeps count.
+            together: All processes have to choose alike, for they run parts of the model together.
         """
         return self.choose()
 

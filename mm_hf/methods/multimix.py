@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, dense_multimix_loss, sample_factors, taking_part
-from ..gather import Everyone
+from ..gather import Everyone, refuse_join
 from ..locations import LocationOutput
 from ..sampling import (
     SparseFactors,
@@ -43,6 +43,7 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
 DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean", "input_mixup": 0.0}
 WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup", "input_mixup": 0.0}
+SIGNALS = {"pixel_values", "pixel_values_videos", "input_values", "input_features"}  # images, videos, sounds
 # What the paper states (mixed examples only, alpha per mixed example from U[0.5, 2]); that the probability is 0.5 and
 # that the other mini-batches get input mixup is our reading.
 PAPER = {**WITH_MIXUP, "alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0}
@@ -77,7 +78,7 @@ class MultiMix(Mixing):
         input_mixup: Share of the mixed mini-batches whose inputs are mixed instead, pair by pair, once the training has
             gone over its examples often enough to overfit; where inputs are real numbers (images, sounds; not texts)
             and a label is one of a whole example. Default: 0 ([`DenseMultiMix`]: 0.5).
-        input_mixup_after: How many epochs that takes. Plain mixup costs accuracy in shorter trainings. `MultiMixTrainer`
+        input_mixup_after: After how many epochs that begins: in shorter trainings it costs accuracy. `MultiMixTrainer`
             counts epochs, a loop of one's own by `handle.epoch`; where nobody does, inputs are never mixed.
         gather_across_devices: Mix the mini-batches of all processes as one, of which each process takes its share of the
             `num_mixed` mixed examples; else each process mixes its own, as in the paper.
@@ -131,14 +132,17 @@ class MultiMix(Mixing):
     preset: Literal["paper", "mixup"] | None = field(
         default=None,
         compare=False,
-        metadata={"help": "'paper': the paper's recipe. 'mixup': our defaults, and half of the mini-batches by mixup."},
+        metadata={
+            "help": "'paper': the paper's recipe. 'mixup': half of the mini-batches by mixup from the first step."
+        },
     )
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in self.presets:
             raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
-        if self.otherwise == "mixup":  # who says when inputs are mixed wants no more of it
+        if self.otherwise == "mixup" and self.probability not in (None, 1):
+            # Who says when inputs are mixed wants no more of it.
             defaults["input_mixup"] = 0.0
         for name, value in defaults.items():
             excluded = name == "alpha" and self.effective_examples is not None
@@ -173,8 +177,9 @@ class MultiMix(Mixing):
         for name in ("probability", "input_mixup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], but is {getattr(self, name)}.")
-        if not self.input_mixup_after >= 0:
-            raise ValueError(f"input_mixup_after is a number of epochs, at least 0, but is {self.input_mixup_after}.")
+        after = self.input_mixup_after
+        if isinstance(after, bool) or not isinstance(after, (int, float)) or not after >= 0:
+            raise ValueError(f"input_mixup_after is a number of epochs, at least 0, but is {after!r}.")
         if self.otherwise not in ("clean", "mixup"):
             raise ValueError(f"otherwise must be 'clean' or 'mixup', got {self.otherwise!r}.")
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
@@ -191,24 +196,29 @@ class MultiMix(Mixing):
         return True
 
     def choose(self) -> Mixing:
-        if self.probability == 1 or self._drawn() < self.probability:
-            return self
-        return Mixup() if self.otherwise == "mixup" else ERM()
+        return self._chosen(late=False, together=self.gathers)
 
-    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, epoch: float | None) -> Mixing:
+    def for_batch(
+        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, together: bool = False
+    ) -> Mixing:
         """Itself, or input mixup in late epochs, or what happens to mini-batches that are not mixed."""
-        method = self.choose()
-        late = epoch is not None and epoch >= self.input_mixup_after
-        if method is not self or not self.input_mixup or not late or not mixes_inputs(inputs, labels):
-            return method
-        return Mixup() if self._drawn() < self.input_mixup else self
+        late = epoch is not None and epoch >= self.input_mixup_after and has_mixable_inputs(inputs, labels)
+        return self._chosen(late, together or self.gathers)
 
-    def _drawn(self) -> float:
+    def _chosen(self, late: bool, together: bool) -> Mixing:
+        if self.probability == 1 and not self.input_mixup:
+            return self
         # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
-        drawn = [float(torch.rand(()))]
-        if self.gathers:  # all or none
-            torch.distributed.broadcast_object_list(drawn)
-        return drawn[0]
+        mixed = self.probability == 1 or float(torch.rand(())) < self.probability
+        inputs = mixed and late and float(torch.rand(())) < self.input_mixup
+        if together and is_distributed():  # else one process would wait for the others for ever
+            refuse_join("Choosing alike how a mini-batch is mixed", "use input_mixup=0 and probability=1")
+            chosen = [mixed, inputs]
+            torch.distributed.broadcast_object_list(chosen)
+            mixed, inputs = chosen
+        if mixed:
+            return Mixup() if inputs else self
+        return Mixup() if self.otherwise == "mixup" else ERM()
 
     @property
     def gathers(self) -> bool:
@@ -338,10 +348,14 @@ def largest(factors: Tensor | SparseFactors) -> Tensor:
     return factors.amax(dim=-2).mean()
 
 
-def mixes_inputs(inputs: Mapping[str, Any], labels: Tensor) -> bool:
-    """Whether a mini-batch is one of those that input mixup is good for: real numbers, no text, a label an example."""
+def has_mixable_inputs(inputs: Mapping[str, Any], labels: Tensor) -> bool:
+    """Whether a mini-batch is one that input mixup is good for: images, videos or sounds, no text, a label an example."""
     of_examples = labels.ndim == 1 or labels.is_floating_point()
-    return of_examples and inputs.get("input_ids") is None and bool(real_inputs(inputs, len(labels)))
+    text = any(inputs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
+    # With shapes of their own (NaFlex), the same place in two images' rows of patches is not the same place in the images.
+    shaped = inputs.get("spatial_shapes") is not None
+    known = SIGNALS & set(real_inputs(inputs, len(labels)))
+    return of_examples and len(labels) > 1 and bool(known) and not text and not shaped
 
 
 def _whole(value: Any, least: int) -> bool:
