@@ -211,3 +211,8 @@ def test_what_was_measured_before_is_kept(studied, tmp_path):
     assert sorted(after) == sorted([header, *kept, *lines])
     page = (tmp_path / "evidence.md").read_text()
     assert "## mnist1d" in page and page.count("| multimix |") == 2
+    # Fewer seeds replace nothing.
+    more = [line.replace(",2,450,", ",5,450,") for line in stale]
+    (tmp_path / "evidence.csv").write_text("\n".join([header, *more]) + "\n")
+    summarise(directory / "output_dir", list(TASKS), tmp_path, tmp_path)
+    assert (tmp_path / "evidence.csv").read_text().splitlines() == [header, *more]

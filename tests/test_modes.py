@@ -111,6 +111,26 @@ def test_a_compiled_model_gives_the_same_loss_and_is_not_compiled_again(name):
     torch._dynamo.reset()
 
 
+def test_a_compiled_model_has_its_inputs_mixed_late():
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, inputs, counter = models.build("vit").train(), models.batch("vit"), CompileCounter()
+    model.apply(lambda m: m.eval() if isinstance(m, nn.Dropout) else None)
+    mixing = DenseMultiMix(num_mixed=10, input_mixup=0.5, input_mixup_after=1.0)
+    losses, frames = [], []
+    for call in (model, torch.compile(model, backend=counter)):
+        torch.manual_seed(0)
+        with wrap_model(model, mixing) as handle:
+            for i in range(16):
+                handle.epoch = i / 2
+                losses.append(float(call(**inputs, labels=models.labels()).loss.detach()))
+                frames.append((counter.frame_count, "loss_mixup" in handle.pop_logs()))
+    assert losses[16:] == pytest.approx(losses[:16], rel=1e-4)
+    assert frames[-1][0] == frames[-8][0] and {mixed for _, mixed in frames[-8:]} == {False, True}
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", READINGS)
 def test_linear_probing(name):
     model, inputs = build(name)
