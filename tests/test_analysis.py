@@ -211,6 +211,14 @@ def test_every_method_of_a_training_is_drawn(tmp_path, monkeypatch):
     plt.close("all")
 
 
+def test_runs_whose_logs_tell_of_clean_images_at_other_steps_have_a_mean(tmp_path):
+    """As those have in which some mini-batches are of mixed images alone."""
+    whole = [{"step": k, "loss_clean": 1 / k, "eval_accuracy": 0.5} for k in (1, 2, 3)]
+    parts = [{"step": k, **({"loss_clean": 1 / k} if k != 2 else {}), "eval_accuracy": 0.5} for k in (1, 2, 3)]
+    plot_training({"dense_multimix": [whole, parts]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_methods_look_different():
     assert len(set(looks(str(k) for k in range(49)).values())) == 49
     assert [colour for colour, _ in looks("abcdefg").values()] == list(COLOURS)
