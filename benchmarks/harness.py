@@ -58,8 +58,9 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
     queue.put((result, next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))))
 
 
-def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path = RESULTS) -> None:
+def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path | None = None) -> None:
     """A table in benchmarks/results."""
+    directory = directory or RESULTS
     directory.mkdir(parents=True, exist_ok=True)
     names = list(rows[0])  # before the file is emptied: without rows it stays as it is
     with open(directory / name, "w", newline="") as file:
@@ -68,9 +69,9 @@ def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path = RES
         writer.writerows(rows)
 
 
-def read(name: str, directory: Path = RESULTS) -> list[dict[str, Any]]:
+def read(name: str, directory: Path | None = None) -> list[dict[str, Any]]:
     """The rows of a table in benchmarks/results; none if it has not been measured."""
-    path = directory / name
+    path = (directory or RESULTS) / name
     if not path.exists():
         return []
     with open(path, newline="") as file:

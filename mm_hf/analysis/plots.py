@@ -36,8 +36,9 @@ def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str 
             for steps, values in curves:
                 axes.plot(steps, scale * values, color=colour, alpha=0.3, linewidth=0.8)
             # A log tells of clean images only where there were any: not with a mini-batch of mixed ones alone.
-            common = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
-            mean = scale * np.mean([values[np.isin(steps, common)] for steps, values in curves], axis=0)
+            known = [dict(zip(steps, values, strict=True)) for steps, values in curves]
+            common = sorted(set.intersection(*(set(values) for values in known)))
+            mean = [scale * np.mean([values[step] for values in known]) for step in common]
             axes.plot(common, mean, color=colour, linewidth=2, label=name)
         axes.set_xlabel("optimisation step")
         axes.set_title(title, fontsize=10)
