@@ -73,19 +73,25 @@ def chosen_seeds(given: Sequence[int]) -> list[int]:
     return list(range(given[0])) if len(given) == 1 else list(given)
 
 
+def command(description: str | None, seeds: int, output_dir: Path) -> argparse.ArgumentParser:
+    """The options that all commands of the study have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[seeds], help="how many; or several numbers: which")
+    parser.add_argument("--output_dir", type=Path, default=output_dir, help="gets the runs, a directory a task")
+    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, 5, OUTPUTS)
     tasks, methods = f"of {', '.join(TASKS)}", f"of {', '.join(METHODS)}; a task leaves out what makes no sense on it"
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=tasks)
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=methods
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
-    parser.add_argument("--output_dir", type=Path, default=OUTPUTS, help="gets the runs, a directory a task")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets evidence.csv and verdict.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets tables in evidence.md, and images/")
-    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     quick = "a tenth of the epochs, to see that everything runs; all is written to --output_dir, outputs/evidence_quick"
     parser.add_argument("--quick", action="store_true", help=quick)
     full = "Fashion-MNIST: all 10,000 test images in place of 2,000"

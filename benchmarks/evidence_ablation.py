@@ -10,17 +10,16 @@ Stopped, the same command goes on; seeds and tasks can be added.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evidence import DOCS, chosen_seeds, quiet  # first: it forbids downloads
+from evidence import DOCS, chosen_seeds, command, quiet  # first: it forbids downloads
 from evidence_search import compare
 from evidence_study import Options
-from evidence_summary import BASELINE, bold, draw_differences, finished_runs, header, keep_rows, kept_rows, paired, put
+from evidence_summary import BASELINE, bold, draw_differences, finished_runs, header, keep_rows, paired, put
 from evidence_tasks import TASKS
-from harness import RESULTS
+from harness import RESULTS, read
 
 from mm_hf import DenseMultiMix, Mixing, MultiMix
 from mm_hf.analysis.statistics import Interval
@@ -53,13 +52,10 @@ ENDS = ("difference_to_erm", "low", "high")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, 5, OUTPUT)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["mnist1d"], metavar="TASK")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[5], help="how many; or several numbers: which")
-    parser.add_argument("--output_dir", type=Path, default=OUTPUT)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets ablation.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets a table in evidence.md, and images/")
-    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
     if not args.summary:
         quiet()
@@ -76,7 +72,7 @@ def summarise(output_dir: Path, results_dir: Path, docs_dir: Path) -> None:
     table = results_dir / "ablation.csv"
     if found:
         keep_rows(table, found, list(ABLATIONS), by="setting")
-    rows = kept_rows(table)
+    rows = read(table.name, results_dir)
     lines: list[str] = []
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]

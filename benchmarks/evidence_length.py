@@ -9,12 +9,11 @@ learning rate that falls to zero at its end. Stopped, the same command goes on; 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from evidence import DOCS, chosen_seeds, quiet  # first: it forbids downloads
+from evidence import DOCS, chosen_seeds, command, quiet  # first: it forbids downloads
 from evidence_search import compare
 from evidence_study import METHODS, Options
 from evidence_summary import finished_runs
@@ -36,14 +35,11 @@ TITLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, 3, OUTPUT)
     parser.add_argument("--task", choices=list(TASKS), default="fashion_vit", metavar="TASK")
     parser.add_argument("--epochs", nargs="+", type=int, default=[3, 6, 12, 25, 50])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[3], help="how many; or several numbers: which")
-    parser.add_argument("--output_dir", type=Path, default=OUTPUT)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="gets length.csv")
     parser.add_argument("--docs_dir", type=Path, default=DOCS, help="gets images/length.png")
-    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
     if not args.summary:
         quiet()

@@ -8,13 +8,12 @@ A method is written as `mm-hf compare` takes it. Stopped, the same command goes 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evidence import chosen_seeds, quiet  # first: it forbids downloads
+from evidence import chosen_seeds, command, quiet  # first: it forbids downloads
 from evidence_study import METHODS, Options
 from evidence_summary import BASELINE, finished_runs, keep_rows, paired
 from evidence_tasks import TASKS
@@ -31,12 +30,9 @@ FIGURES = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run candidates, and sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, 2, OUTPUT)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="+", default=["erm", "dense_multimix"], metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[2], help="how many; or several numbers: which")
-    parser.add_argument("--output_dir", type=Path, default=OUTPUT)
-    parser.add_argument("--summary", action="store_true", help="sum up what has been run; train nothing")
     args = parser.parse_args(arguments)
     if args.summary:
         rows = [row for name in TASKS for row in rows_of(args.output_dir / name)]

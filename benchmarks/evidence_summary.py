@@ -6,7 +6,6 @@ replaces its rows there unless they are of more seeds; all other rows stay.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from evidence_study import METHODS
 from evidence_tasks import TASKS
+from harness import read, write
 
 from mm_hf.analysis import plot_alignment_uniformity, plot_differences
 from mm_hf.analysis.statistics import Interval, mean_interval
@@ -128,7 +128,7 @@ def keep_rows(path: Path, found: Sequence[Row], order: Sequence[str] = tuple(MET
         order: Of the methods in the table; others come behind.
         by: The name of the column that says what was run on the task.
     """
-    kept = kept_rows(path)
+    kept = read(path.name, path.parent)
     seeds = {(row["task"], row[by]): int(row["seeds"]) for row in kept}
     found = [row for row in found if int(row["seeds"]) >= seeds.get((row["task"], row[by]), 0)]
     new = {(row["task"], row[by]) for row in found}
@@ -136,28 +136,13 @@ def keep_rows(path: Path, found: Sequence[Row], order: Sequence[str] = tuple(MET
     rows += [row for row in kept if (row["task"], row[by]) not in new]
     tasks, places = ({name: place for place, name in enumerate(names)} for names in (TASKS, order))
     rows.sort(key=lambda row: (tasks.get(row["task"], len(tasks)), places.get(row[by], len(places))))
-    fields = list(rows[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-
-
-def kept_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table as they stand there; none if there is no table."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    write(path.name, rows, path.parent)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of evidence.csv, with numbers where there are any."""
     names = ("task", "method", "metric", "interval", "measured_on")
-    return [{k: v if k in names else float(v or "nan") for k, v in row.items()} for row in kept_rows(path)]
+    return [{k: v if k in names else float(v or "nan") for k, v in row.items()} for row in read(path.name, path.parent)]
 
 
 def _difference(row: Row) -> Interval:

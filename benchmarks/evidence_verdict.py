@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, kept_rows, paired, put, read_rows
+from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, paired, put, read_rows
+from harness import read
 
 from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison.tables import METRICS
@@ -141,7 +142,7 @@ def write_verdict(output_dir: Path, tasks: Sequence[str], results_dir: Path, doc
     path = results_dir / "verdict.csv"
     if found:
         keep_rows(path, found)
-    kept = kept_rows(path)
+    kept = read(path.name, path.parent)
     lines: list[str] = []
     for method, title in JUDGED.items():
         known = {row["task"]: Verdict.from_row(row) for row in kept if row["method"] == method}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,13 +61,15 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
 
 def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path | None = None) -> None:
     """A table in benchmarks/results."""
-    directory = directory or RESULTS
-    directory.mkdir(parents=True, exist_ok=True)
-    names = list(rows[0])  # before the file is emptied: without rows it stays as it is
-    with open(directory / name, "w", newline="") as file:
+    path = (directory or RESULTS) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(rows[0])  # before anything is written: without rows the table stays as it is
+    partial = path.with_name(f"{name}.{os.getpid()}")  # a process beside this one may write it, too
+    with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(partial, path)
 
 
 def read(name: str, directory: Path | None = None) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def read(name: str, directory: Path | None = None) -> list[dict[str, Any]]:
     path = (directory or RESULTS) / name
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from evidence_study import METHODS, LabelSmoothing, Options
-from evidence_summary import kept_rows, read_rows, summarise, write_tables
+from evidence_summary import read_rows, summarise, write_tables
 from evidence_tasks import TASKS, UpperDinov2ForImageClassification
+from harness import read
 from transformers import Dinov2Config
 
 from mm_hf import ERM, DenseMultiMix, probe
@@ -119,7 +120,7 @@ def test_one_setting_at_a_time(tmp_path, monkeypatch):
     arguments = ["--tasks", "digits_vit", "--seeds", "2"]
     arguments += [f"--{name}={tmp_path}" for name in ("output_dir", "results_dir", "docs_dir")]
     assert evidence_ablation.main(arguments) == 0
-    rows = {row["figure"]: row for row in kept_rows(tmp_path / "ablation.csv")}
+    rows = {row["figure"]: row for row in read("ablation.csv", tmp_path)}
     assert rows.keys() == {"accuracy", "nll", "calibration_error"} and rows["nll"]["seeds"] == "2"
     assert float(rows["nll"]["low"]) <= float(rows["nll"]["difference_to_erm"]) <= float(rows["nll"]["high"])
     assert "| n = 10 |" in (tmp_path / "evidence.md").read_text()
@@ -130,13 +131,13 @@ def test_trainings_of_several_lengths(tmp_path):
     arguments = ["--task", "digits_vit", "--epochs", "1", "2", "--seeds", "1"]
     arguments += [f"--{name}={tmp_path}" for name in ("output_dir", "results_dir", "docs_dir")]
     assert evidence_length.main(arguments) == 0
-    rows = kept_rows(tmp_path / "length.csv")
+    rows = read("length.csv", tmp_path)
     assert {(row["epochs"], row["method"]) for row in rows} == set(itertools.product("12", evidence_length.TITLES))
     # A training of less than three epochs has no input mixup: the default is Dense MultiMix alone.
     accuracy = {(row["epochs"], row["method"]): row["accuracy"] for row in rows}
     assert accuracy["2", "dense_multimix"] == accuracy["2", "dense_multimix_alone"] != accuracy["1", "dense_multimix"]
     assert (tmp_path / "images" / "length.png").stat().st_size > 1000
-    assert evidence_length.main([*arguments, "--summary"]) == 0 and kept_rows(tmp_path / "length.csv") == rows
+    assert evidence_length.main([*arguments, "--summary"]) == 0 and read("length.csv", tmp_path) == rows
 
 
 def test_label_smoothing_is_torchs():
