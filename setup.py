@@ -48,7 +48,7 @@ setup(
     license_expression="Apache-2.0",
     project_urls={"Source": url, "Changes": f"{url}/blob/v{version}/CHANGELOG.md"} if url else {},
     packages=find_packages(include=["mm_hf", "mm_hf.*"]),
-    package_data={"mm_hf": ["py.typed"], "mm_hf.sources": ["coverage.csv"]},
+    package_data={"mm_hf": ["py.typed"], "mm_hf.data": ["coverage.csv"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.10",
@@ -58,7 +58,7 @@ setup(
         "torch>=2.7",
         "transformers>=5.20",
     ],
-    entry_points={"console_scripts": ["mm-hf = mm_hf.commands:main"]},
+    entry_points={"console_scripts": ["mm-hf = mm_hf.cli:main"]},
     extras_require={
         "plots": PLOTS,
         "metrics": METRICS,

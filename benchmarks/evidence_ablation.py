@@ -22,8 +22,8 @@ from evidence_tasks import TASKS
 from harness import RESULTS, read
 
 from mm_hf import DenseMultiMix, Mixing, MultiMix
-from mm_hf.analysis.statistics import Interval
-from mm_hf.comparison.tables import METRICS
+from mm_hf.comparison.report.tables import METRICS
+from mm_hf.evaluation.statistics import Interval
 
 OUTPUT = Path("outputs/evidence_ablation")
 # Without input mixup, which half of the mini-batches would get: it is Dense MultiMix itself whose settings are varied.

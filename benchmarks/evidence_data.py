@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Dinov2Config, Dinov2Model
 
-from mm_hf.sources.offline import FASHION_MNIST, load_digits, load_fashion_mnist, load_movie_reviews
+from mm_hf.data.offline import FASHION_MNIST, load_digits, load_fashion_mnist, load_movie_reviews
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}

@@ -20,8 +20,8 @@ from evidence_summary import finished_runs
 from evidence_tasks import TASKS
 from harness import RESULTS, read, write
 
-from mm_hf.analysis.style import drawn, legend_below, looks, panel_grid
-from mm_hf.comparison.tables import METRICS
+from mm_hf.comparison.report.tables import METRICS
+from mm_hf.evaluation.plots.style import drawn, legend_below, looks, panel_grid
 
 OUTPUT = Path("outputs/evidence_length")
 SHOWN = ("accuracy", "nll", "calibration_error")

@@ -20,9 +20,9 @@ from evidence_tasks import TASKS
 from harness import RESULTS
 
 from mm_hf import Mixing
-from mm_hf.analysis.statistics import mean_interval
 from mm_hf.comparison import Measures, Run, run_comparison
 from mm_hf.comparison.task import parse_method
+from mm_hf.evaluation.statistics import mean_interval
 
 OUTPUT = Path("outputs/evidence_search")
 FIGURES = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", "train_seconds")

@@ -18,10 +18,10 @@ from evidence_study import METHODS
 from evidence_tasks import TASKS
 from harness import read, write
 
-from mm_hf.analysis import plot_alignment_uniformity, plot_differences
-from mm_hf.analysis.statistics import Interval, mean_interval
 from mm_hf.comparison import Comparison, Run
-from mm_hf.comparison.tables import MAIN, METRICS
+from mm_hf.comparison.report.tables import MAIN, METRICS
+from mm_hf.evaluation.plots import plot_alignment_uniformity, plot_differences
+from mm_hf.evaluation.statistics import Interval, mean_interval
 
 FIELDS = (
     "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",

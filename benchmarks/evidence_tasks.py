@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from mm_hf.comparison import Task
-from mm_hf.metrics import Normalisation
-from mm_hf.sources.offline import FASHION_CLASSES
+from mm_hf.data.offline import FASHION_CLASSES
+from mm_hf.evaluation.metrics import Normalisation
 
 __all__ = ["TASKS"]  # filled here
 

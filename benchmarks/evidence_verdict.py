@@ -13,8 +13,8 @@ from pathlib import Path
 from evidence_summary import BASELINE, Row, bold, finished_runs, keep_rows, paired, put, read_rows
 from harness import read
 
-from mm_hf.analysis.statistics import Interval, mean_interval
-from mm_hf.comparison.tables import METRICS
+from mm_hf.comparison.report.tables import METRICS
+from mm_hf.evaluation.statistics import Interval, mean_interval
 
 JUDGED = {
     "dense_multimix": "The default, `DenseMultiMix()`",

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_hf import dense_multimix_loss, sample_factors
-from mm_hf.sampling import SparseFactors, alpha_for, sample_orders, sample_sparse_factors
+from mm_hf.functional.factors import SparseFactors, alpha_for, sample_orders, sample_sparse_factors
 
 SHAPES = [(128, 49, 384, 100, 1000), (32, 49, 768, 1000, 500), (64, 196, 384, 100, 1000)]
 FACTORS = ("alpha = 1", "3 examples")

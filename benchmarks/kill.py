@@ -5,7 +5,7 @@
 A small ViT on scikit-learn's digits, float32 on the CPU, with dropout, by one process and by two (gloo). At random moments
 all processes are sent SIGKILL; one that writes half of a file is killed alone. The training is then started again. One row a
 kill is written to benchmarks/results/kill.csv. The processes are forked from one that has imported everything, with the
-environment that torchrun gives; tests/test_kill.py kills under torchrun itself.
+environment that torchrun gives; tests/benchmarks/test_crash_recovery.py kills under torchrun itself.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerState, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, MultiMixTrainer
-from mm_hf.checkpoint import find_flaw, last_whole_checkpoint, list_checkpoints
-from mm_hf.sources.offline import load_digits
+from mm_hf.data.offline import load_digits
+from mm_hf.training.checkpoints import find_flaw, last_whole_checkpoint, list_checkpoints
 
 STEPS, SAVE_STEPS = 60, 4
 WRITTEN = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")

@@ -22,16 +22,15 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-import zoo  # noqa: E402
-
+sys.path.insert(0, str(ROOT))
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  # noqa: E402
-from mm_hf.checking import pooled_error  # noqa: E402
+from mm_hf.data.supported_models import TABLE, Coverage, write_coverage  # noqa: E402
+from mm_hf.evaluation.model_check import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
-from mm_hf.locations.matching import relative_error  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
-from mm_hf.locations.record import logits_of  # noqa: E402
-from mm_hf.sources.coverage import TABLE, Coverage, write_coverage  # noqa: E402
+from mm_hf.locations.recording import logits_of  # noqa: E402
+from mm_hf.locations.tolerance import relative_error  # noqa: E402
+from tests.helpers import zoo  # noqa: E402
 
 LONGER = {"reformer": {"length": 64, "padding": None}}  # in training it takes texts of one length only
 

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, dense_multimix_loss, extract, sample_factors
-from mm_hf.sampling import alpha_for, sample_orders
+from mm_hf.functional.factors import alpha_for, sample_orders
 
 SIZES = {"b": 128, "n": 1000, "r": 49}
 

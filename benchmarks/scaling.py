@@ -31,9 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mm_hf.distributed import Everyone
 from mm_hf.functional import dense_multimix_loss
-from mm_hf.gather import Everyone
-from mm_hf.mixers import DenseMixer
+from mm_hf.functional.mixers import DenseMixer
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MODELS = {  # hidden size, layers, heads, intermediate size, patch
@@ -165,7 +165,7 @@ def step() -> list[list[str]]:
                 (NUM_MIXED, 20),
                 *([(NUM_MIXED, 25)] if c == 1000 else [(100, 20), (100, 25)] if c > 1000 else []),
             ]:
-                with mock.patch("mm_hf.mixers.CHUNK_ELEMENTS", 1 << chunk):
+                with mock.patch("mm_hf.functional.mixers.CHUNK_ELEMENTS", 1 << chunk):
                     started, held = starts(BATCH, r, c, n), memory(BATCH, r, c, n)
                 flops = [3 * BATCH * m["flops"], head(BATCH, r, d, c), products(BATCH, r, c, n)]
                 sizes = [name, f"{c:,}", f"{n:,}", f"2^{chunk}", *(f"{x / 1e12:,.2f} TFLOP" for x in flops)]

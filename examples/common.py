@@ -15,8 +15,8 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
-from mm_hf.sources.images import image_size
-from mm_hf.sources.models import configuration
+from mm_hf.data.images import image_size
+from mm_hf.data.models import configuration
 
 __all__ = ["image_size"]
 logger = logging.getLogger("mm_hf.examples")

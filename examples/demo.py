@@ -36,10 +36,10 @@ from transformers import (
 
 import mm_hf
 from mm_hf import ERM, DenseMultiMix, Mixing, MultiMixTrainer, extract, sample_factors
-from mm_hf.analysis import plot_attention, plot_training
-from mm_hf.metrics import classification_metrics
-from mm_hf.sampling import alpha_for
-from mm_hf.sources.offline import load_digits
+from mm_hf.data.offline import load_digits
+from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.plots import plot_attention, plot_training
+from mm_hf.functional.factors import alpha_for
 
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "Dense MultiMix": DenseMultiMix()}
 PAPER: dict[str, Mixing] = {"paper's recipe": DenseMultiMix(preset="paper")}

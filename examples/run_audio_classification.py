@@ -51,8 +51,8 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
-from mm_hf.metrics import classification_metrics
-from mm_hf.sources.splits import as_classes
+from mm_hf.data.splits import as_classes
+from mm_hf.evaluation.metrics import classification_metrics
 
 SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())
 

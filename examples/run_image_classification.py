@@ -36,11 +36,11 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoModelForImageClassification, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
-from mm_hf.metrics import classification_metrics
-from mm_hf.sources.images import ImageTransform
-from mm_hf.sources.models import image_processor
-from mm_hf.sources.offline import OFFLINE_IMAGES, load_offline
-from mm_hf.sources.splits import as_classes
+from mm_hf.data.images import ImageTransform
+from mm_hf.data.models import image_processor
+from mm_hf.data.offline import OFFLINE_IMAGES, load_offline
+from mm_hf.data.splits import as_classes
+from mm_hf.evaluation.metrics import classification_metrics
 
 
 @dataclass

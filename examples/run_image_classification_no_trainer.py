@@ -50,10 +50,10 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
-from mm_hf.card import GENERATED, card_tags, is_persons, method_section
-from mm_hf.hub import load_mixing, load_num_mixed, save_mixing
-from mm_hf.metrics import classification_metrics
-from mm_hf.sources.images import ImageRows, ImageTransform
+from mm_hf.data.images import ImageRows, ImageTransform
+from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.training.hub import load_mixing, load_num_mixed, save_mixing
+from mm_hf.training.model_card import GENERATED, card_tags, is_persons, method_section
 
 logger = get_logger(__name__)
 SECRETS = ("token", "hub_token")

@@ -47,10 +47,10 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
-from mm_hf.metrics import classification_metrics
-from mm_hf.sources.offline import OFFLINE_TEXTS, load_offline
-from mm_hf.sources.splits import DataOptions, input_columns
-from mm_hf.sources.text import tokenize
+from mm_hf.data.offline import OFFLINE_TEXTS, load_offline
+from mm_hf.data.splits import DataOptions, input_columns
+from mm_hf.data.text import tokenize
+from mm_hf.evaluation.metrics import classification_metrics
 
 logger = logging.getLogger("mm_hf.examples")
 OFFLINE = (*OFFLINE_TEXTS, *offline_docs.OFFLINE)

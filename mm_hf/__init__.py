@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AttentionMapCallback": ".callbacks",
+    "AttentionMapCallback": ".training.callbacks",
     "CutMix": ".methods",
     "DenseMultiMix": ".methods",
     "ERM": ".methods",
@@ -19,34 +19,34 @@ _EXPORTS = {
     "LocationOutput": ".locations",
     "ManifoldMixup": ".methods",
     "Mixing": ".methods",
-    "MixingHandle": ".wrapper",
+    "MixingHandle": ".wrapping.wrapper",
     "Mixup": ".methods",
     "MultiMix": ".methods",
-    "MultiMixTrainer": ".trainer",
+    "MultiMixTrainer": ".training.trainer",
     "Plan": ".locations",
     "TransMix": ".methods",
-    "check_model": ".checking",
+    "check_model": ".evaluation.model_check",
     "clean_loss": ".functional",
     "dense_multimix_loss": ".functional",
     "extract": ".locations",
     "get_method": ".methods",
-    "load_mixing": ".hub",
+    "load_mixing": ".training.hub",
     "multimix_loss": ".functional",
     "probe": ".locations",
     "sample_factors": ".functional",
-    "wrap_model": ".wrapper",
+    "wrap_model": ".wrapping.wrapper",
 }
 __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
-    from .callbacks import AttentionMapCallback
-    from .checking import check_model
+    from .evaluation.model_check import check_model
     from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
-    from .hub import load_mixing
     from .locations import LocationError, LocationOutput, Plan, extract, probe
     from .methods import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixing, Mixup, MultiMix, TransMix, get_method
-    from .trainer import MultiMixTrainer
-    from .wrapper import MixingHandle, wrap_model
+    from .training.callbacks import AttentionMapCallback
+    from .training.hub import load_mixing
+    from .training.trainer import MultiMixTrainer
+    from .wrapping.wrapper import MixingHandle, wrap_model
 
 
 def __getattr__(name: str) -> Any:

@@ -35,9 +35,10 @@ def hub(monkeypatch, tmp_path):
     """A Hub on this machine that the client of this process asks, without a login."""
     import huggingface_hub
     import transformers
-    from hub_server import HubServer
     from huggingface_hub import constants
-    from pushing import TOKENS
+
+    from tests.helpers.hub_server import HubServer
+    from tests.helpers.pushing import TOKENS
 
     with HubServer(TOKENS) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -49,5 +50,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("mm_hf.card._picture", lambda *_: None)  # seconds; drawn in test_hub.py and test_card.py
+        monkeypatch.setattr(
+            "mm_hf.training.model_card._picture", lambda *_: None
+        )  # seconds; drawn in test_hub.py and test_card.py
         yield server

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
 PAGES = {"README.md": "index.md", **{source: page for page, source in FROM_ROOT.items()}}
 PUBLIC = [
-    "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.metrics", "mm_hf.analysis", "mm_hf.comparison",
+    "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.evaluation.metrics", "mm_hf.evaluation.plots", "mm_hf.comparison",
 ]  # fmt: skip
 LINK = re.compile(r"(?<=\]\()[\w./-]+")
 

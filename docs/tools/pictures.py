@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
-from mm_hf.analysis.style import CLASS_COLOURS, COLOURS, WIDTH, drawn, looks
+from mm_hf.data.offline import load_digits
+from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, WIDTH, drawn, looks
+from mm_hf.functional.factors import SparseFactors, alpha_for
 from mm_hf.methods.pairs import draw_factor, draw_partners
-from mm_hf.sampling import SparseFactors, alpha_for
-from mm_hf.sources.offline import load_digits
 
 CPU = torch.device("cpu")
 MIXED_BY = {

@@ -3,10 +3,10 @@
 They need the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 """
 
-from .comparing import Comparison, run_comparison
-from .measuring import Measures, PeakMemory, measure
-from .report import write_report
-from .running import Run
+from .compare import Comparison, run_comparison
+from .evaluate import Measures, PeakMemory, measure
+from .report.sections import write_report
+from .run import Run
 from .task import Task, as_methods, parse_method
 
 __all__ = [

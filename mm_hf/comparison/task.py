@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from ..evaluation.metrics import Normalisation, classification_metrics
 from ..methods import ERM, Mixing, get_method
-from ..metrics import Normalisation, classification_metrics
-from ..trainer import MultiMixTrainer
+from ..training.trainer import MultiMixTrainer
 
 # What a comparison itself decides, so that all methods of a seed are trained alike.
 DECIDED = (

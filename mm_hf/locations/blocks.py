@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .matching import relative_error
 from .plan import LocationError
 from .pools import MASKS
-from .record import (
+from .recording import (
     PROBE_EXAMPLES,
     batch_size,
     is_features,
@@ -27,6 +26,7 @@ from .record import (
     traceless,
     without_zero_weights,
 )
+from .tolerance import relative_error
 
 MEMBER = re.compile(r"((?:.*\.)?[^.\d][^.]*)((?:\.\d+)+)$")  # a list's name and the indices of one of its members
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .matching import gives, same, tolerance
 from .plan import ACTIVATIONS, LocationError
-from .record import Call, Recording, traceless
+from .recording import Call, Recording, traceless
+from .tolerance import gives, same, tolerance
 
 
 def check_head(recording: Recording) -> None:

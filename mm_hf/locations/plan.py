@@ -115,7 +115,7 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
     normalisation uses its running statistics, and leaves them alone: they are those of what the head reads in use.
     """
     if plan.pool == REGISTERED:
-        from .register import registered
+        from .registry import registered
 
         return registered(plan.model_class).score(model, tokens)
     b, r, d = tokens.shape
@@ -126,7 +126,7 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
 def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """The clean logits (b, c), computed the plan's way: the plan is right if these are the model's."""
     if plan.pool == REGISTERED:
-        from .register import registered
+        from .registry import registered
 
         return registered(plan.model_class).pooled(model, tokens)
     pools = plan.pool.split("+")

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention_choice import with_attention
+from .attention.selection import with_attention
 from .head import averaged_heads, check_head, location_scorers
-from .matching import is_vector, mismatch, relative_error, same, scale_between, tolerance
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
-from .record import Call, Recording, pad_id, record, traceless, without_zero_weights
-from .register import is_registered, registered
+from .recording import Call, Recording, pad_id, record, traceless, without_zero_weights
+from .registry import is_registered, registered
+from .tolerance import is_vector, mismatch, relative_error, same, scale_between, tolerance
 
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LAYOUTS = {3: ("sequence", "channels"), 4: ("map", "grid"), 5: ("map", "grid")}
-TEACH = """To teach it, say where the tokens are and what the head makes of them (see mm_hf.locations.register):
+TEACH = """To teach it, say where the tokens are and what the head makes of them (see mm_hf.locations.registry):
     from mm_hf import locations
     def score(model, tokens):   # (batch, locations, features) -> the logits of each location by itself
         ...

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed import process_generator
 from ..functional import Criterion
-from ..sampling import process_generator
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, targets_of
 
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..gather import Everyone
+from ..distributed import Everyone
 from ..locations import LocationOutput
-from ..locations.attention import KINDS
+from ..locations.attention.weights import KINDS
 from .multimix import DEFAULTS, PAPER, WITH_MIXUP, MultiMix, setting
 
 

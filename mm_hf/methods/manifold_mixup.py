@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed import process_generator
 from ..functional import Criterion
 from ..locations import BlockMixing
-from ..sampling import process_generator
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
 

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..distributed import Everyone, is_distributed, process_generator, refuse_join
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, dense_multimix_loss, sample_factors, taking_part
-from ..gather import Everyone, refuse_join
+from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_orders, sample_sparse_factors
 from ..locations import LocationOutput
-from ..sampling import (
-    SparseFactors,
-    alpha_for,
-    check_alpha,
-    is_distributed,
-    process_generator,
-    sample_orders,
-    sample_sparse_factors,
-)
 from .base import Mixing, MixingLoss
 from .erm import ERM
 from .mixup import Mixup, real_inputs
@@ -63,7 +55,7 @@ class MultiMix(Mixing):
 
     Args:
         num_mixed: Mixed examples a step (n), for each process. "auto": as many as keep a step within 1.05 times plain
-            training, by the clock of the first steps (`mm_hf.pacing`).
+            training, by the clock of the first steps (`mm_hf.wrapping.auto_num_mixed`).
         alpha: Concentration of the Dirichlet distribution of the factors; a pair draws it for each mixed example from
             that interval. Give this or `effective_examples`.
         effective_examples: Of how many examples a mixed one is made: sets alpha from the size of the mini-batch, and

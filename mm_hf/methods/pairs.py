@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import Criterion, clean_loss, soft_targets
+from ..functional.factors import sample_factors
 from ..locations import LocationOutput
 from ..locations.pools import MASKS
-from ..sampling import sample_factors
 from .base import Mixing, MixingLoss
 
 

@@ -1,0 +1,336 @@
+"""All runs of a comparison, and what they say together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import TrainerCallback, set_seed
+
+from ..evaluation.statistics import REPLICATES, STATISTICS, Interval, example_scores, mean_interval, paired_bootstrap
+from ..locations import LocationError
+from ..methods import Mixing
+from .evaluate import Measures
+from .run import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, write_json
+from .task import Task, as_methods, baseline_of, slug
+
+SETTINGS = "settings.json"
+# What training and saving write into a configuration, which models of one factory may share.
+VOLATILE = (
+    "architectures", "dtype", "torch_dtype", "problem_type", "transformers_version", "use_cache", "_name_or_path",
+)  # fmt: skip
+Keep = Literal["best", "none", "all"]
+
+
+@dataclass
+class Comparison:
+    """The finished runs of a comparison, or of one model.
+
+    Attributes:
+        name: Of the task.
+        methods: By name.
+        runs: For each method, its runs in the order of the seeds.
+        baseline: The method that the others are compared with; None with a single method.
+        settings: What all runs have in common.
+        failed: For each method that cannot train this model, why.
+        class_names: Of all classes.
+        replicates: Of the bootstrap.
+    """
+
+    name: str
+    methods: dict[str, Mixing | None]
+    runs: dict[str, list[Run]]
+    baseline: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    replicates: int = REPLICATES
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [run.seed for run in next(iter(self.runs.values()))]
+
+    def values(self, metric: str) -> dict[str, np.ndarray]:
+        """A figure of each method, (seeds,); methods that do not have it for each seed are left out."""
+        return {
+            name: np.array([run.metrics[metric] for run in runs])
+            for name, runs in self.runs.items()
+            if all(metric in run.metrics for run in runs)
+        }
+
+    def mean(self, metric: str) -> dict[str, Interval]:
+        """Mean over seeds and Student's 95 % interval of a figure, for each method that has it."""
+        return {name: mean_interval(values) for name, values in self.values(metric).items()}
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, Interval]]:
+        """For accuracy, NLL, Brier score and calibration error: each method less the baseline, by paired bootstrap."""
+        if self.baseline is None or len(self.runs) < 2:
+            return {}
+        scores = {
+            name: [example_scores(a["logits"], a["labels"]) for a in map(_arrays, runs)]
+            for name, runs in self.runs.items()
+        }
+        return {
+            metric: {
+                name: paired_bootstrap(
+                    np.stack([s[metric] for s in scores[name]]),
+                    np.stack([s[metric] for s in scores[self.baseline]]),
+                    statistic=statistic,
+                    replicates=self.replicates,
+                )
+                for name in self.runs
+                if name != self.baseline
+            }
+            for metric, statistic in STATISTICS.items()
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each method, seed and metric: what results.csv holds."""
+        return [
+            {"method": name, "seed": run.seed, "metric": metric, "value": value}
+            for name, runs in self.runs.items()
+            for run in runs
+            for metric, value in (*run.metrics.items(), *_flat(run.corruptions))
+        ]
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write [`rows`] as a table in tidy columns."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["method", "seed", "metric", "value"])
+            writer.writeheader()
+            writer.writerows(self.rows())
+
+
+def _arrays(run: Run) -> dict[str, np.ndarray]:
+    return run.arrays
+
+
+def _flat(corruptions: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
+    return [(f"{name}_{k}_accuracy", value) for name, curve in corruptions.items() for k, value in enumerate(curve)]
+
+
+def run_comparison(
+    task: Task,
+    methods: Mapping[str, Any] | Sequence[str],
+    seeds: int | Sequence[int] = 3,
+    output_dir: str | Path = "comparison",
+    *,
+    baseline: str | None = None,
+    measures: Measures | None = None,
+    keep_models: Keep = "best",
+    replicates: int = REPLICATES,
+    report: bool = True,
+    progress: Progress | None = None,
+    on_run: Callable[[Run], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Comparison:
+    """Train methods on a task over seeds, measure them, and write a report.
+
+    For a seed all methods start from the same weights and see the same batches in the same order. Each run is written
+    when it is finished; called again with the same directory, finished runs are not repeated, and one that was broken off
+    goes on from its last checkpoint if the training arguments save any (`save_strategy="epoch"`). Seeds and methods may
+    be added later.
+
+    Args:
+        task: Model, data and budget.
+        methods: By name, or as specifications such as "dense_multimix:num_mixed=500": see [`as_methods`].
+        seeds: How many (0, 1, ...), or which.
+        output_dir: Gets `report.html`, `report.md`, `pictures/`, `results.csv`, `settings.json` and `runs/`.
+        baseline: The method that the others are compared with. Default: plain training (ERM), or else the first.
+        measures: What is measured beside the figures of the predictions. Default: `Measures()`.
+        keep_models: "best" keeps, for each method, the model of the seed with the best validation accuracy (the first
+            seed without validation); "all" keeps checkpoints, too.
+        replicates: Of the bootstrap.
+        report: Whether to write report and pictures.
+        progress: Called with method, seed and a few words, as runs go on.
+        on_run: Called with each run, finished now or before.
+        callbacks: Trainer callbacks of all runs.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: `output_dir` holds another comparison, or the arguments make no sense. A method that cannot train
+            this model does not stop the others: see `Comparison.failed`; the baseline does.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        ...                    image_size=8, patch_size=4, num_channels=1, num_labels=2)
+        >>> data = [{"pixel_values": torch.randn(1, 8, 8), "labels": i % 2} for i in range(16)]
+        >>> task = Task("noise", lambda: ViTForImageClassification(config), data, data,
+        ...             training_args={"max_steps": 1, "use_cpu": True})
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     comparison = run_comparison(task, ["erm", "multimix:num_mixed=10"], 2, directory, report=False)
+        >>> comparison.values("accuracy")["erm"].shape
+        (2,)
+    """
+    chosen = as_methods(methods)
+    reference = baseline_of(chosen, baseline)
+    which = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not which or len(set(which)) < len(which) or min(which) < 0:
+        raise ValueError(
+            f"seeds must be how many runs of each method (at least 1), or different seeds, got {seeds!r}. One run, of seed 0, "
+            "is seeds=1."
+        )
+    if keep_models not in ("best", "none", "all"):
+        raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
+    measures = measures or Measures()
+    directory = Path(output_dir)
+    settings = describe(task, chosen, measures)
+    check_settings(directory, settings)
+    runs: dict[str, list[Run]] = {name: [] for name in chosen}
+    warm = False
+    failed: dict[str, str] = {}
+    order = [reference, *(name for name in chosen if name != reference)]
+    for seed in which:
+        for name in order:
+            if name in failed:
+                continue
+            where = directory / "runs" / slug(name) / f"seed-{seed}"
+            run = Run.read(where)
+            if run is None:
+                if not warm:
+                    warm_up(task, directory / "runs")
+                    warm = True
+                try:
+                    run = train_run(
+                        task, name, chosen[name], seed, where, measures=measures, progress=progress, callbacks=list(callbacks)
+                    )  # fmt: skip
+                except (LocationError, ValueError) as error:
+                    if name == reference:
+                        raise
+                    failed[name] = str(error)
+                    if progress is not None:
+                        progress(name, seed, f"not possible: {error}")
+                    continue
+                if keep_models != "all":
+                    remove_checkpoints(where)
+            _check_start(run, runs[reference])
+            runs[name].append(run)
+            if on_run is not None:
+                on_run(run)
+    # The baseline comes first in every table and has the first colour in every picture.
+    finished = {name: runs[name] for name in order if name not in failed}
+    _keep(finished, keep_models)
+    comparison = Comparison(
+        task.name, {name: chosen[name] for name in finished}, finished, reference, settings, failed, task.class_names,
+        replicates,
+    )  # fmt: skip
+    comparison.write_csv(directory / "results.csv")
+    if report:
+        from .report.sections import write_report
+
+        write_report(comparison, directory)
+    return comparison
+
+
+def _check_start(run: Run, reference: Sequence[Run]) -> None:
+    for other in reference:
+        if other.seed == run.seed and other.initial_weights != run.initial_weights:
+            raise ValueError(
+                f"{run.method!r} and {other.method!r} did not start from the same weights with seed {run.seed}: model_init "
+                "must make the same model each time it is called after the same seed."
+            )
+
+
+def _keep(runs: Mapping[str, Sequence[Run]], keep: Keep) -> None:
+    """Remove the models that are not to be kept."""
+    for each in runs.values():
+        best = max(each, key=_validated)
+        for run in each:
+            if keep == "none" or (keep == "best" and run is not best):
+                shutil.rmtree(run.directory / "model", ignore_errors=True)
+
+
+def _validated(run: Run) -> float:
+    """Validation accuracy at the end of a run."""
+    return next((entry["eval_accuracy"] for entry in reversed(run.history) if "eval_accuracy" in entry), 0.0)
+
+
+# ---- Settings, which must be those of the runs that are there ----
+
+
+def describe(task: Task, methods: Mapping[str, Mixing], measures: Measures) -> dict[str, Any]:
+    """What a comparison is made of, in JSON types."""
+    set_seed(0)
+    model = task.model_init()
+    config = getattr(model, "config", None)
+    values = {
+        "task": {
+            "name": task.name,
+            "model": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "training_examples": len(task.train_dataset),
+            "validation_examples": 0 if task.validation_dataset is None else len(task.validation_dataset),
+            "test_examples": len(task.test_dataset),
+            "unknown_examples": 0 if task.ood_dataset is None else len(task.ood_dataset),
+            **task.settings,
+        },
+        "model_config": {} if config is None else _plain(config.to_diff_dict()),
+        "training_args": _plain(task.training_args),
+        "measures": {k: v for k, v in asdict(measures).items() if v is not None},
+        "methods": {name: method.to_dict() for name, method in methods.items()},
+    }
+    for name in VOLATILE:
+        values["model_config"].pop(name, None)
+    return json.loads(json.dumps(values))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def check_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into a new directory, or refuse one that holds a comparison with other settings.
+
+    Methods that only one of the two has are no difference.
+
+    Raises:
+        ValueError: Something else was changed; the message says what.
+    """
+    path = directory / SETTINGS
+    directory.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if any(directory.glob(f"runs/*/*/{RESULT}")):
+            raise ValueError(f"{directory} has finished runs and no {SETTINGS}: choose another output_dir.")
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    merged = {**settings, "methods": {**before["methods"], **settings["methods"]}}
+    old, new = _leaves(before), _leaves({**settings, "methods": {}})
+    added = {method for method in settings["methods"] if method not in before["methods"]}
+    new |= {k: v for k, v in _leaves({"methods": settings["methods"]}).items() if k[1] not in added}
+    old = {k: v for k, v in old.items() if k[0] != "methods" or k[1] in settings["methods"]}
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            said = " ".join(key)
+            raise ValueError(
+                f"{directory} holds a comparison with other settings: {said} was {_said(old, key)} there and is "
+                f"{_said(new, key)} now. Choose another output_dir, or the settings as they were."
+            )
+    write_json(path, merged)
+
+
+def _leaves(values: Any, key: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if isinstance(values, dict) and values:
+        return {k: v for name, value in values.items() for k, v in _leaves(value, (*key, name)).items()}
+    return {} if values == {} else {key: values}
+
+
+def _said(values: Mapping[Any, Any], key: Any) -> str:
+    return "not given" if key not in values else repr(values[key])

@@ -1,0 +1,267 @@
+"""One run of a comparison: a method and a seed, trained, measured and written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from ..methods import ERM, Mixing
+from ..training.trainer import MultiMixTrainer
+from .evaluate import Measures, PeakMemory, measure
+from .task import Task
+
+RESULT, ARRAYS, COST = "result.json", "predictions.npz", "comparison.json"
+Progress = Callable[[str, int, str], None]
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        method: Its name in the comparison.
+        seed: Of initial weights, order of data and mixing.
+        metrics: Figures by name.
+        corruptions: For each corruption the accuracy at severities 0 to 5.
+        history: `log_history` of the training.
+        notes: What could not be measured, and why.
+        initial_weights: Digest of the weights before training.
+        directory: Where the run is written.
+    """
+
+    method: str
+    seed: int
+    metrics: dict[str, float]
+    corruptions: dict[str, list[float]]
+    history: list[dict[str, Any]]
+    notes: list[str]
+    initial_weights: str
+    directory: Path
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`logits`, `labels`, `features` of the test examples, and `ood_logits`, as far as there are any."""
+        with np.load(self.directory / ARRAYS, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    @property
+    def model(self) -> Path | None:
+        """The directory of the trained model, if it was kept."""
+        return self.directory / "model" if (self.directory / "model" / "config.json").exists() else None
+
+    @classmethod
+    def read(cls, directory: Path) -> Run | None:
+        """The run of a directory; None if it was not finished."""
+        if not (directory / RESULT).exists():
+            return None
+        values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        return cls(**values, directory=directory)
+
+    def write(self, arrays: Mapping[str, Any]) -> None:
+        """Write the run: the result comes last and at once, so that a directory with one is complete."""
+        partial = self.directory / f"{ARRAYS}.partial"
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, self.directory / ARRAYS)
+        values = {k: v for k, v in vars(self).items() if k != "directory"}
+        write_json(self.directory / RESULT, values)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file at once: whoever reads it finds the old content or the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def train_run(
+    task: Task,
+    name: str,
+    mixing: Mixing,
+    seed: int,
+    directory: Path,
+    *,
+    measures: Measures,
+    progress: Progress | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Run:
+    """Train a method with a seed, measure it, and write the result; from the last checkpoint on, if there is one.
+
+    Args:
+        task: Model, data and budget.
+        name: What the comparison calls the method.
+        mixing: The method.
+        seed: Of initial weights, order of data, augmentation and mixing.
+        directory: Of this run. The model is left in `model`.
+        measures: What is measured at the end.
+        progress: Called with name, seed and a few words on how far it is.
+        callbacks: Trainer callbacks beside the comparison's own.
+
+    Raises:
+        ValueError: The method cannot train this model; the message says why.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoints = directory / "checkpoints"
+    args = task.arguments(str(checkpoints), seed)
+    costs = _Costs()
+    told = _Told(name, seed, progress)
+    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, told, *(callbacks or [])])
+    assert isinstance(trainer, _Trainer) and trainer.model is not None
+    trainer.costs = costs
+    digest = weights_digest(trainer.model)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    last = _last_checkpoint(checkpoints)
+    if last is not None:
+        costs.before = json.loads((last / COST).read_text())
+    with PeakMemory() as memory:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.save_model(str(directory / "model"))
+    history = trainer.state.log_history
+    state = {k: v.detach().cpu() for k, v in trainer.model.state_dict().items()}
+    del trainer
+    if progress is not None:
+        progress(name, seed, "testing")
+    # A plain copy: what mixing, mixed precision and compilation have put around the trained one plays no part in the test.
+    plain = task.model_init()
+    plain.load_state_dict(state)
+    plain.to(args.device)
+    measured = measure(plain, task, measures, str(checkpoints), seed)
+    terms = [entry["loss_terms"] for entry in history if "loss_terms" in entry]
+    measured.metrics |= {
+        "train_seconds": costs.seconds,
+        "peak_memory_mib": max(memory.mib, costs.before.get("peak_memory_mib", 0.0)),
+        "loss_terms_per_step": float(np.mean(terms)) if terms else float(args.train_batch_size),
+    }
+    run = Run(name, seed, measured.metrics, measured.corruptions, history, measured.notes, digest, directory)
+    run.write(measured.arrays)
+    return run
+
+
+def warm_up(task: Task, directory: Path) -> None:
+    """One step of plain training, and nothing kept: the first run would else pay for what is set up but once."""
+    args = task.arguments(
+        str(directory), 0, max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    trainer = task.trainer(args, ERM())
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.train()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A short digest of all weights: equal for equal weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove the checkpoints of a run."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were not are removed."""
+    found = [path for path in directory.glob("checkpoint-*") if path.is_dir()]
+    for path in found:
+        if not (path / COST).exists():
+            shutil.rmtree(path)
+    whole = [path for path in found if (path / COST).exists()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Trainer(MultiMixTrainer):
+    """A trainer that takes evaluations and checkpoints off the time of the training."""
+
+    costs: _Costs
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.costs.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.costs.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+
+class _Costs(TrainerCallback):
+    """Seconds of training, kept in checkpoints: those before a resumed training count, too."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def paused(self) -> _Pause:
+        """A block whose time does not count."""
+        return _Pause(self)
+
+    def stop(self) -> None:
+        """Add the time since the last start, once the device has done what it was told."""
+        if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._since = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = self.before.get("train_seconds", 0.0)
+        self.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stop()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last file of a checkpoint: one without it was broken off.
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COST
+        self.stop()
+        if path.parent.is_dir():
+            write_json(path, {"train_seconds": self.seconds})
+        self.start()
+
+
+class _Pause:
+    def __init__(self, costs: _Costs):
+        self.costs = costs
+
+    def __enter__(self) -> None:
+        self.running = self.costs._since is not None
+        self.costs.stop()
+
+    def __exit__(self, *error: object) -> None:
+        if self.running:
+            self.costs.start()
+
+
+class _Told(TrainerCallback):
+    """Tells how far a run is."""
+
+    def __init__(self, name: str, seed: int, progress: Progress | None):
+        self.name, self.seed, self.progress = name, seed, progress
+        self.said = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        said = f"{100 * state.global_step // max(state.max_steps, 1)} %"
+        if self.progress is not None and said != self.said:
+            self.progress(self.name, self.seed, said)
+            self.said = said

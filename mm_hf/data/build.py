@@ -1,0 +1,156 @@
+"""A task for a comparison, from the names of a data set and a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import DataCollatorWithPadding
+
+from ..comparison import Task
+from ..evaluation.metrics import Normalisation
+from .images import ImageRows, ImageTransform
+from .models import CLASSES, image_processor, model_factory, tokenizer
+from .splits import DataOptions, Splits, align, load_splits
+from .text import tokenize
+
+SPLITS = ("train", "validation", "test", "ood")
+
+
+@dataclass
+class ModelOptions:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained model: a Hub name or a directory."}
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "From scratch: an architecture, such as vit or bert."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Its settings: hidden_size=64,image_size=8,... or JSON."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "If not the model's own."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "If not the model's own."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Replace a head for another number of classes."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    token: str | None = field(default=None, metadata={"help": "For the Hub, if not that of `hf auth login`."})
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What each `from_pretrained` is told of the Hub."""
+        return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
+
+
+def build_task(
+    data: DataOptions, model: ModelOptions, training_args: dict[str, Any] | None = None, *, trained: bool = False
+) -> Task:
+    """The task that the options describe: images or texts, by what the data set has.
+
+    Args:
+        data: Which examples.
+        model: Which model.
+        training_args: Fields of `TrainingArguments`.
+        trained: The model is a trained one that is only tested: its classes are those of the test examples, and nothing
+            else is prepared.
+
+    Raises:
+        ValueError: Options are missing or do not fit each other; the message says which.
+
+    Example:
+        >>> from mm_hf.data.splits import DataOptions
+        >>> overrides = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8," \\
+        ...             "patch_size=4,num_channels=1"
+        >>> task = build_task(DataOptions("digits"), ModelOptions(model_type="vit", config_overrides=overrides))
+        >>> len(task.train_dataset), len(task.validation_dataset), len(task.test_dataset)
+        (1144, 203, 450)
+    """
+    if model.model_name_or_path is None and model.model_type is None:
+        raise ValueError(
+            "Say which model: --model_name_or_path for a pretrained one, or --model_type (vit, bert, ...) from scratch."
+        )
+    splits = load_splits(data, cache_dir=model.cache_dir, token=model.token)
+    make = _task_of_images if splits.kind == "image" else _task_of_texts
+    if trained:
+        config = CLASSES[splits.kind].from_pretrained(str(model.model_name_or_path), **model.hub).config
+        splits = align(splits, dict(config.label2id))
+    settings = {
+        "data": data.dataset_name or str(data.train_dir),
+        "inputs": splits.kind,
+        **{k: v for k, v in vars(data).items() if v is not None and k not in ("dataset_name",)},
+        "pretrained": model.model_name_or_path,
+        "classes": len(splits.class_names),
+    }
+    if data.dataset_name is None and data.train_dir is not None:
+        name = Path(data.train_dir).resolve().name
+    else:
+        name = str(data.dataset_name).rstrip("/").rpartition("/")[2]
+    common = {
+        "name": name,
+        "training_args": training_args or {},
+        "settings": settings,
+        "class_names": splits.class_names,
+    }
+    task = make(splits, data, model, common, trained)
+    if (
+        training_args is not None
+    ):  # not else: of several TrainingArguments in a process, the last ones decide on devices
+        task.arguments("unused", 0)  # what TrainingArguments refuses, it refuses now
+    return task
+
+
+def _task_of_images(
+    splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
+) -> Task:
+    make = model_factory(
+        "image", splits.class_names, name_or_path=model.model_name_or_path, model_type=model.model_type,
+        config_overrides=model.config_overrides, ignore_mismatched_sizes=model.ignore_mismatched_sizes, **model.hub,
+    )  # fmt: skip
+    config = make().config
+    processor = image_processor(config, model.image_processor_name or model.model_name_or_path, **model.hub)
+    channels = getattr(config, "num_channels", 3)
+
+    def rows(split: str) -> ImageRows | None:
+        found = getattr(splits, split)
+        if found is None or (trained and split in ("train", "validation")):
+            return None
+        transform = ImageTransform(
+            processor, splits.inputs[0], splits.label, augmentation=data.augmentation, num_channels=channels,
+            train=split == "train" and data.augmentation != "none",
+        )  # fmt: skip
+        return ImageRows(found, transform)
+
+    train, validation, test, ood = (rows(split) for split in SPLITS)
+    return Task(
+        model_init=make, train_dataset=test if trained else train, validation_dataset=validation, test_dataset=test,
+        ood_dataset=ood, processing_class=processor, normalisation=Normalisation.of(processor), **common,
+    )  # fmt: skip
+
+
+def _task_of_texts(
+    splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
+) -> Task:
+    tokens = tokenizer(model.tokenizer_name or model.model_name_or_path, **model.hub)
+    make = model_factory(
+        "text", splits.class_names, name_or_path=model.model_name_or_path, model_type=model.model_type,
+        config_overrides=model.config_overrides, ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+        settings={"vocab_size": len(tokens), "pad_token_id": tokens.pad_token_id}, **model.hub,
+    )  # fmt: skip
+    longest = getattr(make().config, "max_position_embeddings", None)
+    lengths = [n for n in (data.max_length, longest, tokens.model_max_length) if n is not None and n < 10**6]
+
+    def rows(split: str) -> Any:
+        found = getattr(splits, split)
+        if found is None or (trained and split in ("train", "validation")):
+            return None
+        return tokenize(found, splits.inputs, splits.label, tokens, min(lengths, default=None))
+
+    train, validation, test, ood = (rows(split) for split in SPLITS)
+    return Task(
+        model_init=make, train_dataset=test if trained else train, validation_dataset=validation, test_dataset=test,
+        ood_dataset=ood, processing_class=tokens, data_collator=DataCollatorWithPadding(tokens), **common,
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""Which classification classes of Transformers were tried with mm_hf, and how each went: a table that the package brings.
+
+It is written by `make coverage` (benchmarks/model_coverage.py), which trains a tiny random model of every class.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("supported_models.csv")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How one class went.
+
+    Attributes:
+        name: The class.
+        task: "text", "image", "audio" or "video".
+        architecture: Its `model_type`.
+        multimix: Whether MultiMix trains it.
+        dense_multimix: Whether Dense MultiMix does: per-location logits reproduce its own.
+        manifold_mixup: Whether manifold mixup does: its blocks were found.
+        attention: What `attention="auto"` is: "cls" or "gap"; "" without Dense MultiMix.
+        pool: Which tokens its head reads (see `mm_hf.locations.pools`).
+        head: What the head does to one token.
+        reason: What stands in the way, else "".
+        transformers: The version it was tried with; "" for a class that was not tried.
+    """
+
+    name: str
+    task: str
+    architecture: str
+    multimix: bool = False
+    dense_multimix: bool = False
+    manifold_mixup: bool = False
+    attention: str = ""
+    pool: str = ""
+    head: str = ""
+    reason: str = ""
+    transformers: str = ""
+
+
+@cache
+def coverage() -> tuple[Coverage, ...]:
+    """The table, a row a class.
+
+    Example:
+        >>> vit = next(row for row in coverage() if row.name == "ViTForImageClassification")
+        >>> vit.dense_multimix, vit.attention, vit.pool
+        (True, 'cls', 'token[0]')
+    """
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    flags = {f.name for f in fields(Coverage) if f.type == "bool"}
+    values: list[dict[str, Any]] = [{k: v == "yes" if k in flags else v for k, v in row.items()} for row in rows]
+    return tuple(Coverage(**row) for row in values)
+
+
+def write_coverage(rows: Iterable[Coverage], path: Path) -> None:
+    """Write a table as [`coverage`] reads it."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Coverage)])
+        for row in rows:
+            writer.writerow(
+                [{True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for v in vars(row).values()]
+            )
+
+
+def installed() -> tuple[Coverage, ...]:
+    """The classes of the installed Transformers that classify texts, images, audio and videos; untried ones are empty rows.
+
+    Example:
+        >>> all(row.task in ("text", "image", "audio", "video") for row in installed())
+        True
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    known = {row.name: row for row in coverage()}
+    mappings: dict[str, Any] = {
+        "text": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "audio": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+        "video": auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+    }
+    found: dict[str, Coverage] = {}
+    for task, mapping in mappings.items():
+        for architecture, names in mapping.items():
+            for name in [names] if isinstance(names, str) else names:
+                found.setdefault(name, known.get(name) or Coverage(name, task, architecture))
+    return tuple(found[name] for name in sorted(found))

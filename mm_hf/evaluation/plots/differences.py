@@ -1,0 +1,211 @@
+"""By how much methods differ from a baseline, what they cost, and how they trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..statistics import Interval
+from .style import WIDTH, drawn, legend_below, looks, not_empty, panel_grid
+
+BETTER = {"higher": "better →", "lower": "← better", "": ""}
+
+
+def plot_differences(
+    runs: Mapping[str, Mapping[str, Interval]],
+    path: str | Path,
+    *,
+    baseline: str,
+    better: Mapping[str, str] | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> Figure:
+    """A forest plot: each method's difference from a baseline with its interval, a panel for each figure.
+
+    Intervals that exclude zero have filled markers.
+
+    Args:
+        runs: For each figure (with its unit), the difference and interval of each method, as
+            [`~mm_hf.evaluation.statistics.paired_bootstrap`] gives them.
+        path: Image file to write, .png or .pdf.
+        baseline: What the differences are from.
+        better: For figures where that is known, "higher" or "lower".
+        scales: What differences of a figure are multiplied with, 100 for percent say. Default: 1.
+
+    Returns:
+        The figure, written and closed.
+
+    Raises:
+        ValueError: There is no figure or method, or figures are of different methods.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     figure = plot_differences({"accuracy": {"mixup": Interval(0.1, -0.1, 0.3)}},
+        ...                               f"{directory}/differences.png", baseline="erm")
+        >>> figure.axes[0].get_title()
+        'accuracy'
+    """
+    not_empty(runs, "runs")
+    methods = list(next(iter(runs.values())))
+    not_empty(methods, "runs[...]")
+    if any(list(each) != methods for each in runs.values()):
+        raise ValueError("Every figure must have the differences of the same methods, in the same order.")
+    # The baseline has the first look in every plot, and so each method its own.
+    colours = looks([baseline, *methods])
+    columns = min(len(runs), 2)
+    rows = -(-len(runs) // columns)
+    with drawn(path) as figures:
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(WIDTH if columns > 1 else WIDTH / 1.6, (0.75 + 0.24 * len(methods)) * rows + 0.1),
+            layout="constrained", squeeze=False, sharey=True,
+        )  # fmt: skip
+        figures.append(figure)
+        for cell in list(axes.flat)[len(runs) :]:
+            cell.remove()
+        for cell, (metric, each) in zip(axes.flat, runs.items(), strict=False):
+            scale = (scales or {}).get(metric, 1)
+            cell.axvline(0, color="black", linewidth=0.8)
+            for y, name in enumerate(methods):
+                interval, (colour, marker) = each[name], colours[name]
+                value, low, high = (scale * x for x in (interval.value, interval.low, interval.high))
+                cell.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+                cell.plot(
+                    [value], [y], marker=marker, markersize=5.5, color=colour, linewidth=0, markeredgewidth=1.2,
+                    markerfacecolor=colour if interval.excludes_zero else "white",
+                )  # fmt: skip
+            cell.set_title(metric)
+            cell.set_yticks(range(len(methods)), methods)
+            cell.set_ylim(len(methods) - 0.5, -0.5)
+            cell.tick_params(axis="y", length=0)
+            cell.spines["left"].set_visible(False)
+            cell.grid(True, axis="x")
+            cell.set_axisbelow(True)
+            cell.xaxis.set_major_locator(MaxNLocator(5))
+            side = BETTER[(better or {}).get(metric, "")]
+            cell.set_xlabel(f"difference from {baseline}" + (f"   ({side})" if side else ""))
+            cell.margins(x=0.08)
+    return figure
+
+
+def plot_cost(
+    runs: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, baseline: str, units: Mapping[str, str]
+) -> Figure:
+    """What methods cost relative to a baseline: the mean over seeds, a small point for each seed.
+
+    Args:
+        runs: For each kind of cost, the values of each method, one a seed; the baseline is among them.
+        path: Image file to write, .png or .pdf.
+        baseline: Whose mean is 1.
+        units: Of each kind of cost, for the baseline's value.
+
+    Returns:
+        The figure, written and closed.
+
+    Raises:
+        ValueError: There is no cost, or the baseline's is not positive.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     figure = plot_cost({"training time": {"erm": [1.0], "mixup": [2.0]}}, f"{directory}/cost.png",
+        ...                        baseline="erm", units={"training time": "s"})
+        >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
+        [1.0, 2.0]
+    """
+    not_empty(runs, "runs")
+    methods = list(next(iter(runs.values())))
+    colours = looks([baseline, *(name for name in methods if name != baseline)])
+    with drawn(path) as figures:
+        figure, axes = plt.subplots(
+            1, len(runs), figsize=(WIDTH if len(runs) > 1 else WIDTH / 1.6, 0.75 + 0.25 * len(methods)),
+            layout="constrained", squeeze=False, sharey=True,
+        )  # fmt: skip
+        figures.append(figure)
+        for cell, (kind, each) in zip(axes.flat, runs.items(), strict=True):
+            one = float(np.mean(each[baseline]))
+            if not one > 0:
+                raise ValueError(f"{kind} of {baseline!r} is {one}: nothing can be said relative to it.")
+            farthest = max(max(values) for values in each.values()) / one
+            for y, name in enumerate(methods):
+                relative, (colour, _) = np.asarray(each[name]) / one, colours[name]
+                cell.barh(y, relative.mean(), height=0.62, color=colour, alpha=0.75, linewidth=0)
+                cell.plot(relative, np.full(len(relative), y), "o", color="black", markersize=1.8, alpha=0.7)
+                cell.text(
+                    max(relative.max(), relative.mean()) + 0.02 * farthest, y, f" {relative.mean():.2f} x",
+                    va="center", fontsize=7,
+                )  # fmt: skip
+            cell.axvline(1, color="black", linewidth=0.8, linestyle="--")
+            cell.set_yticks(range(len(methods)), methods)
+            cell.set_ylim(len(methods) - 0.4, -0.6)
+            cell.tick_params(axis="y", length=0)
+            cell.set_xlim(0, 1.17 * farthest)
+            cell.set_xlabel(f"{kind}, relative to {baseline} ({one:,.3g} {units[kind]})")
+    return figure
+
+
+def plot_validation(
+    runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path, *, baseline: str | None = None
+) -> Figure:
+    """Training curves: NLL and accuracy on the validation examples against optimisation steps.
+
+    Args:
+        runs: For each method, the `trainer.state.log_history` of its seeds, with `eval_nll` and `eval_accuracy`. A thin
+            line is one seed, the thick one their mean.
+        path: Image file to write, .png or .pdf.
+        baseline: The method that is drawn as such. Default: the first.
+
+    Returns:
+        The figure, written and closed.
+
+    Raises:
+        ValueError: There is no method, or nothing was evaluated in training.
+
+    Example:
+        >>> import tempfile
+        >>> history = [{"step": s, "eval_nll": 1 / s, "eval_accuracy": 1 - 1 / s} for s in (1, 2)]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     figure = plot_validation({"erm": [history]}, f"{directory}/training.png")
+        >>> figure.axes[1].lines[-1].get_ydata().tolist()
+        [0.0, 50.0]
+    """
+    not_empty(runs, "runs")
+    names = list(runs) if baseline is None else [baseline, *(name for name in runs if name != baseline)]
+    colours = looks(names)
+    panels = (("eval_nll", 1, "validation NLL (nats)"), ("eval_accuracy", 100, "validation accuracy (%)"))
+    with drawn(path) as figures:
+        figure, cells = panel_grid(2, 2.4)
+        figures.append(figure)
+        for cell, (key, scale, title) in zip(cells, panels, strict=True):
+            for name in names:
+                colour, _ = colours[name]
+                curves = [_curve(history, key) for history in runs[name]]
+                if not all(len(steps) for steps, _ in curves):
+                    raise ValueError(f"A run of {name!r} was not evaluated in training: it has no curve.")
+                for steps, values in curves:
+                    cell.plot(steps, scale * values, color=colour, alpha=0.25, linewidth=0.6)
+                mean = np.mean([values for _, values in curves], axis=0)
+                cell.plot(curves[0][0], scale * mean, color=colour, linewidth=1.5, label=name)
+            cell.set_xlabel("optimisation step")
+            cell.set_ylabel(title)
+            cell.grid(True)
+            cell.set_axisbelow(True)
+        # A training's first evaluations are far from all others: the axis is for where the methods differ.
+        values = np.concatenate([_curve(h, "eval_nll")[1] for each in runs.values() for h in each])
+        values = values[np.isfinite(values)]
+        if len(values) and values.min() > 0 and values.max() > 5 * values.min():
+            cells[0].set_yscale("log")
+            cells[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            cells[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+        legend_below(figure, *cells[0].get_legend_handles_labels())
+    return figure
+
+
+def _curve(history: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = {entry["step"]: entry[key] for entry in history if key in entry}
+    return np.array(list(points)), np.array(list(points.values()))

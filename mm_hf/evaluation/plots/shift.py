@@ -1,0 +1,91 @@
+"""Accuracy where images are no longer like those of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..statistics import confidence_half_width
+from .style import drawn, grid_of, legend_below, looks, not_empty, panel_grid
+
+Curves = Mapping[str, Sequence[float]]
+
+
+def plot_corruptions(
+    runs: Mapping[str, Sequence[Curves]],
+    path: str | Path,
+    *,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    each: bool = True,
+) -> Figure:
+    """Accuracy against the severity of corruptions: the mean over seeds and its 95 % confidence interval.
+
+    Args:
+        runs: For each method, what [`~mm_hf.evaluation.metrics.corruption_accuracy`] gave for each of its seeds. All have the same
+            corruptions.
+        path: Image file to write, .png or .pdf.
+        severities: Those that the accuracies are of, in their order.
+        each: A panel for each corruption behind the one for the mean over all.
+
+    Returns:
+        The figure, written and closed. The band is Student's t interval of the mean, drawn from two seeds on.
+
+    Raises:
+        ValueError: There is no method or a method without seeds, or corruptions or severities differ.
+
+    Example:
+        >>> import tempfile
+        >>> seeds = [{"contrast": [0.9, 0.5]}, {"contrast": [0.8, 0.6]}]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     figure = plot_corruptions({"plain": seeds}, f"{directory}/corruptions.png", severities=[1, 2])
+        >>> [float(y) for y in figure.axes[0].lines[0].get_ydata().round(6)]
+        [85.0, 55.0]
+    """
+    not_empty(runs, "runs")
+    for name, seeds in runs.items():
+        not_empty(seeds, f"runs[{name!r}]")
+    names = list(next(iter(runs.values()))[0])
+    for method, seeds in runs.items():
+        for curves in seeds:
+            if set(curves) != set(names) or any(len(y) != len(severities) for y in curves.values()):
+                raise ValueError(
+                    f"Every run must have the accuracies of {', '.join(names)} at {len(severities)} severities, and one of "
+                    f"{method!r} has those of " + ", ".join(f"{k} at {len(y)}" for k, y in curves.items()) + "."
+                )
+    panels = {"mean of all": names} if len(names) > 1 else {}
+    if each or len(names) == 1:
+        panels |= {name.replace("_", " "): [name] for name in names}
+    columns = grid_of(len(panels))[1]
+    x = np.asarray(severities)
+    with drawn(path) as figures:
+        figure, cells = panel_grid(len(panels), 1.75 if len(panels) > 1 else 2.6, sharex=True, sharey=True)
+        figures.append(figure)
+        for i, (cell, (title, members)) in enumerate(zip(cells, panels.items(), strict=True)):
+            for method, (colour, marker) in looks(runs).items():
+                accuracy = 100 * np.array([np.mean([curves[m] for m in members], axis=0) for curves in runs[method]])
+                mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
+                cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)
+                if half is not None:
+                    low, high = np.clip([mean - half, mean + half], 0, 100)  # what an accuracy can be
+                    cell.fill_between(x, low, high, color=colour, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)
+            cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
+            cell.set_xticks(x)
+            cell.grid(True, axis="y")
+            # A panel without another below it has the labels of the axis that the column shares.
+            if i + columns >= len(panels):
+                cell.tick_params(labelbottom=True)
+                cell.set_xlabel("severity (1 to 5)" if 0 not in severities else "severity (0: clean)")
+            if i % columns == 0:
+                cell.set_ylabel("accuracy (%)")
+        counts = sorted({len(seeds) for seeds in runs.values()})
+        seeds_said = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        joint = "; " if len(panels) > 1 else "\n"
+        said = (
+            f"mean of {seeds_said}{joint}bands: 95 % confidence interval of the mean" if counts[-1] > 1 else "one seed"
+        )
+        legend_below(figure, *cells[0].get_legend_handles_labels())
+        figure.suptitle(said, fontsize=7.5)
+    return figure

@@ -1,0 +1,23 @@
+"""The mathematics of MultiMix as pure functions: tensors in, a loss out. This room imports torch only."""
+
+from .factors import sample_factors
+from .losses import (
+    IGNORE_INDEX,
+    Criterion,
+    clean_loss,
+    dense_multimix_loss,
+    multimix_loss,
+    soft_targets,
+    taking_part,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Criterion",
+    "clean_loss",
+    "dense_multimix_loss",
+    "multimix_loss",
+    "sample_factors",
+    "soft_targets",
+    "taking_part",
+]

@@ -1,0 +1,74 @@
+"""The formulas of docs/scaling.md against what the code does with tensors that have no values, and the page's tables."""
+
+import re
+from pathlib import Path
+
+import pytest
+import scaling
+import tables
+
+from mm_hf import DenseMultiMix, wrap_model
+from tests.helpers import digits
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("b", "r", "c", "n", "logit", "processes"),
+    [
+        (32, 8, 1000, 500, 4, 1),
+        (128, 3, 21_841, 100, 2, 1),
+        (64, 49, 10, 300, 2, 1),
+        (16, 64, 2000, 40, 2, 4),
+        (4, 16, 1000, 1024, 2, 1024),
+    ],
+)
+def test_formulas_and_code_agree(b, r, c, n, logit, processes):
+    found = scaling.without_values(b, r, c, n, logit, processes)
+    assert found["operations"] == scaling.products(b, r, c, n, processes)
+    assert found["bytes"] == pytest.approx(scaling.memory(b, r, c, n, logit, processes), rel=0.2)
+    if processes == 1:
+        assert found["starts"] == pytest.approx(scaling.starts(b, r, c, n), rel=0.1)
+
+
+def test_what_was_checked_and_what_the_page_shows():
+    page = scaling.PAGE.read_text()
+    for make in (scaling.models, scaling.step, scaling.gather, scaling.checks):
+        assert f"<!-- {make.__name__} -->\n\n{tables.markdown(make())}\n" in page, "run python benchmarks/scaling.py"
+    rows = scaling.harness.read("scaling.csv")
+    assert {row["sizes"].split(", ")[-1] for row in rows if row["how"].startswith("measured")} == {
+        "1 process",
+        "2 processes",
+        "3 processes",
+    }
+    for row in rows:
+        exact = row["what"].startswith(("operations", "numbers"))
+        assert int(row["code"]) == pytest.approx(int(row["formula"]), rel=0 if exact else 0.2), row
+
+
+@pytest.mark.parametrize("name", ["imagenet21k_vit_base", "imagenet21k_vit_giant"])
+def test_recipes_for_21841_classes(tmp_path, name):
+    """As the script reads them; and a step by their method, with as many classes and a small model."""
+    from run_image_classification import parse_arguments
+
+    text = (RECIPES / f"{name}.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(text + "use_cpu: true\n")
+    model_args, data_args, training_args, mixing = parse_arguments([str(tmp_path / "recipe.yaml")])
+    assert mixing == DenseMultiMix(num_mixed=100) and training_args.save_total_limit == 2
+    sizes = dict(part.split("=") for part in model_args.config_overrides.split(","))
+    model = scaling.MODELS[{"base": "ViT-B/16", "giant": "ViT-g/14"}[name.split("_")[-1]]]
+    assert tuple(int(sizes.get(key, 16)) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")) == model  # fmt: skip
+    # The figures in the comments.
+    b, r = training_args.per_device_train_batch_size, (224 // model[-1]) ** 2
+    assert f"the loss takes {scaling.memory(b, r, 21_841, 100) / 1e9:.1f} GB" in text
+    gathered = re.search(r"true would take (\d+) GB on each of (\d+) GPUs", text)
+    if gathered:
+        assert int(gathered[1]) == round(scaling.memory(b, r, 21_841, 100, 2, int(gathered[2])) / 1e9)
+    small = digits.vit(num_labels=21_841).train()
+    rows = digits.dataset(0, 4, extra=False)[:]
+    inputs = {"pixel_values": rows["pixel_values"], "labels": rows["label"] + 21_831}
+    with wrap_model(small, mixing):
+        loss = small(**inputs).loss
+        loss.backward()
+    assert loss.isfinite() and small.classifier.weight.grad.any()
+    assert data_args.train_dir == "/data/imagenet21k"

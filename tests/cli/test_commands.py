@@ -1,0 +1,233 @@
+"""The command line: help that is read to the end, errors that are sentences, texts and folders of images."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
+
+from mm_hf.cli import commands, main
+from mm_hf.cli._progress import Board
+from mm_hf.comparison import Run, as_methods
+from mm_hf.data import offline
+from mm_hf.data.splits import DataOptions, align, load_splits
+from tests.comparison.test_compare import OPTIONS, figures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]
+
+
+def refused(capsys, *arguments):
+    """The one sentence that a wrong command line gets."""
+    assert main([str(x) for x in arguments]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_is_quick_and_complete():
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "mm_hf", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "transformers" not in done.stderr and "| torch" not in done.stderr
+    for name, says in commands().items():
+        assert f"{name}  " in done.stdout and says.endswith(".") and says in done.stdout
+    assert set(commands()) >= {"analyze", "check", "compare", "models", "train"}
+
+
+@pytest.mark.parametrize("name", ["analyze", "check", "compare", "models", "train"])
+def test_the_help_of_a_command_is_short(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    lines = text.splitlines()
+    assert len(lines) < 70 and max(map(len, lines)) <= 125
+    for word in ("example", "help:", "--help", "mm-hf " + name):
+        assert word in text
+    trains = name in ("analyze", "compare", "train")
+    if trains:
+        assert "data:" in text and "model:" in text and "--dataset_name X" in text and "--dataset-name" not in text
+        assert "--max_test_samples" not in text and "--weight_decay" not in text
+    if "--help-all" in text:
+        with pytest.raises(SystemExit):
+            main([name, "--help-all"])
+        everything = capsys.readouterr().out
+        assert everything.startswith(text[: text.index("\n\n")]) and len(everything) > len(text)
+        assert ("--max_test_samples N" in everything and "--weight_decay N" in everything) == trains
+
+
+def test_wrong_command_lines_are_refused_with_a_sentence(capsys, tmp_path):
+    assert "did you mean compare?" in refused(capsys, "comapre")
+    assert "the commands are analyze, check, compare, models, train." in refused(capsys, "fly")
+    message = refused(capsys, "compare", *OPTIONS, "--methods", "erm", "nomix")
+    assert "no mixing method 'nomix'" in message and "dense_multimix" in message
+    message = refused(capsys, "compare", *OPTIONS, "--methods", "multimix:strength=2")
+    assert "has no setting strength" in message and "num_mixed" in message
+    message = refused(capsys, "compare", *OPTIONS, "--learnig_rate", "1")
+    assert "--learnig_rate is no option of mm-hf compare" in message and "did you mean --learning_rate?" in message
+    assert "--seed is decided by mm-hf compare itself, the same for all runs: give --seeds" in refused(
+        capsys, "compare", *OPTIONS, "--seed", "1"
+    )
+    assert "Say which model" in refused(capsys, "compare", "--dataset_name", "digits")
+    assert "Say what to train on" in refused(capsys, "compare", "--model_type", "vit")
+    assert "no architecture of Transformers" in refused(
+        capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
+    )
+    assert "invalid choice: 'some'" in refused(capsys, "compare", *OPTIONS, "--keep_models", "some")
+    assert "baseline is 'plain'" in refused(
+        capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
+    )
+    assert "Say which model: mm-hf analyze MODEL" in refused(capsys, "analyze", "--dataset_name", "digits")
+    assert "No such file" in refused(capsys, "compare", tmp_path / "none.yaml")
+
+
+def test_data_without_a_test_split_is_refused_with_what_to_do(capsys, tmp_path):
+    data = offline.load_digits()
+    for split in ("train", "test"):
+        where = tmp_path / ("train" if split == "train" else "validation")
+        for i, row in enumerate(data[split].select(range(60))):
+            folder = where / f"digit-{row['label'] % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            row["image"].save(folder / f"{i}.png")
+    given = ["--train_dir", str(tmp_path / "train"), "--validation_dir", str(tmp_path / "validation")]
+    others = OPTIONS[2:]
+    message = refused(capsys, "compare", *given, *others, "--output_dir", tmp_path / "out")
+    assert "no split 'test' to test on: the data set has train, validation" in message
+    assert "--test_split validation" in message
+    options = dict(zip(["train_dir", "validation_dir"], given[1::2])) | {"test_split": "validation"}
+    splits = load_splits(DataOptions(**options))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (51, 9, 60)
+    assert splits.kind == "image" and splits.class_names == ["digit-0", "digit-1"]
+
+
+def test_a_missing_package_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    message = refused(capsys, "compare", *OPTIONS)
+    assert "kornia is not installed" in message and "pip install 'mm-hf[analysis]'" in message
+
+
+def test_files_of_options(tmp_path, capsys):
+    options = {"methods": ["erm", "multimix:alpha=[0.5,2],num_mixed=3"], "seeds": 1, "use_cpu": True, "nothing": None}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    from mm_hf.cli._options import with_file
+
+    given = with_file([str(tmp_path / "options.yaml"), "--seeds", "2"])
+    assert given == ["--methods", *options["methods"], "--seeds", "1", "--use_cpu", "True", "--seeds", "2"]
+    assert as_methods(given[1:3])[options["methods"][1]].alpha == (0.5, 2)
+    assert "must hold options, one a line" in refused(capsys, "compare", tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_board_fills_up_on_a_terminal_and_prints_lines_elsewhere(terminal, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    run = Run("erm", 0, {"accuracy": 0.9731, "nll": 0.1, "train_seconds": 2.0}, {}, [], [], "", tmp_path)
+    with Board(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as board:
+        board.going_on("erm", 0, "40 %")
+        first = board._table().columns[1]
+        assert list(map(str, first.cells)) == ["40 %", "·"]
+        board.finished(run)
+        board.going_on("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
+    text = console.file.getvalue()
+    if terminal:
+        assert "97.3 %" in text and "multimix:alpha=[1,2]" in text
+    else:
+        assert "erm, seed 0: accuracy 97.31 %, NLL 0.1000, 2.0 s (1 of 4 runs)" in text
+        assert "seed 0: not possible: because [this] is so" in text and "\x1b" not in text
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """Sentences whose class is a word in them, and a small BERT's tokenizer and model for them."""
+    rows = [
+        {"text": f"{adverb} {word} {noun}", "sentiment": "up" if word in ("good", "fine") else "down", "id": i}
+        for i, (adverb, word, noun) in enumerate(
+            (a, w, n) for _ in range(4) for a in ("very", "not") for w in WORDS[:4] for n in ("film", "book")
+        )
+    ]
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split, part in {"train": rows, "validation": rows[::3], "test": rows[1::3]}.items():
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=16)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model("bert", vocab_size=13, max_position_embeddings=16, num_labels=2, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "bert")
+    return folder, tmp_path / "bert"
+
+
+def test_texts_are_compared_and_analyzed(reviews, tmp_path, capsys):
+    data, model = reviews
+    options = [
+        "--dataset_name",
+        str(data),
+        "--label_column_name",
+        "sentiment",
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--use_cpu",
+    ]
+    training = [
+        "--model_name_or_path",
+        str(model),
+        "--num_train_epochs",
+        "1",
+        "--methods",
+        "erm",
+        "dense_multimix:num_mixed=10",
+    ]
+    out = tmp_path / "out"
+    assert main(["compare", *options, *training, "--seeds", "1", "--output_dir", str(out)]) == 0
+    rows = figures(out / "results.csv")
+    metrics = {row["metric"] for row in rows}
+    assert {"accuracy", "nll", "alignment"} <= metrics and not {"fgsm_accuracy", "corruption_accuracy"} & metrics
+    settings = json.loads((out / "settings.json").read_text())["task"]
+    assert settings["inputs"] == "text" and settings["classes"] == 2 and settings["test_examples"] == 21
+    report = (out / "report.md").read_text()
+    assert "Robustness" not in report and "BertForSequenceClassification" in report
+    best = out / "runs" / "erm" / "seed-0"
+    assert main(["analyze", str(best / "model"), *options, "--output_dir", str(tmp_path / "one")]) == 0
+    there, here = (json.loads((p / "result.json").read_text())["metrics"] for p in (best, tmp_path / "one"))
+    assert here == {name: there[name] for name in here}
+
+
+def test_columns_and_classes_are_found():
+    rows = {"question": ["a", "b"] * 4, "answer": ["c", "d"] * 4, "label": [7, 3] * 4}
+    data = DatasetDict(train=Dataset.from_dict(rows), test=Dataset.from_dict(rows))
+    from mm_hf.data import splits as module
+
+    def load(**options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "load_dataset", lambda *args, **kwargs: data)
+            return load_splits(DataOptions("here", **options))
+
+    found = load()
+    assert (found.kind, found.inputs, found.class_names) == ("text", ["question", "answer"], ["3", "7"])
+    assert set(found.train["label"]) == {0, 1}
+    assert load(text_column_names=["answer"]).inputs == ["answer"]
+    with pytest.raises(ValueError, match="no column 'title', only"):
+        load(text_column_names=["title"])
+    with pytest.raises(ValueError, match="give --label_column_name"):
+        load(label_column_name="class")
+    with pytest.raises(ValueError, match="no split 'dev' to test on.*--test_split test"):
+        load(test_split="dev")
+    turned = align(load(), {"7": 0, "3": 1})
+    assert turned.class_names == ["7", "3"] and turned.test["label"][:2] == [0, 1]
+    with pytest.raises(ValueError, match="leaves 1 of 2 classes"):
+        load(ood_classes=["3"])
+
+
+def test_examples_of_unknown_classes_take_no_part_in_the_training():
+    splits = load_splits(DataOptions("digits", ood_classes=["4", "9"]))
+    assert splits.class_names == list("01235678") and set(splits.train["label"]) == set(range(8))
+    whole = load_splits(DataOptions("digits"))
+    kept = [y for y in whole.test["label"] if y not in (4, 9)]
+    assert len(splits.test) == len(kept) and len(splits.ood) == len(whole.test) - len(kept)
+    assert [splits.class_names[y] for y in splits.test["label"]] == [str(y) for y in kept]

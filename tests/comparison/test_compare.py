@@ -1,0 +1,189 @@
+"""Comparisons from end to end, through the command: what it writes, stopped and gone on with, and one model alone."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import ViTImageProcessorPil, set_seed
+
+from mm_hf.cli import main
+from mm_hf.comparison import compare
+from tests.helpers import digits
+
+TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4,num_channels=1"
+OPTIONS = (
+    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 --max_validation_samples 40 "
+    "--max_test_samples 80 --augmentation crop --num_train_epochs 2 --per_device_train_batch_size 32 --learning_rate 3e-3 "
+    "--per_device_eval_batch_size 40 --use_cpu --robustness_samples 20"
+).split()
+pytestmark = pytest.mark.usefixtures("one_thread")
+COSTS = ("train_seconds", "peak_memory_mib")
+
+
+def figures(path):
+    """Rows of results.csv, but for what no two trainings have in common."""
+    with Path(path).open() as file:
+        return [row for row in csv.DictReader(file) if row["metric"] not in COSTS]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison made by the command, in a process of its own."""
+    directory = tmp_path_factory.mktemp("compared")
+    command = [sys.executable, "-m", "mm_hf", "compare", *OPTIONS, "--ood_classes", "8", "9", "--seeds", "2"]
+    command += ["--methods", "erm", "few=dense_multimix:num_mixed=20,attention=gap", "--output_dir", str(directory)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests that repeat its figures
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory, done.stdout
+
+
+def test_the_command_compares_methods(compared):
+    directory, output = compared
+    lines = [line for line in output.splitlines() if re.match(r"(erm|few), seed \d: accuracy .* runs\)", line)]
+    assert len(lines) == 4 and "(4 of 4 runs)" in lines[-1]
+    rows = figures(directory / "results.csv")
+    assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("erm", "few") for s in "01"}
+    metrics = {row["metric"] for row in rows}
+    assert {
+        "accuracy",
+        "nll",
+        "brier",
+        "calibration_error",
+        "macro_f1",
+        "fgsm_accuracy",
+        "corruption_accuracy",
+    } <= metrics
+    assert {"ood_auroc", "ood_fpr95", "alignment", "uniformity", "class_spread", "jpeg_5_accuracy"} <= metrics
+    settings = json.loads((directory / "settings.json").read_text())
+    assert settings["methods"]["few"]["num_mixed"] == 20 and settings["task"]["classes"] == 8
+    for run in (directory / "runs").glob("*/*"):
+        with np.load(run / "predictions.npz", allow_pickle=False) as arrays:
+            assert arrays["logits"].shape == (len(arrays["labels"]), 8) and arrays["features"].shape[1] == 16
+            assert arrays["ood_logits"].shape[1] == 8
+        assert not (run / "checkpoints").exists()
+    assert len(list((directory / "runs").glob("*/*/model/config.json"))) == 2  # one of each method
+
+
+def test_figures_are_those_of_the_arrays_that_were_kept(compared):
+    directory, _ = compared
+    for run in (directory / "runs").glob("*/*"):
+        result = json.loads((run / "result.json").read_text())
+        with np.load(run / "predictions.npz", allow_pickle=False) as arrays:
+            accuracy = (arrays["logits"].argmax(axis=1) == arrays["labels"]).mean()
+        assert result["metrics"]["accuracy"] == pytest.approx(accuracy)
+
+
+class Seen(HTMLParser):
+    """Everything that a page would fetch, and its pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.pictures, self.tags = [], [], set()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "data", "action"):
+                (self.pictures if tag == "img" else self.fetched).append(value)
+
+
+def test_the_report_is_one_file_with_all_pictures(compared):
+    directory, _ = compared
+    text = (directory / "report.html").read_text()
+    page = Seen()
+    page.feed(text)
+    assert not page.fetched and not page.tags & {"script", "link", "iframe", "object"}
+    assert "@import" not in text and "url(" not in text
+    pictures = sorted(path.stem for path in (directory / "pictures").glob("*.png"))
+    assert pictures == sorted(
+        ["differences", "reliability", "corruptions", "ood", "embeddings", "alignment_uniformity", "cost", "training"]
+    )
+    assert len(page.pictures) == len(pictures)
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.pictures)
+    markdown = (directory / "report.md").read_text()
+    for name in pictures:
+        assert f"(pictures/{name}.png)" in markdown
+    assert "nan" not in text.replace("nanos", "").lower().split("base64")[0]
+
+
+def test_the_report_says_what_the_figures_say(compared):
+    directory, _ = compared
+    rows = figures(directory / "results.csv")
+    values = [100 * float(r["value"]) for r in rows if (r["method"], r["metric"]) == ("erm", "accuracy")]
+    assert f"| erm | {np.mean(values):.2f} ± " in (directory / "report.md").read_text()
+
+
+def test_analyze_gives_what_the_comparison_measured(compared, tmp_path, capsys):
+    directory, _ = compared
+    (model,) = (directory / "runs" / "few").glob("*/model")
+    skipped = (
+        "--num_train_epochs",
+        "--per_device_train_batch_size",
+        "--learning_rate",
+        "--model_type",
+        "--config_overrides",
+    )
+    options = [x for i, x in enumerate(OPTIONS) if x not in skipped and OPTIONS[i - 1] not in skipped]
+    assert main(["analyze", str(model), *options, "--ood_classes", "8", "9", "--output_dir", str(tmp_path)]) == 0
+    assert "accuracy: " in capsys.readouterr().out
+    there = json.loads((model.parent / "result.json").read_text())
+    here = json.loads((tmp_path / "result.json").read_text())
+    expected = {k: v for k, v in there["metrics"].items() if k not in (*COSTS, "loss_terms_per_step")}
+    assert here["metrics"] == expected and here["corruptions"] == there["corruptions"]
+    assert here["metrics"].keys() >= {"ood_auroc", "fgsm_accuracy"}
+    report = (tmp_path / "report.md").read_text()
+    assert "num_mixed=20" in report and "pictures/reliability.png" in report
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
+
+
+def test_analyze_takes_a_model_that_was_trained_elsewhere(tmp_path, capsys):
+    set_seed(0)
+    model = digits.vit()
+    model.save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(
+        size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False
+    ).save_pretrained(tmp_path / "model")
+    options = ["--dataset_name", "digits", "--max_test_samples", "60", "--robustness_samples", "0", "--use_cpu"]
+    given = ["analyze", str(tmp_path / "model"), *options, "--output_dir", str(tmp_path / "out")]
+    assert main(given) == 0
+    assert "Settings" not in (tmp_path / "out" / "report.md").read_text()
+    assert main([*given, "--ood_classes", "3"]) == 2
+    assert "tells 10 classes apart and the data set has 9" in capsys.readouterr().err
+
+
+def test_stopped_between_runs_the_command_goes_on(tmp_path, monkeypatch, capsys):
+    command = [
+        "compare",
+        *OPTIONS,
+        "--robustness_samples",
+        "0",
+        "--methods",
+        "erm",
+        "multimix:num_mixed=10",
+        "--seeds",
+        "2",
+    ]
+    assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 0
+    calls, train = [], compare.train_run
+
+    def stops(*args, **kwargs):
+        calls.append(args[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(compare, "train_run", stops)
+    assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "results.csv").exists()
+    assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 0
+    assert calls == ["erm", "multimix:num_mixed=10", "multimix:num_mixed=10", "erm", "multimix:num_mixed=10"]
+    assert figures(tmp_path / "parts" / "results.csv") == figures(tmp_path / "whole" / "results.csv")

@@ -1,0 +1,152 @@
+"""Several processes that mix as one: the loss and each parameter's gradient are those of one process with all examples."""
+
+import pytest
+
+from tests.helpers import launch
+
+SCRIPT = '''
+import copy, json, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.helpers import models
+import mm_hf.methods.multimix as multimix
+from mm_hf import DenseMultiMix, MultiMix, wrap_model
+
+dist.init_process_group("gloo")
+rank, processes = dist.get_rank(), dist.get_world_size()
+torch.set_num_threads(1)
+
+# What travels: numbers sent by this process in all-gathers, and added up in all-reduces outside of DDP.
+sent = {"gathered": 0, "reduced": 0}
+all_gather, all_reduce = dist.all_gather, dist.all_reduce
+def counting_gather(parts, x, *args, **kwargs):
+    sent["gathered"] += x.numel()
+    return all_gather(parts, x, *args, **kwargs)
+def counting_reduce(x, *args, **kwargs):
+    sent["reduced"] += x.numel()
+    return all_reduce(x, *args, **kwargs)
+dist.all_gather, dist.all_reduce = counting_gather, counting_reduce
+
+def split(sizes):
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return slice(ends[rank], ends[rank + 1])
+
+def local_part(inputs, labels, mine, trim):
+    inputs = {k: v[mine] for k, v in inputs.items()}
+    labels = labels[mine]
+    if trim and "attention_mask" in inputs:  # each process pads its own mini-batch
+        length = int(inputs["attention_mask"].sum(1).max())
+        inputs = {k: v[:, :length] for k, v in inputs.items()}
+        labels = labels[:, :length] if labels.ndim == 2 and not labels.is_floating_point() else labels
+    return inputs, labels
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+def together(name, method, steps, seed):
+    """Loss and gradients of micro-batches that are accumulated, with DDP."""
+    model = models.build(name, attention_probs_dropout_prob=0.0).train()
+    model.apply(lambda m: m.eval() if isinstance(m, torch.nn.Dropout) else None)
+    inputs, labels, _ = steps[0]
+    handle = wrap_model(model, method, example_inputs={**inputs, "labels": labels})
+    parallel = DistributedDataParallel(model)
+    losses = []
+    torch.manual_seed(seed + 1000 * rank)  # the processes' own states differ, as dropout makes them
+    for k, (inputs, labels, sizes) in enumerate(steps):
+        here, own = local_part(inputs, labels, split(sizes), trim=True)
+        with torch.enable_grad():
+            if k < len(steps) - 1:
+                with parallel.no_sync():
+                    loss = parallel(**here, labels=own).loss / len(steps)
+                    loss.backward()
+            else:
+                loss = parallel(**here, labels=own).loss / len(steps)
+                loss.backward()
+        mean = loss.detach().clone()
+        all_reduce(mean)
+        losses.append(float(mean) / processes)
+    return sum(losses), gradients(model)
+
+def alone(name, method, steps, seed):
+    """The same of one process with all examples, and the factors that the others have drawn."""
+    model = models.build(name, attention_probs_dropout_prob=0.0).train()
+    model.apply(lambda m: m.eval() if isinstance(m, torch.nn.Dropout) else None)
+    inputs, labels, _ = steps[0]
+    method = copy.copy(method)
+    method.gather_across_devices = False
+    wrap_model(model, method, example_inputs={**inputs, "labels": labels})
+    torch.manual_seed(seed)
+    total = 0.0
+    for inputs, labels, _ in steps:
+        common = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        multimix.process_generator = lambda device, common=common: common
+        loss = model(**inputs, labels=labels).loss / len(steps)
+        loss.backward()
+        total += float(loss)
+    return total, gradients(model)
+
+def batch(name, b, seed, soft=False, ignored=False):
+    labels = models.labels(b, seed=seed)
+    if ignored:
+        labels[::4] = -100
+    if soft:
+        labels = torch.nn.functional.one_hot(labels, 5).float() * 0.7 + 0.06
+    return models.batch(name, b=b, seed=seed), labels
+
+uneven = [5, 3, 4][:processes]
+even = [4] * processes
+options = {"num_mixed": 50, "gather_across_devices": True}
+CASES = {
+    "vit, all terms": ("vit", DenseMultiMix(pooled_weight=0.5, **options), [(*batch("vit", sum(uneven), 1), uneven)]),
+    "vit, dense factors": ("vit", DenseMultiMix(alpha=0.5, **options), [(*batch("vit", sum(even), 2), even)]),
+    "vit, few vertices": ("vit", DenseMultiMix(effective_examples=1.5, num_vertices=2, **options), [(*batch("vit", sum(even), 2), even)]),
+    "vit, accumulated": ("vit", DenseMultiMix(**options), [(*batch("vit", sum(even), 3), even), (*batch("vit", sum(uneven), 4), uneven)]),
+    "vit, attention has a gradient": ("vit", DenseMultiMix(detach_attention=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
+    "vit, all mixed ones the same": ("vit", DenseMultiMix(confidence_weighted=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
+    "vit, a process with one example": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(even), 6), [1, 7, *even][: processes - 1] + [sum(even) - sum([1, 7, *even][: processes - 1])])]),
+    "vit, soft labels": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(uneven), 7, soft=True), uneven)]),
+    "vit, labels left out": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(uneven), 8, ignored=True), uneven)]),
+    "bert, of different lengths": ("bert", DenseMultiMix(pooled_weight=0.5, **options), [(*batch("bert", sum(uneven), 9), uneven)]),
+    "multimix": ("bert", MultiMix(**options), [(*batch("bert", sum(uneven), 10), uneven)]),
+}
+
+results = {}
+for case, (name, method, steps) in CASES.items():
+    draw = multimix.process_generator
+    sent.update(gathered=0, reduced=0)
+    loss, grads = together(name, method, steps, seed=3)
+    volume = dict(sent)
+    expected, expected_grads = alone(name, method, steps, seed=3)
+    multimix.process_generator = draw
+    assert grads.keys() == expected_grads.keys(), case
+    scale = max(float(g.abs().max()) for g in expected_grads.values())
+    error = max(float((grads[n] - g).abs().max()) for n, g in expected_grads.items()) / scale
+    results[case] = {"loss": loss, "expected": expected, "error": error, "volume": volume}
+
+# Applied with a probability, all processes mix or none does: else one would wait for the others for ever.
+torch.manual_seed(rank)
+method = DenseMultiMix(probability=0.5, **options)
+images = {"pixel_values": torch.zeros(4, 3)}
+results["chosen"] = [type(method.for_batch(images, torch.arange(4), epoch=3.0)).__name__ for _ in range(40)]
+json.dump(results, open(f"{sys.argv[1]}/rank{rank}.json", "w"))
+dist.barrier()
+dist.destroy_process_group()
+'''
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_mix_as_one(tmp_path, processes):
+    results = launch.launch(tmp_path, SCRIPT, processes)
+    chosen = [result.pop("chosen") for result in results]
+    assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "ERM", "Mixup"}
+    for result in results:
+        for case, got in result.items():
+            assert got["loss"] == pytest.approx(got["expected"], rel=1e-5, abs=1e-6), case
+            assert got["error"] < 1e-5, (case, got)
+    # What travels: sizes, labels, attention and logits of the largest mini-batch; back come the gradients of all logits.
+    b, r, c, total = 4, 16, 5, 4 * processes
+    volume = results[0]["vit, dense factors"]["volume"]
+    assert volume["gathered"] == 3 + b * (1 + r + r * c)
+    assert volume["reduced"] == 1 + total * r * c

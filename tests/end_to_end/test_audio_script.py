@@ -1,0 +1,198 @@
+"""The script for audio classification, on tones that are made here; and the recordings it comes with, where they are."""
+
+import json
+import sys
+
+import numpy as np
+import offline_voices
+import pytest
+import run_audio_classification as audio
+import soundfile
+import yaml
+from datasets import Audio, Dataset
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, DataCollatorWithPadding
+
+from mm_hf import DenseMultiMix, extract, probe
+from mm_hf.training.hub import load_mixing, load_plan
+from tests.end_to_end.test_image_script import EXAMPLES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_voices = pytest.mark.skipif(
+    not (offline_voices.SOUNDS / "ru_RU_f_IvrvoiceRU").is_dir(),
+    reason="needs the Debian packages asterisk-core-sounds-{en,es,fr,it,ru}-wav",
+)
+RATE = 8000
+TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+SPECTROGRAM = f"{TINY},num_mel_bins=32,max_length=32,frequency_stride=16,time_stride=16,initializer_range=0.2"
+WAVES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [16, 16],
+    "conv_kernel": [10, 8], "conv_stride": [10, 8], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "mask_time_prob": 0.0,
+}  # fmt: skip
+SHORT = [
+    "--do_train",
+    "--do_eval",
+    "--logging_steps",
+    "1",
+    "--save_strategy",
+    "no",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "1",
+    "--use_cpu",
+]
+
+
+def tone(pitch, seconds, rate=RATE, seed=0):
+    times = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(seed).normal(size=len(times))
+    return 0.4 * np.sin(2 * np.pi * pitch * times) + 0.02 * noise
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """The script with these options, in this process; what it has written is in `tmp_path/out`."""
+
+    def start(*options):
+        where = ["--output_dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["run_audio_classification.py", *map(str, options), *where])
+        audio.main()
+        return json.loads((tmp_path / "out" / "all_results.json").read_text())
+
+    return start
+
+
+@pytest.fixture
+def tones(tmp_path):
+    """A folder with a folder of tones for each pitch, of two formats, sampling rates and lengths."""
+    for name, pitch in {"low": 300, "middle": 900, "high": 2500}.items():
+        for i in range(12):
+            folder = tmp_path / "tones" / name / ("more" if i % 3 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            rate = (RATE, 2 * RATE)[i % 2]
+            wave = tone(pitch * (1 + 0.01 * i), 0.4 + 0.1 * (i % 4), rate, seed=i)
+            soundfile.write(folder / f"{i}.{('wav', 'flac')[i % 2]}", wave, rate)
+    return tmp_path / "tones"
+
+
+def test_folders_of_recordings(run, tones, tmp_path):
+    """A spectrogram transformer from scratch tells three tones apart."""
+    options = (
+        f"--train_dir {tones} --config_overrides {SPECTROGRAM} --max_length_seconds 0.5 --train_val_split 0.25".split()
+    )
+    options += ["--feature_extractor_overrides", json.dumps({"sampling_rate": RATE})]
+    options += ["--mixing", "dense_multimix", "--num_mixed", "50", "--learning_rate", "1e-2", "--max_steps", "40"]
+    results = run(*options, "--per_device_train_batch_size", 9, *SHORT)
+    assert results["eval_accuracy"] > 0.8
+    out = tmp_path / "out"
+    assert load_mixing(out) == DenseMultiMix(num_mixed=50)
+    card = (out / "README.md").read_text()
+    assert "dense-multimix" in card and "audio-classification" in card
+    model, extractor = AutoModelForAudioClassification.from_pretrained(out), AutoFeatureExtractor.from_pretrained(out)
+    assert list(model.config.id2label.values()) == ["high", "low", "middle"] and extractor.sampling_rate == RATE
+    inputs = extractor(tone(2600, 0.5).astype(np.float32), sampling_rate=RATE, return_tensors="pt")
+    assert model.config.id2label[int(model(**inputs).logits.argmax())] == "high"
+
+
+def test_waves_of_different_lengths_and_a_data_set_of_files(run, tmp_path):
+    """wav2vec 2.0 with padding, from a directory as the Hub has them: encoded recordings in Parquet."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for i in range(16):
+        soundfile.write(tmp_path / "one.wav", tone(400 * (1 + i % 2), 0.1 + 0.02 * (i % 3)), RATE)
+        rows.append({"sound": {"bytes": (tmp_path / "one.wav").read_bytes(), "path": None}, "kind": i % 2})
+    data = Dataset.from_list(rows).cast_column("sound", Audio(decode=False))
+    for split in ("train", "validation"):
+        data.to_parquet(folder / f"{split}.parquet")
+    options = (
+        f"--dataset_name {folder} --audio_column_name sound --label_column_name kind --model_type wav2vec2".split()
+    )
+    options += ["--config_overrides", json.dumps(WAVES), "--attention_mask", "true", "--max_steps", 3]
+    results = run(*options, "--mixing", "dense_multimix", "--num_mixed", 20, "--per_device_train_batch_size", 8, *SHORT)
+    assert 0 <= results["eval_accuracy"] <= 1
+    assert load_plan(tmp_path / "out").pool == "mean[nonzero]"
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert extractor.return_attention_mask and extractor.sampling_rate == 16000
+
+
+def test_padding_is_no_location():
+    model_args = audio.ModelArguments(model_type="wav2vec2", config_overrides=json.dumps(WAVES), attention_mask=True)
+    model, extractor = audio.load_model(model_args, ["a", "b"])
+    waves = [tone(500, seconds, 16000).astype(np.float32) for seconds in (0.1, 0.2, 0.15)]
+    found = extractor(waves, sampling_rate=16000)
+    batch = DataCollatorWithPadding(extractor)([{k: v[i] for k, v in found.items()} for i in range(3)])
+    seen = extract(model.eval(), **batch)
+    frames = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(1))
+    assert seen.mask.sum(1).tolist() == frames.tolist() and probe(model, batch).pool == "mean[nonzero]"
+
+
+def test_recordings_are_read_in_one_channel_at_the_rate_asked_for(tmp_path):
+    wave = np.stack([tone(500, 0.5, 44100), np.zeros(22050)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", wave, 44100)
+    found = audio.read({"path": str(tmp_path / "stereo.wav"), "bytes": None}, 16000)
+    assert found.shape == (8000,) and found.dtype == np.float32
+    assert np.abs(np.fft.rfft(found)).argmax() / 0.5 == pytest.approx(500, abs=2)  # Hz
+    assert np.abs(found).max() == pytest.approx(0.2, abs=0.05)
+    same = audio.read({"path": None, "bytes": (tmp_path / "stereo.wav").read_bytes()}, 16000)
+    assert np.array_equal(found, same)
+
+
+def test_parts_are_random_in_training_only():
+    wave = np.arange(1000)
+    starts = {int(audio.random_part(wave, 990)[0]) for _ in range(200)}
+    assert starts == set(range(11)) and len(audio.random_part(wave, 990)) == 990
+    assert audio.random_part(wave, 1000) is not wave and np.array_equal(audio.random_part(wave, 2000), wave)
+
+
+def test_mistakes_are_refused_with_sentences(tones):
+    with pytest.raises(ValueError, match="Give --dataset_name .*spoken_prompts.* or --train_dir"):
+        audio.DataTrainingArguments()
+    with pytest.raises(ValueError, match="--max_length_seconds must be above 0, but is 0"):
+        audio.DataTrainingArguments(train_dir="x", max_length_seconds=0)
+    with pytest.raises(ValueError, match="--train_dir is .*/more', where no folder has recordings .*\\.wav"):
+        audio.read_folders(audio.DataTrainingArguments(train_dir=str(tones / "low" / "more")))
+    data_args = audio.DataTrainingArguments(train_dir=str(tones), eval_split_name="other")
+    with pytest.raises(ValueError, match="--eval_split_name is 'other', but the data set has only train"):
+        audio.load_data(data_args, audio.ModelArguments(), seed=0)
+
+
+def test_missing_recordings_name_their_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(offline_voices, "SOUNDS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="asterisk-core-sounds-en-wav .* asterisk-core-sounds-ru-wav"):
+        offline_voices.load_offline("spoken_prompts")
+    with pytest.raises(ValueError, match="no offline data set 'speech'"):
+        offline_voices.load_offline("speech")
+
+
+def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_path):
+    monkeypatch.setattr(offline_voices, "SOUNDS", tmp_path)
+    for voice in (*offline_voices.VOICES.values(), offline_voices.OTHER_VOICE[1]):
+        for i, seconds in enumerate([0.5] * 10 + [0.1, 11]):
+            (tmp_path / voice / "digits").mkdir(parents=True, exist_ok=True)
+            (tmp_path / voice / "silence").mkdir(exist_ok=True)
+            soundfile.write(tmp_path / voice / "digits" / f"{i}.wav", tone(500, seconds), RATE)
+        soundfile.write(tmp_path / voice / "silence" / "1.wav", np.zeros(RATE), RATE)
+    data = offline_voices.load_offline("spoken_prompts")
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 40, "validation": 10, "other_voice": 2}
+    said = {split: set(rows["prompt"]) for split, rows in data.items()}
+    assert not said["train"] & said["validation"] and said["other_voice"] == said["validation"]
+    assert {path.split("/")[-2] for path in (row["path"] for row in data["train"]["audio"])} == {"digits"}
+    assert set(data["other_voice"]["label"]) == {3}
+
+
+@needs_voices
+def test_the_recipe_for_spoken_prompts(run, tmp_path):
+    options = yaml.safe_load((EXAMPLES / "recipes" / "spoken_prompts.yaml").read_text())
+    options |= {"max_train_samples": 64, "max_eval_samples": 40, "max_steps": 3, "save_strategy": "no", "use_cpu": True}
+    options |= {"output_dir": str(tmp_path / "out"), "disable_tqdm": True}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    sys.argv = ["run_audio_classification.py", str(tmp_path / "options.yaml")]
+    audio.main()
+    assert AutoModelForAudioClassification.from_pretrained(tmp_path / "out").config.id2label[4] == "ru"
+
+
+def test_the_recipe_is_what_the_parser_takes():
+    _, data_args, training_args, mixing = audio.parse_arguments([str(EXAMPLES / "recipes" / "spoken_prompts.yaml")])
+    assert data_args.dataset_name in offline_voices.OFFLINE and training_args.do_train and mixing == DenseMultiMix()

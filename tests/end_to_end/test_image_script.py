@@ -1,0 +1,176 @@
+"""The example scripts, run as a person would run them, on a small budget."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
+
+from mm_hf import DenseMultiMix, MultiMix, extract
+from mm_hf.data import offline
+from mm_hf.data.images import ImageTransform
+from mm_hf.data.models import image_processor
+from mm_hf.training.hub import load_mixing
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = (
+    "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,initializer_range=0.1"
+)
+
+
+def run(script, *options):
+    command = [sys.executable, str(EXAMPLES / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_image_classification_by_options(tmp_path):
+    output = run(
+        "run_image_classification.py",
+        *[
+            "--dataset_name",
+            "digits",
+            "--max_train_samples",
+            "128",
+            "--max_eval_samples",
+            "100",
+            "--augmentation",
+            "randaugment",
+        ],
+        *f"--config_overrides {TINY},image_size=8,patch_size=2 --mixing dense_multimix --num_mixed 50".split(),
+        *[
+            "--alpha",
+            "0.1",
+            "0.5",
+            "--attention",
+            "uniform",
+            "--do_train",
+            "--do_eval",
+            "--max_steps",
+            "4",
+            "--logging_steps",
+            "1",
+        ],
+        *f"--per_device_train_batch_size 32 --report_to none --output_dir {tmp_path}".split(),
+    )
+    assert "'loss_dense'" in output
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert 0 <= results["eval_accuracy"] <= 1 and results["train_loss"] > 0
+    for name in ("model.safetensors", "preprocessor_config.json", "trainer_state.json", "train_results.json"):
+        assert (tmp_path / name).exists()
+    assert load_mixing(tmp_path) == DenseMultiMix(num_mixed=50, alpha=(0.1, 0.5), attention="uniform")
+    card = (tmp_path / "README.md").read_text()
+    assert "dense-multimix" in card and "image-classification" in card
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.id2label[7] == "7"
+    digit = np.array(offline.load_digits()["test"][0]["image"])
+    pixels = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(digit), return_tensors="pt")["pixel_values"]
+    assert model(pixels).logits.shape == (1, 10)
+
+
+def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_path):
+    data = offline.load_digits()["train"].select(range(120))
+    for i, row in enumerate(data):
+        folder = tmp_path / "images" / f"digit-{row['label'] % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{i}.png")
+    options = {
+        "train_dir": str(tmp_path / "images"),
+        "train_val_split": 0.25,
+        "config_overrides": TINY + ",image_size=8,patch_size=4",
+        "mixing": "multimix",
+        "num_mixed": 20,
+        "do_train": True,
+        "do_eval": True,
+        "num_train_epochs": 1,
+        "output_dir": str(tmp_path / "out"),
+        "report_to": "none",
+    }
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    run("run_image_classification.py", tmp_path / "options.yaml")
+    assert load_mixing(tmp_path / "out") == MultiMix(num_mixed=20)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 3
+
+
+@pytest.mark.skipif(not offline.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+def test_the_fashion_mnist_recipe(tmp_path):
+    options = yaml.safe_load((EXAMPLES / "recipes" / "fashion_mnist.yaml").read_text())
+    options |= {"output_dir": str(tmp_path / "out"), "max_steps": 3, "max_eval_samples": 100, "save_strategy": "no"}
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    run("run_image_classification.py", tmp_path / "options.json")
+    assert (tmp_path / "out" / "README.md").exists() and (tmp_path / "out" / "eval_results.json").exists()
+
+
+def test_the_recipes_are_what_the_parser_takes():
+    from run_image_classification import parse_arguments
+
+    for name in offline.OFFLINE_IMAGES:
+        _, data_args, training_args, mixing = parse_arguments([str(EXAMPLES / "recipes" / f"{name}.yaml")])
+        assert data_args.dataset_name == name and training_args.do_train
+        assert mixing == DenseMultiMix()
+
+
+@pytest.mark.parametrize(
+    ("name", "locations", "paper"),
+    [("cifar100_resnet18", 16, True), ("imagenet_resnet50", 49, True), ("imagenet_deit_small", 196, False)],
+)
+def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, locations, paper):
+    from run_image_classification import load_model, parse_arguments
+
+    path = tmp_path / f"{name}.yaml"
+    path.write_text((EXAMPLES / "recipes" / path.name).read_text() + "use_cpu: true\n")
+    model_args, data_args, training_args, mixing = parse_arguments([str(path)])
+    assert mixing.clean_weight == (not paper) and mixing.num_mixed == 1000 and training_args.bf16
+    assert data_args.dataset_name == name.split("_")[0].replace("imagenet", "imagenet-1k")
+    model, processor = load_model(model_args, [str(i) for i in range(100)])
+    batch = {"pixel_values": torch.randn(2, 3, processor.size["height"], processor.size["width"])}
+    with torch.no_grad():
+        assert extract(model, "auto", **batch).token_logits.shape == (2, locations, 100)
+
+
+def test_digits_are_split_the_same_way_every_time():
+    data = offline.load_digits()
+    assert (len(data["train"]), len(data["test"])) == (1347, 450)
+    assert set(data["train"].column_names) == {"image", "label"}
+    assert data["test"]["label"][:8] == offline.load_digits()["test"]["label"][:8]
+
+
+def test_without_augmentation_images_are_the_same_in_training_and_evaluation():
+    processor = image_processor(ViTConfig(image_size=8, num_channels=1), None)
+    rows = offline.load_digits()["train"][:4]
+    trained, evaluated = (
+        ImageTransform(processor, augmentation="none", num_channels=1, train=train)(dict(rows))["pixel_values"]
+        for train in (True, False)
+    )
+    for one, other in zip(trained, evaluated, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_missing_data_set_names_its_package(monkeypatch):
+    monkeypatch.setattr(offline, "FASHION_MNIST", Path("/nowhere"))
+    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+        offline.load_fashion_mnist()
+    with pytest.raises(ValueError, match="no offline data set 'cifar'"):
+        offline.load_offline("cifar")
+
+
+def test_the_demo_on_a_small_budget(tmp_path):
+    output = run("demo.py", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
+    assert "Dense" in output and "calibration" in output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["seeds"] == [0] and results["versions"]["torch"] == torch.__version__
+    for runs in results["results"].values():
+        assert set(runs[0]) == {"accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step"}
+    assert results["mean"]["Dense MultiMix"]["loss_terms_per_step"] > 16_000
+    for picture in ("training.png", "attention.png"):
+        assert Image.open(tmp_path / picture).size[0] > 800
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    assert model.config.num_labels == 10
+    AutoImageProcessor.from_pretrained(tmp_path / "model")

@@ -1,0 +1,165 @@
+import builtins
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from mm_hf import DenseMultiMix, wrap_model
+from mm_hf.evaluation.metrics import CORRUPTIONS, Normalisation, corrupt, corruption_accuracy
+from mm_hf.evaluation.metrics.corruptions import BRIGHTNESS, CONTRAST, NOISE_DEVIATION, PHOTONS
+from tests.helpers import digits
+
+NAMES = sorted(CORRUPTIONS)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Eight parts of the two photographs that scikit-learn carries, 64x64 pixels."""
+    images = [torch.tensor(np.array(x)).permute(2, 0, 1)[None] / 255 for x in load_sample_images().images]
+    parts = [x[:, :, 100:356, k : k + 256] for x in images for k in (0, 120, 240, 360)]
+    return torch.nn.functional.interpolate(torch.cat(parts), size=64, mode="area")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("side", "channels"), [(64, 3), (64, 1), (30, 3), (8, 1)])
+def test_distortions_grow_and_stay_images(photographs, name, side, channels):
+    images = torch.nn.functional.interpolate(photographs[:, :channels], size=side, mode="area")
+    assert corrupt(images, name, 0) is images
+    before, kept = 0.0, images.clone()
+    for severity in range(1, 6):
+        changed = corrupt(images, name, severity, seed=3)
+        assert changed.shape == images.shape and changed.dtype == images.dtype
+        assert changed.min() >= 0 and changed.max() <= 1 and changed.isfinite().all()
+        error = float((changed - images).square().mean())
+        # Two or four blocks are all that 8 pixels have, and where their edges fall is chance.
+        assert error > before or (side == 8 and name == "pixelate" and error > before / 2)
+        before = error
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_and_no_global_generator_is_drawn_from(photographs, name):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = corrupt(photographs, name, 4, seed=1)
+    assert torch.equal(first, corrupt(photographs, name, 4, seed=1))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    random = name in ("gaussian_noise", "shot_noise", "motion_blur")
+    assert torch.equal(first, corrupt(photographs, name, 4, seed=2)) != random
+    # Each image by itself gets what it gets among others.
+    alone = torch.cat([corrupt(photographs[i : i + 1], name, 4, seed=1, start=i) for i in range(8)])
+    torch.testing.assert_close(alone, first, rtol=0, atol=1e-5)
+
+
+def test_what_the_numbers_say():
+    grey = torch.full((1, 3, 200, 200), 0.5)
+    noise = corrupt(grey, "gaussian_noise", 1) - 0.5
+    assert noise.std() == pytest.approx(NOISE_DEVIATION[0], rel=0.02) and abs(noise.mean()) < 0.002
+    for severity in (1, 2):
+        shot = PHOTONS[severity - 1] * corrupt(grey / 2, "shot_noise", severity)
+        assert shot.mean() == pytest.approx(PHOTONS[severity - 1] / 4, rel=0.02)
+        assert shot.var() == pytest.approx(PHOTONS[severity - 1] / 4, rel=0.05)  # a Poisson variable's is its mean
+        torch.testing.assert_close(shot, shot.round(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(corrupt(grey, "brightness", 2), grey + BRIGHTNESS[1])
+    halves = grey.clone()
+    halves[..., :100], halves[..., 100:] = 0.2, 0.6
+    expected = 0.4 + CONTRAST[2] * (halves - 0.4)
+    torch.testing.assert_close(corrupt(halves, "contrast", 3), expected, rtol=0, atol=1e-4)
+    noise = torch.rand(1, 1, 40, 41)
+    squares = corrupt(noise, "pixelate", 2)
+    for y in range(40):
+        for x in range(41):
+            block = noise[0, 0, y // 3 * 3 : y // 3 * 3 + 3, x // 3 * 3 : x // 3 * 3 + 3]
+            assert float(squares[0, 0, y, x]) == pytest.approx(float(block.mean()), abs=1e-6)
+    for name in ("gaussian_blur", "motion_blur", "pixelate"):  # what is even stays so, at the edges too
+        torch.testing.assert_close(corrupt(grey, name, 5), grey, rtol=0, atol=1e-5)
+    dot = torch.zeros(1, 1, 224, 224)
+    dot[..., 112, 112] = 1
+    for severity, deviation in ((1, 1.0), (5, 6.0)):
+        blurred = corrupt(dot, "gaussian_blur", severity)[0, 0].sum(0)
+        place = torch.arange(224.0) - 112
+        assert blurred.sum() == pytest.approx(1, abs=1e-4)
+        assert float((blurred * place**2).sum()) ** 0.5 == pytest.approx(deviation, rel=0.03)
+    streak = corrupt(dot, "motion_blur", 5)[0, 0]
+    _, xs = (streak > 0.2 * streak.max()).nonzero().T
+    assert 25 <= xs.max() - xs.min() <= 41  # 41 pixels long, at an angle of 45 degrees at most
+
+
+class Brightest(nn.Module):
+    """Says 1 of images whose mean pixel is above one half."""
+
+    def __init__(self, normalisation):
+        super().__init__()
+        self.normalisation = normalisation
+
+    def forward(self, pixel_values):
+        mean = self.normalisation.to_pixels(pixel_values).mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+
+def test_accuracy_on_corrupted_pixels_through_the_normalisation():
+    normalisation = Normalisation(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
+    pixels = torch.tensor([0.05, 0.25, 0.45, 0.9]).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    values, labels = normalisation.to_values(pixels), torch.tensor([0, 0, 0, 1])
+    parts = ({"pixel_values": values[k], "labels": labels[k]} for k in (slice(0, 3), slice(3, 4)))
+    curves = corruption_accuracy(
+        Brightest(normalisation), parts, corruptions=["brightness"], severities=range(6), normalisation=normalisation
+    )
+    # 0.1 more makes 0.45 bright, 0.3 more makes 0.25 bright, 0.5 more makes 0.05 bright.
+    assert curves == {"brightness": [1.0, 0.75, 0.75, 0.5, 0.5, 0.25]}
+
+
+def test_batches_modes_and_wrapping_make_no_difference():
+    model = digits.vit(dropout=0.5).train()
+    model.vit.embeddings.eval()
+    data = digits.dataset(0, 60, extra=False).with_format("torch")
+    images = torch.stack(list(data["pixel_values"]))
+    labels = torch.tensor(list(data["label"]))
+    labels[7] = -100
+    normalisation = Normalisation([0.5], [0.5])
+    before, modes, state = (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        torch.get_rng_state(),
+    )
+
+    def accuracies(size, **settings):
+        batches = [{"pixel_values": images[k : k + size], "labels": labels[k : k + size]} for k in range(0, 60, size)]
+        return corruption_accuracy(model, batches, normalisation=normalisation, **settings)
+
+    plain = accuracies(60)
+    assert set(plain) == set(CORRUPTIONS) and all(len(x) == 5 for x in plain.values())
+    assert accuracies(17, corruptions=["shot_noise"])["shot_noise"] == plain["shot_noise"]
+    with wrap_model(model, DenseMultiMix(num_mixed=5)):
+        assert accuracies(60, corruptions=["contrast"])["contrast"] == plain["contrast"]
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_what_makes_no_sense_is_refused(monkeypatch):
+    images = torch.rand(2, 3, 16, 16)
+    with pytest.raises(ValueError, match="name must be one of gaussian_noise, .* got 'fog'"):
+        corrupt(images, "fog", 1)
+    for severity in (6, -1, 1.5, True):
+        with pytest.raises(ValueError, match="severity must be a whole number from 0"):
+            corrupt(images, "jpeg", severity)
+    with pytest.raises(ValueError, match=r"images must be pixels in \[0, 1\]"):
+        corrupt(4 * images - 2, "jpeg", 1)
+    with pytest.raises(ValueError, match="floating tensor of shape"):
+        corrupt(images[0], "jpeg", 1)
+    with pytest.raises(ValueError, match="no labelled image"):
+        corruption_accuracy(Brightest(Normalisation()), [])
+    real = builtins.__import__
+
+    def without_kornia(name, *args, **kwargs):
+        if name == "kornia":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_kornia)
+    with pytest.raises(ImportError, match=r"pip install 'mm-hf\[metrics\]'"):
+        corrupt(images, "contrast", 1)
+    corrupt(images, "gaussian_noise", 1)  # needs none

@@ -1,0 +1,218 @@
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from transformers import EvalPrediction
+
+from mm_hf.evaluation import metrics
+from mm_hf.evaluation.metrics import (
+    Accuracy,
+    BrierScore,
+    CalibrationError,
+    MacroF1,
+    NegativeLogLikelihood,
+    OutOfDistribution,
+    Representation,
+    classification_metrics,
+    reliability,
+)
+
+ALL = (Accuracy, MacroF1, NegativeLogLikelihood, BrierScore, CalibrationError)
+FUNCTIONS = (
+    metrics.accuracy,
+    metrics.macro_f1,
+    metrics.negative_log_likelihood,
+    metrics.brier_score,
+    metrics.calibration_error,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(200, 4)) * 3, generator.integers(0, 4, 200)
+
+
+def softmax(logits):
+    return torch.tensor(logits).softmax(-1).numpy()
+
+
+def expected_calibration_error(probabilities, labels, bins=15):
+    """By hand: mean over bins of |accuracy - confidence|, weighted by how many fall into them."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    where = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1)
+    chosen = [where == k for k in range(bins) if (where == k).any()]
+    return sum(abs(right[c].mean() - confidence[c].mean()) * c.mean() for c in chosen)
+
+
+def brier(probabilities, labels):
+    return np.mean([sum((p[k] - (k == y)) ** 2 for k in range(len(p))) for p, y in zip(probabilities, labels)])
+
+
+def test_each_against_an_independent_figure(data):
+    logits, labels = data
+    results = classification_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+    assert results["accuracy"] == accuracy_score(labels, logits.argmax(1))
+    assert results["macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    assert results["nll"] == pytest.approx(log_loss(labels, softmax(logits)))
+    assert results["brier"] == pytest.approx(brier(softmax(logits), labels))
+    assert results["calibration_error"] == pytest.approx(expected_calibration_error(softmax(logits), labels), abs=1e-6)
+    assert len(results) == 5
+
+
+def test_f1_counts_the_classes_that_occur(data):
+    logits, labels = data
+    wide = np.concatenate([logits, np.full((200, 3), -50.0)], axis=1)  # three classes that nothing is
+    assert metrics.macro_f1(wide, labels) == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    never_predicted = np.array([[1.0, 0.0, 0.0]] * 4)
+    assert metrics.macro_f1(never_predicted, [0, 0, 1, 1]) == pytest.approx(1 / 3)
+
+
+def test_confidence_of_exactly_one_falls_into_the_last_bin():
+    logits = np.array([[90.0, 0.0], [90.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
+    labels = np.array([0, 1, 0, 0])
+    expected = abs(3 / 4 - (1 + 1 / (1 + np.exp(-3.0))) / 2)
+    assert metrics.calibration_error(logits, labels) == pytest.approx(expected, abs=1e-6)
+    assert reliability(logits, labels).calibration_error == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_reliability_is_what_the_calibration_error_averages(data, bins):
+    logits, labels = data
+    seen = reliability(logits, labels, bins)
+    assert seen.calibration_error == pytest.approx(metrics.calibration_error(logits, labels, bins), abs=1e-6)
+    probabilities = softmax(logits)
+    for k in range(bins):
+        inside = [i for i, p in enumerate(probabilities) if k / bins <= p.max() < (k + 1) / bins]
+        assert seen.share[k] == pytest.approx(len(inside) / 200)
+        if inside:
+            assert seen.confidence[k] == pytest.approx(np.mean([probabilities[i].max() for i in inside]))
+            assert seen.accuracy[k] == pytest.approx(np.mean([logits[i].argmax() == labels[i] for i in inside]))
+        else:
+            assert np.isnan(seen.confidence[k]) and np.isnan(seen.accuracy[k])
+
+
+def test_tuples_of_outputs_and_ignored_labels(data):
+    logits, labels = data
+    ignored = labels.copy()
+    ignored[::2] = -100
+    half = classification_metrics(EvalPrediction(predictions=(logits, None), label_ids=ignored))
+    assert half == classification_metrics(EvalPrediction(predictions=logits[1::2], label_ids=labels[1::2]))
+    for cls in ALL:
+        computed = cls().compute(predictions=logits, references=ignored)
+        assert computed.items() <= half.items()
+
+
+def test_a_label_for_every_token(data):
+    logits, labels = data
+    shaped = EvalPrediction(predictions=logits.reshape(20, 10, 4), label_ids=labels.reshape(20, 10))
+    assert classification_metrics(shaped) == classification_metrics(EvalPrediction(logits, labels))
+
+
+def test_arrays_tensors_and_lists_are_the_same(data):
+    logits, labels = data
+    for function in FUNCTIONS:
+        assert function(logits, labels) == function(torch.tensor(logits), torch.tensor(labels))
+        assert function(logits, labels) == function(logits.tolist(), labels.tolist())
+        half = torch.tensor(logits).bfloat16()
+        assert function(half, labels) == function(half.double(), labels)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor, lambda x: x.tolist()], ids=["array", "tensor", "list"])
+def test_they_combine_offline(data, convert):
+    logits, labels = data
+    expected = classification_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+    together = evaluate.combine([cls() for cls in ALL])
+    assert together.compute(predictions=convert(logits), references=convert(labels)) == pytest.approx(expected)
+    # And in batches, as an evaluation loop adds them.
+    for part in (slice(0, 77), slice(77, 200)):
+        together.add_batch(predictions=convert(logits[part]), references=convert(labels[part]))
+    assert together.compute() == pytest.approx(expected)
+    named = evaluate.combine([cls() for cls in ALL], force_prefix=True)
+    assert (
+        named.compute(predictions=convert(logits), references=convert(labels))["brier_score_brier"] == expected["brier"]
+    )
+
+
+def test_those_of_features_and_other_classes_combine_too(data):
+    logits, labels = data
+    together = evaluate.combine([OutOfDistribution(), Accuracy()])
+    results = together.compute(predictions=logits, references=(labels > 1).astype(int))
+    expected = metrics.ood_metrics(logits[labels > 1], logits[labels <= 1], "energy")
+    assert results["energy_auroc"] == expected["auroc"] and results["energy_fpr95"] == expected["fpr95"]
+    together = evaluate.combine([Representation(), Accuracy()])
+    results = together.compute(predictions=logits, references=labels)
+    assert results["alignment"] == pytest.approx(metrics.alignment(logits, labels))
+    assert results["class_spread"] == pytest.approx(metrics.class_spread(logits, labels)["class_spread"])
+    with pytest.raises(ValueError, match="references must be 1"):
+        OutOfDistribution().compute(predictions=logits, references=labels)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_does_not_fit_is_refused_in_a_sentence(data, function):
+    logits, labels = data
+    with pytest.raises(
+        ValueError, match=r"logits must have the shape \(examples, classes\), got \(200,\).*not its class"
+    ):
+        function(logits.argmax(1), labels)
+    with pytest.raises(ValueError, match=r"labels must have the shape of logits.*\(200,\), got \(199,\)"):
+        function(logits, labels[1:])
+    with pytest.raises(ValueError, match=r"got \(200, 4\): one class index"):
+        function(logits, softmax(logits))
+    with pytest.raises(ValueError, match="labels must be class indices, integers, got torch.float64"):
+        function(logits, labels.astype(float))
+    with pytest.raises(ValueError, match="below the number of classes, 4, got 4"):
+        function(logits, labels + (labels == 3))
+    with pytest.raises(ValueError, match="from 0 on"):
+        function(logits, labels - 1)
+    with pytest.raises(ValueError, match="no labelled example among the 200"):
+        function(logits, np.full(200, -100))
+    with pytest.raises(ValueError, match="logits must be an array of numbers"):
+        function([[1.0, 2.0], [1.0]], [0, 0])
+
+
+def test_the_classes_refuse_classes_in_place_of_logits(data):
+    logits, labels = data
+    with pytest.raises(ValueError, match="expected format"):
+        Accuracy().compute(predictions=logits.argmax(1), references=labels)
+    with pytest.raises(ValueError, match="number"):
+        Accuracy().compute(predictions=logits, references=labels[1:])
+    with pytest.raises(ValueError, match="logits must be an array"):
+        Accuracy().compute(predictions=[[0.0, 1.0], [1.0]], references=[0, 1])
+    for bins in (0, -1):
+        with pytest.raises(ValueError, match=f"num_bins must be at least 1, but is {bins}"):
+            metrics.calibration_error(logits, labels, bins)
+
+
+def test_what_is_no_number_gives_no_number(data):
+    logits, labels = data
+    broken = logits.copy()
+    broken[3, 1] = np.nan
+    figures = classification_metrics(EvalPrediction(predictions=broken, label_ids=labels))
+    assert all(np.isnan(x) for x in figures.values())
+    with pytest.raises(ValueError, match="no numbers"):
+        reliability(broken, labels)
+    masked = logits.copy()  # a class that cannot be: no broken logit
+    masked[:, 3] = -np.inf
+    kept = labels < 3
+    assert metrics.negative_log_likelihood(masked[kept], labels[kept]) == pytest.approx(
+        metrics.negative_log_likelihood(logits[kept, :3], labels[kept])
+    )
+    assert metrics.brier_score(masked[kept], labels[kept]) == pytest.approx(
+        metrics.brier_score(logits[kept, :3], labels[kept])
+    )
+
+
+def test_importing_the_metrics_imports_none_of_the_libraries_that_some_need():
+    heavy = "['kornia', 'sklearn', 'matplotlib', 'torchmetrics']"
+    code = f"import sys, mm_hf.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_advertised_name_is_there():
+    assert all(getattr(metrics, name) is not None for name in metrics.__all__)

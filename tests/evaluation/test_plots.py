@@ -1,0 +1,334 @@
+"""What is drawn are the numbers given, the axes say what they show, and texts do not lie over each other."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from mm_hf.evaluation.metrics import CORRUPTIONS, calibration_error, max_softmax_score, reliability
+from mm_hf.evaluation.plots import (
+    plot_alignment_uniformity,
+    plot_corruptions,
+    plot_cost,
+    plot_differences,
+    plot_embeddings,
+    plot_history,
+    plot_ood,
+    plot_reliability,
+    plot_training,
+    plot_validation,
+)
+from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, looks
+from mm_hf.evaluation.statistics import Interval
+
+METHODS = ("plain training", "Dense MultiMix", "Mixup", "MultiMix")
+
+
+def classifier(seed, n=400, classes=5):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, n)
+    return generator.normal(size=(n, classes)) * 1.5 + 2 * np.eye(classes)[labels], labels
+
+
+def looks_right(figure, path, panels):
+    """A file of print size, labelled axes and a legend in which nothing lies over anything else."""
+    with Image.open(path) as image:
+        assert image.size[0] >= 1000 and image.size[1] >= 450
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10
+    assert len(figure.axes) == panels
+    assert not plt.get_fignums()
+    figure.set_dpi(300)  # as it was written
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label) if t.get_text()]
+    texts += [t for legend in figure.legends for t in legend.get_texts()]
+    texts += [figure._suptitle] if figure._suptitle is not None else []
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes), 2):
+        assert not a.overlaps(b), (one.get_text(), other.get_text())
+    for text, box in zip(texts, boxes):
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert inside, text.get_text()
+        assert text.get_fontsize() >= 7
+
+
+@pytest.mark.parametrize("methods", [1, 2, 4])
+def test_reliability(tmp_path, methods):
+    runs = {name: classifier(seed) for seed, name in enumerate(METHODS[:methods])}
+    figure = plot_reliability(runs, tmp_path / "x.png", num_bins=10)
+    looks_right(figure, tmp_path / "x.png", 2 * methods)
+    for i, (name, (logits, labels)) in enumerate(runs.items()):
+        top, bottom = figure.axes[2 * i : 2 * i + 2]
+        bins = reliability(logits, labels, 10)
+        filled = np.flatnonzero(bins.share)
+        bars, gaps = top.containers
+        np.testing.assert_allclose([b.get_height() for b in bars], np.nan_to_num(bins.accuracy))
+        np.testing.assert_allclose([b.get_x() for b in bars], np.arange(10) / 10, atol=1e-12)
+        np.testing.assert_allclose([b.get_y() for b in gaps], bins.accuracy[filled])
+        np.testing.assert_allclose([b.get_y() + b.get_height() for b in gaps], bins.confidence[filled])
+        np.testing.assert_allclose([b.get_height() for b in bottom.containers[0]], 100 * bins.share)
+        error = calibration_error(logits, labels, 10)
+        assert top.get_title() == f"{name}\ncalibration error {100 * error:.1f} %"
+        assert bottom.get_xlabel() == "confidence (probability)"
+    assert figure.axes[0].get_ylabel() == "accuracy (share right)" and "(%)" in figure.axes[1].get_ylabel()
+
+
+def corruption_runs(seeds, names=tuple(CORRUPTIONS)):
+    generator = np.random.default_rng(0)
+    return {m: [{n: generator.random(5).tolist() for n in names} for _ in range(seeds)] for m in METHODS[:3]}
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_corruptions(tmp_path, seeds):
+    runs = corruption_runs(seeds)
+    figure = plot_corruptions(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 9)
+    for panel, names in zip(figure.axes, [list(CORRUPTIONS), *[[n] for n in CORRUPTIONS]]):
+        for line, (method, curves) in zip(panel.lines, runs.items()):
+            accuracy = 100 * np.array([[np.mean([c[n][k] for n in names]) for k in range(5)] for c in curves])
+            np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4, 5])
+            np.testing.assert_allclose(line.get_ydata(), accuracy.mean(0))
+            assert line.get_label() == method and line.get_color() == looks(runs)[method][0]
+        if seeds == 1:
+            assert not panel.collections
+            continue
+        band = panel.collections[-1].get_paths()[0].vertices[:, 1]  # of the last method
+        for k in range(5):
+            interval = stats.t.interval(0.95, seeds - 1, accuracy[:, k].mean(), stats.sem(accuracy[:, k]))
+            low, high = np.clip(interval, 0, 100)
+            assert np.isclose(band, low).any() and np.isclose(band, high).any()
+    assert figure.axes[0].get_ylabel() == "accuracy (%)" and figure.axes[-1].get_xlabel() == "severity (1 to 5)"
+    assert ("one seed" if seeds == 1 else "mean of 4 seeds") in figure._suptitle.get_text()
+
+
+def test_corruptions_in_one_panel(tmp_path):
+    figure = plot_corruptions(corruption_runs(3), tmp_path / "x.pdf", each=False)
+    assert (tmp_path / "x.pdf").read_bytes()[:4] == b"%PDF"
+    assert [a.get_title() for a in figure.axes] == ["mean of all"]
+    figure = plot_corruptions(corruption_runs(3, ("jpeg",)), tmp_path / "x.png")
+    assert [a.get_title() for a in figure.axes] == ["jpeg"]
+    looks_right(figure, tmp_path / "x.png", 1)
+    # Five corruptions and their mean are two full rows; seven leave a hole, and the panel above it has the axis.
+    figure = plot_corruptions(corruption_runs(3, tuple(CORRUPTIONS)[:6]), tmp_path / "y.png")
+    looks_right(figure, tmp_path / "y.png", 7)
+    assert [bool(a.get_xlabel()) for a in figure.axes] == [False] * 4 + [True] * 3
+
+
+@pytest.mark.parametrize("methods", [1, 3])
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_ood(tmp_path, score, methods):
+    runs = {
+        name: (classifier(seed)[0], np.random.default_rng(seed).normal(size=(150, 5)))
+        for seed, name in enumerate(METHODS[:methods])
+    }
+    figure = plot_ood(runs, tmp_path / "x.png", score=score)
+    looks_right(figure, tmp_path / "x.png", methods)
+    for panel, (name, (known, others)) in zip(figure.axes, runs.items()):
+        shares = []
+        for patch in panel.patches:
+            outline = patch.get_xy()
+            # The outline goes up and down along the histogram: the area between it and the axis is that of the bars.
+            x, y = outline[:, 0], outline[:, 1]
+            area = abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+            edges = np.unique(x)
+            shares.append(area / (edges[1] - edges[0]))
+        np.testing.assert_allclose(shares, [100, 100], rtol=1e-4)
+        of = max_softmax_score if score == "max_softmax" else lambda x: torch.tensor(x).logsumexp(-1)
+        scores = [of(x).numpy() for x in (known, others)]
+        area = roc_auc_score([1] * len(known) + [0] * len(others), np.concatenate(scores))
+        assert f"AUROC {100 * area:.1f} %" in panel.get_title() and name in panel.get_title()
+        (line,) = panel.lines
+        assert (scores[0] >= line.get_xdata()[0]).mean() == pytest.approx(0.95)
+    assert figure.axes[0].get_ylabel() == "examples (% of each kind)"
+    assert ("probability" if score == "max_softmax" else "nats") in figure.axes[0].get_xlabel()
+
+
+def test_embeddings_by_principal_components(tmp_path):
+    data = load_digits()
+    x, y = data.data[:300], data.target[:300]
+    names = [f"digit {k}" for k in range(10)]
+    figure = plot_embeddings({"a": (x, y), "b": (x / 16, y)}, tmp_path / "x.png", projection="pca", class_names=names)
+    looks_right(figure, tmp_path / "x.png", 2)
+    pca = PCA(2, svd_solver="full")
+    points = pca.fit_transform(x)
+    for k, dots in enumerate(figure.axes[0].collections):
+        np.testing.assert_allclose(np.asarray(dots.get_offsets()), points[y == k], rtol=1e-6, atol=1e-8)
+        assert dots.get_label() == names[k]
+        np.testing.assert_allclose(dots.get_facecolor()[0], plt.matplotlib.colors.to_rgba(CLASS_COLOURS[k]))
+    share = 100 * pca.explained_variance_ratio_[0]
+    assert figure.axes[0].get_xlabel() == f"component 1 ({share:.0f} % of variance)"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == names
+
+
+def test_embeddings_by_neighbours(tmp_path):
+    data = load_digits()
+    runs = {"a": (torch.tensor(data.data[:120]), torch.tensor(data.target[:120]))}
+    first, again = (plot_embeddings(runs, tmp_path / "x.png") for _ in range(2))
+    looks_right(first, tmp_path / "x.png", 1)
+    assert sum(len(dots.get_offsets()) for dots in first.axes[0].collections) == 120
+    for one, other in zip(first.axes[0].collections, again.axes[0].collections):
+        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+    assert first.axes[0].get_xlabel() == "t-SNE 1 (no unit)"
+
+
+def test_many_classes_are_told_apart(tmp_path):
+    x = np.random.default_rng(0).normal(size=(250, 4))
+    figure = plot_embeddings({"a": (x, np.arange(250) % 25)}, tmp_path / "x.png", projection="pca")
+    looks_right(figure, tmp_path / "x.png", 1)
+    seen = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in figure.axes[0].collections}
+    assert len(seen) == 25
+
+
+@pytest.mark.parametrize("methods", [METHODS[:3], [*METHODS[:5], "dense_multimix_and_mixup"]])
+def test_alignment_and_uniformity(tmp_path, methods):
+    generator = np.random.default_rng(0)
+    runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in methods}
+    figure = plot_alignment_uniformity(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 1)
+    drawn = figure.axes[0].collections
+    for k, (method, points) in enumerate(runs.items()):
+        np.testing.assert_allclose(np.asarray(drawn[2 * k].get_offsets()), points)
+        np.testing.assert_allclose(np.asarray(drawn[2 * k + 1].get_offsets()), [np.mean(points, axis=0)])
+        assert drawn[2 * k + 1].get_label() == method
+    assert "alignment" in figure.axes[0].get_xlabel() and "uniformity" in figure.axes[0].get_ylabel()
+
+
+def test_every_method_of_a_training_is_drawn(tmp_path, monkeypatch):
+    history = [{"step": 1, "loss": 1.0}, {"step": 1, "eval_accuracy": 0.5}]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plot_training({f"method {k}": [history] for k in range(9)}, tmp_path / "x.png")
+    assert len(plt.gcf().axes[1].get_legend().get_texts()) == 9
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_runs_whose_logs_tell_of_clean_images_at_other_steps_have_a_mean(tmp_path):
+    """As those have in which some mini-batches are of mixed images alone."""
+    whole = [{"step": k, "loss_clean": 1 / k, "eval_accuracy": 0.5} for k in (1, 2, 3)]
+    parts = [{"step": k, **({"loss_clean": 1 / k} if k != 2 else {}), "eval_accuracy": 0.5} for k in (1, 2, 3)]
+    plot_training({"dense_multimix": [whole, parts]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_methods_look_different():
+    assert len(set(looks(str(k) for k in range(49)).values())) == 49
+    assert [colour for colour, _ in looks("abcdefg").values()] == list(COLOURS)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path):
+    path = tmp_path / "x.png"
+    for plot in (plot_reliability, plot_corruptions, plot_ood, plot_embeddings, plot_alignment_uniformity):
+        with pytest.raises(ValueError, match="runs is empty"):
+            plot({}, path)
+    with pytest.raises(ValueError, match="score must be one of"):
+        plot_ood({"a": (np.eye(2), np.eye(2))}, path, score="odin")
+    with pytest.raises(ValueError, match="projection must be one of pca, tsne, got 'umap'"):
+        plot_embeddings({"a": (np.eye(5), np.arange(5))}, path, projection="umap")
+    with pytest.raises(ValueError, match="class_names has 2 names, and there are labels up to 4"):
+        plot_embeddings({"a": (np.eye(5), np.arange(5))}, path, projection="pca", class_names=["x", "y"])
+    with pytest.raises(ValueError, match="three examples"):
+        plot_embeddings({"a": (np.eye(2), np.arange(2))}, path)
+    with pytest.raises(ValueError, match="one of 'b' has those of jpeg at 2"):
+        plot_corruptions({"a": [{"jpeg": [0.5] * 5}], "b": [{"jpeg": [0.5] * 2}]}, path)
+    with pytest.raises(ValueError, match=r"runs\['a'\] is empty"):
+        plot_corruptions({"a": []}, path)
+    with pytest.raises(ValueError, match=r"runs\['a'\] must be pairs"):
+        plot_alignment_uniformity({"a": [0.5, -2.0]}, path)
+    assert not path.exists() and not plt.get_fignums()
+
+
+@pytest.mark.parametrize("metrics", [1, 4])
+def test_differences(tmp_path, metrics):
+    generator = np.random.default_rng(0)
+    runs = {
+        f"figure {k} (%)": {
+            name: Interval(x, x - 0.5, x + 0.5) for name, x in zip(METHODS[1:], generator.normal(size=3))
+        }
+        for k in range(metrics)
+    }
+    better, scales = {"figure 0 (%)": "lower"}, {"figure 0 (%)": 100}
+    figure = plot_differences(runs, tmp_path / "x.png", baseline=METHODS[0], better=better, scales=scales)
+    looks_right(figure, tmp_path / "x.png", metrics)
+    colours = looks(METHODS)
+    for axes, (title, each) in zip(figure.axes, runs.items()):
+        scale = scales.get(title, 1)
+        assert axes.get_title() == title and axes.yaxis_inverted()
+        assert axes.get_xlabel().startswith("difference from plain training")
+        assert ("better" in axes.get_xlabel()) == (title in better)
+        _, *drawn = axes.lines  # the first is zero
+        for (name, interval), line, point in zip(each.items(), drawn[::2], drawn[1::2]):
+            np.testing.assert_allclose(line.get_xdata(), [scale * interval.low, scale * interval.high])
+            assert point.get_xdata()[0] == pytest.approx(scale * interval.value)
+            assert line.get_color() == point.get_color() == colours[name][0] and point.get_marker() == colours[name][1]
+            assert (point.get_markerfacecolor() == "white") == (not interval.excludes_zero)
+    with pytest.raises(ValueError, match="same methods"):
+        plot_differences({"a": {"x": Interval(0)}, "b": {"y": Interval(0)}}, tmp_path / "x.png", baseline="plain")
+
+
+def test_cost(tmp_path):
+    generator = np.random.default_rng(0)
+    runs = {kind: {name: 1 + generator.random(3) for name in METHODS} for kind in ("training time", "peak memory")}
+    units = {"training time": "s", "peak memory": "MiB"}
+    figure = plot_cost(runs, tmp_path / "x.png", baseline=METHODS[0], units=units)
+    looks_right(figure, tmp_path / "x.png", 2)
+    for axes, (kind, each) in zip(figure.axes, runs.items()):
+        relative = [each[name].mean() / each[METHODS[0]].mean() for name in METHODS]
+        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], relative)
+        assert [text.get_text().strip() for text in axes.texts] == [f"{x:.2f} x" for x in relative]
+        assert (
+            axes.get_xlabel().startswith(f"{kind}, relative to plain training (") and units[kind] in axes.get_xlabel()
+        )
+    with pytest.raises(ValueError, match="nothing can be said relative to it"):
+        plot_cost({"memory": {"a": [0.0], "b": [1.0]}}, tmp_path / "x.png", baseline="a", units={"memory": "MiB"})
+
+
+def test_validation_curves(tmp_path):
+    runs = {
+        name: [
+            [{"step": 0, "loss": 1.0}]
+            + [{"step": s, "eval_nll": 3 / (s + seed + k), "eval_accuracy": s / (60 + k)} for s in range(10, 60, 10)]
+            for seed in range(2)
+        ]
+        for k, name in enumerate(METHODS)
+    }
+    figure = plot_validation(runs, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 2)
+    left, right = figure.axes
+    for k, name in enumerate(METHODS):
+        one, other, mean = left.lines[3 * k : 3 * k + 3]
+        np.testing.assert_allclose(mean.get_ydata(), (one.get_ydata() + other.get_ydata()) / 2)
+        np.testing.assert_allclose(right.lines[3 * k].get_ydata(), [100 * s / (60 + k) for s in range(10, 60, 10)])
+        assert mean.get_label() == name
+    with pytest.raises(ValueError, match="was not evaluated in training"):
+        plot_validation({"plain": [[{"step": 1, "loss": 2.0}]]}, tmp_path / "x.png")
+
+
+def test_one_training(tmp_path):
+    history = [
+        {"step": 5 * i, "loss": 8 / i, "loss_clean": 3 / i, "loss_dense": 5 / i, "loss_terms": 99} for i in (1, 2, 3)
+    ]
+    history += [{"step": step, "eval_loss": 4 / step, "eval_accuracy": step / 20} for step in (10, 15)]
+    figure = plot_history(history, tmp_path / "x.png")
+    looks_right(figure, tmp_path / "x.png", 2)
+    left, right = figure.axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in left.lines}
+    assert drawn == {
+        "training": ([5, 10, 15], [8, 4, 8 / 3]),
+        "evaluation": ([10, 15], [0.4, 4 / 15]),
+        "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
+        "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
+    }
+    assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
+    # Nothing was evaluated.
+    looks_right(plot_history([{"step": s, "loss": 1.0} for s in (1, 2)], tmp_path / "y.png"), tmp_path / "y.png", 1)
+    with pytest.raises(ValueError, match="fewer than two"):
+        plot_history([{"step": 1, "loss": 2.0}], tmp_path / "x.png")

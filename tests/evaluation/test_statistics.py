@@ -1,0 +1,129 @@
+"""Intervals against scipy, cases computed by hand, and simulations with a known truth."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_hf.evaluation.metrics import accuracy, brier_score, calibration_error, negative_log_likelihood
+from mm_hf.evaluation.statistics import (
+    STATISTICS,
+    Interval,
+    binned_gap,
+    confidence_half_width,
+    example_scores,
+    mean_interval,
+    paired_bootstrap,
+    weighted_mean,
+)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.sampled_from([0.5, 0.9, 0.95]))
+def test_the_interval_of_a_mean_is_scipys(values, level):
+    interval = mean_interval(values, level)
+    low, high = scipy.stats.t.interval(level, len(values) - 1, np.mean(values), max(scipy.stats.sem(values), 1e-300))
+    assert interval.value == pytest.approx(np.mean(values))
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+
+
+def test_one_seed_has_no_interval():
+    interval = mean_interval([0.5])
+    assert interval.value == 0.5 and np.isnan([interval.low, interval.high]).all()
+    assert not interval.excludes_zero and confidence_half_width([[1.0]]) is None
+    with pytest.raises(ValueError, match="one or more seeds"):
+        mean_interval([])
+
+
+def test_an_interval_says_whether_it_excludes_zero():
+    assert Interval(1, 0.5, 2).excludes_zero and Interval(-1, -2, -0.5).excludes_zero
+    assert not Interval(0.1, -1, 1).excludes_zero and not Interval(0, 0, 0).excludes_zero
+
+
+def test_scores_add_up_to_the_metrics():
+    generator = np.random.default_rng(0)
+    logits, labels = 3 * generator.normal(size=(200, 5)), generator.integers(5, size=200)
+    scores, ones = example_scores(logits, labels), np.ones((1, 200))
+    for name, metric in {
+        "accuracy": accuracy, "nll": negative_log_likelihood, "brier": brier_score, "calibration_error": calibration_error,
+    }.items():  # fmt: skip
+        assert STATISTICS[name](scores[name], ones)[0] == pytest.approx(metric(logits, labels), abs=2e-6)
+
+
+def test_counts_are_the_same_as_repeating_the_examples():
+    generator = np.random.default_rng(1)
+    logits, labels = 3 * generator.normal(size=(60, 4)), generator.integers(4, size=60)
+    drawn = generator.integers(60, size=60)
+    counts = np.bincount(drawn, minlength=60)[None].astype(float)
+    scores, repeated = example_scores(logits, labels), example_scores(logits[drawn], labels[drawn])
+    for name, statistic in STATISTICS.items():
+        assert statistic(scores[name], counts) == pytest.approx(statistic(repeated[name], np.ones((1, 60))), abs=1e-12)
+
+
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 99))
+def test_identical_methods_differ_by_nothing(seeds, n, seed):
+    generator = np.random.default_rng(seed)
+    for shape, statistic in (((seeds, n), weighted_mean), ((seeds, n, 2), binned_gap)):
+        scores = generator.random(shape)
+        assert paired_bootstrap(scores, scores.copy(), statistic=statistic, replicates=20) == Interval(0, 0, 0)
+
+
+def test_a_constant_difference_has_no_spread():
+    scores = np.random.default_rng(0).random((3, 50))
+    interval = paired_bootstrap(scores + 0.25, scores, replicates=200)
+    assert [interval.value, interval.low, interval.high] == pytest.approx([0.25] * 3)
+    assert interval.excludes_zero
+
+
+def test_one_seed_is_the_ordinary_bootstrap_of_paired_differences():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 1, 300))
+    ours = paired_bootstrap(a, b, replicates=4000)
+    theirs = scipy.stats.bootstrap(
+        ((a - b)[0],), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+    )
+    assert ours.value == pytest.approx((a - b).mean())
+    assert [ours.low, ours.high] == pytest.approx(list(theirs.confidence_interval), abs=0.01)
+
+
+def test_draws_are_the_seeds_and_swapping_methods_turns_the_interval_round():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 4, 100))
+    there, back = paired_bootstrap(a, b, seed=3), paired_bootstrap(b, a, seed=3)
+    assert there == paired_bootstrap(a, b, seed=3) != paired_bootstrap(a, b, seed=4)
+    assert [back.value, back.low, back.high] == pytest.approx([-there.value, -there.high, -there.low])
+
+
+def test_many_examples_are_drawn_some_replicates_at_a_time(monkeypatch):
+    monkeypatch.setattr("mm_hf.evaluation.statistics.CHUNK", 500)
+    a = np.random.default_rng(0).normal(size=(2, 100))
+    interval = paired_bootstrap(a, np.zeros_like(a), replicates=23)
+    assert interval.low < interval.value < interval.high
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds", "lowest"), [(5, 0.05, 0.90), (5, 0.0, 0.93), (3, 0.05, 0.87), (10, 0.1, 0.88)]
+)
+def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(seeds, of_seeds, lowest):
+    """Scores of a seed and an example: an effect of each that both methods share, one of each that differs, and noise."""
+    generator = np.random.default_rng(7)
+    truth, n, trials, covered = 0.3, 80, 300, 0
+    for trial in range(trials):
+        shared = generator.normal(size=(seeds, 1)) + generator.normal(size=(1, n))
+        effect = truth + of_seeds * generator.normal(size=(seeds, 1)) + 0.5 * generator.normal(size=(1, n))
+        method = shared + effect + 0.3 * generator.normal(size=(seeds, n))
+        interval = paired_bootstrap(
+            method, shared + 0.3 * generator.normal(size=(seeds, n)), replicates=300, seed=trial
+        )
+        covered += interval.low <= truth <= interval.high
+    assert lowest <= covered / trials <= 0.99
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match=r"same seeds and examples, got \(2, 3\) and \(2, 4\)"):
+        paired_bootstrap(np.zeros((2, 3)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="level in"):
+        paired_bootstrap(np.zeros((2, 3)), np.zeros((2, 3)), level=95)
+    with pytest.raises(ValueError, match="number of classes, 2, got 3"):
+        example_scores([[0.0, 1.0]], [3])
+    assert np.isnan(paired_bootstrap(np.full((2, 3), np.nan), np.zeros((2, 3))).value)

@@ -1,0 +1,1 @@
+"""Models, data and servers that several tests use."""

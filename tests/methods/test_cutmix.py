@@ -1,0 +1,227 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from mm_hf import CutMix, LocationError, TransMix, wrap_model
+from mm_hf.methods.cutmix import area, draw_box
+from mm_hf.methods.transmix import grid_of, patches_of
+from tests.helpers import models, zoo
+
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+def pasted(images, seed, alpha=1.0):
+    """The mixed images, whose rectangle it is and where, as CutMix draws them."""
+    torch.manual_seed(seed)
+    inputs, partner, box = CutMix(alpha=alpha).paste({"pixel_values": images})
+    return inputs["pixel_values"], partner, box
+
+
+@pytest.mark.parametrize("side", [32, (24, 48)])
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_is_kornias_on_the_same_draws(side, seed):
+    kornia = pytest.importorskip("kornia.augmentation")
+    images, model = models.batch("vit", side=side)["pixel_values"], models.build("vit")
+    torch.manual_seed(seed)
+    inputs, targets = CutMix().mix_inputs({"pixel_values": images}, LABELS, model)
+    _, partner, (top, bottom, left, right) = pasted(images, seed)
+    corners = [[left, top], [right - 1, top], [right - 1, bottom - 1], [left, bottom - 1]]
+    params = {
+        "mix_pairs": partner[None],
+        "crop_src": torch.tensor(corners).expand(1, 6, 4, 2).float(),
+        "image_shape": torch.tensor(images.shape[-2:]),
+        "batch_prob": torch.ones(6),
+        "dtype": torch.tensor(0),
+    }
+    method = kornia.RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True)
+    theirs, classes = method(images, LABELS, params=params)
+    torch.testing.assert_close(inputs["pixel_values"], theirs)
+    first, second, kept = classes[0].T
+    expected = F.one_hot(first.long(), 5) * kept[:, None] + F.one_hot(second.long(), 5) * (1 - kept[:, None])
+    torch.testing.assert_close(targets, expected)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000), st.floats(0.1, 4))
+def test_labels_weigh_the_exact_share_of_pixels(height, width, seed, alpha):
+    """Image i is painted with the number i: what is left of it can be counted."""
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 2, height, width)
+    mixed, partner, box = pasted(images, seed, alpha)
+    torch.manual_seed(seed)
+    _, targets = CutMix(alpha=alpha).mix_inputs({"pixel_values": images}, torch.arange(5), models_config)
+    for i in range(5):
+        counted = torch.stack([(mixed[i] == j).float().mean() for j in range(5)])
+        torch.testing.assert_close(targets[i], counted)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
+    assert 0 <= area(box) <= height * width and sorted(partner.tolist()) == list(range(5))
+
+
+class models_config:  # noqa: N801
+    class config:  # noqa: N801
+        num_labels = 5
+
+
+def test_nothing_is_pasted_where_all_is_kept_and_at_most_all():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        assert area(draw_box(20, 30, 1.0, generator)) == 0
+        assert 0 < area(draw_box(20, 30, 0.0, generator)) <= 600
+
+
+def test_the_frames_of_a_video_are_cut_alike():
+    videos = models.batch("vit")["pixel_values"][:, None].repeat(1, 3, 1, 1, 1) + torch.arange(3)[:, None, None, None]
+    mixed, _, _ = pasted(videos, 3)
+    images, _, _ = pasted(videos[:, 0], 3)
+    torch.testing.assert_close(mixed[:, 0], images)
+    torch.testing.assert_close(mixed[:, 2] - 2, images)
+
+
+def test_a_video_model_trains():
+    name = "VivitForVideoClassification"
+    model = zoo.build(name).train()
+    inputs = zoo.batch(name, model)
+    with wrap_model(model, CutMix()):
+        model(**inputs, labels=models.labels(4)).loss.backward()
+    with wrap_model(model, TransMix()), pytest.raises(ValueError, match="cuts and pastes images .batch, channels"):
+        model(**inputs, labels=models.labels(4))
+
+
+@pytest.mark.parametrize("method", [CutMix(), TransMix()])
+@pytest.mark.parametrize("name", ["bert", "ASTForAudioClassification", "LayoutLMv3ForSequenceClassification"])
+def test_what_is_no_image_is_refused_before_training(method, name):
+    model = models.build(name) if name in models.MODELS else zoo.build(name)
+    inputs = models.batch(name, b=4) if name in models.MODELS else zoo.batch(name, model)
+    message = f"{type(method).__name__} cuts and pastes images .* this batch has .*: use Mixup"
+    with pytest.raises(ValueError, match=message):
+        wrap_model(model.train(), method, example_inputs={**inputs, "labels": models.labels(4)})
+    assert "forward" not in model.__dict__
+
+
+# ---- TransMix ----
+
+
+def by_hand(model, images, labels, seed, share, smoothing=0.0):
+    """The mixed image's own forward with eager attention; weights as in the authors' `transmix_label`."""
+    mixed, partner, (top, bottom, left, right) = pasted(images, seed)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    output = eager(pixel_values=mixed, output_attentions=True)
+    prefix = output.attentions[-1].shape[-1] - (images.shape[-2] // 8) * (images.shape[-1] // 8)
+    attention = output.attentions[-1].mean(dim=1)[:, 0, prefix:].detach()
+    mask = torch.zeros(images.shape[-2:])
+    mask[top:bottom, left:right] = 1
+    mask = torch.nn.Upsample(size=(images.shape[-2] // 8, images.shape[-1] // 8))(mask[None, None]).int().view(1, -1)
+    kept, new = ((1 - mask) * attention).sum(dim=1), (mask * attention).sum(dim=1)
+    weight = (1 - share) * (bottom - top) * (right - left) / images[0, 0].numel() + share * new / (kept + new)
+    one_hot = F.one_hot(labels, 5) * (1 - smoothing) + smoothing / 5
+    targets = one_hot * (1 - weight[:, None]) + one_hot[partner] * weight[:, None]
+    return -(targets * output.logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["vit", "deit", "beit-cls"])
+def test_transmix_by_hand(name, share):
+    model, images = models.build(name), models.batch(name)["pixel_values"]
+    twin = copy.deepcopy(model)
+    expected = by_hand(twin, images, LABELS, 5, share, 0.1)
+    with wrap_model(
+        model,
+        TransMix(attention_share=share),
+        label_smoothing=0.1,
+        example_inputs={"pixel_values": images, "labels": LABELS},
+    ):
+        model.training = True
+        torch.manual_seed(5)
+        loss = model(pixel_values=images, labels=LABELS).loss
+    torch.testing.assert_close(loss, expected)
+    if name == "vit":
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        by_hand(model, images, LABELS, 5, share, 0.1)  # a copy of the model: its gradients are its own
+        model.set_attn_implementation("eager")
+        mixed, partner, _ = pasted(images, 5)
+        weight = transmix_weight(model, mixed, images, share)
+        one_hot = F.one_hot(LABELS, 5) * 0.9 + 0.02
+        targets = one_hot * (1 - weight) + one_hot[partner] * weight
+        F.cross_entropy(model(pixel_values=mixed).logits, targets).backward()
+        torch.testing.assert_close([p.grad for p in model.parameters()], gradients, rtol=1e-3, atol=1e-5)
+
+
+def transmix_weight(model, mixed, images, share):
+    _, _, box = pasted(images, 5)
+    with torch.no_grad():
+        attention = model(pixel_values=mixed, output_attentions=True).attentions[-1].mean(dim=1)[:, 0, 1:]
+    attention = attention / attention.sum(dim=1, keepdim=True)
+    by_attention = (attention * patches_of(box, (32, 32), 16)).sum(dim=1)
+    return ((1 - share) * area(box) / 1024 + share * by_attention)[:, None]
+
+
+def test_without_attention_transmix_is_cutmix():
+    losses = []
+    for method in (CutMix(), TransMix(attention_share=0.0)):
+        model, images = models.build("vit"), models.batch("vit")
+        with wrap_model(model, method, example_inputs={**images, "labels": LABELS}):
+            model.training = True
+            torch.manual_seed(2)
+            losses.append(model(**images, labels=LABELS).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_two_models_and_a_batch_within_a_batch_share_one_method():
+    method, images = TransMix(), models.batch("vit")
+    first, second = method.choose(), method.choose()
+    torch.manual_seed(0)
+    first.mix_inputs(dict(images), LABELS, models.build("vit"))
+    kept = first.pasted
+    second.mix_inputs(dict(images), LABELS, models.build("vit"))
+    assert first.pasted is kept and method.pasted is None and first == second == method
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 32), st.data())
+def test_the_grid_of_patches_is_found_from_their_number(rows, columns, patch, data):
+    height = rows * patch + data.draw(st.integers(0, (patch - 1) // 4))
+    width = columns * patch + data.draw(st.integers(0, (patch - 1) // 4))
+    found = grid_of((height, width), rows * columns)
+    assert found[0] * found[1] == rows * columns
+    if height == rows * patch and width == columns * patch:
+        assert found == (rows, columns)
+
+
+def test_what_transmix_cannot_do_is_said():
+    with pytest.raises(LocationError, match="10 locations are no grid of square patches of images of 32 x 32 pixels"):
+        grid_of((32, 32), 10)
+    with pytest.raises(ValueError, match=r"attention_share must lie in \[0, 1\], but is 2"):
+        TransMix(attention_share=2)
+    model, images = zoo.build("SwinForImageClassification"), None
+    images = zoo.batch("SwinForImageClassification", model)
+    with pytest.raises(LocationError, match='attention="cls" needs a CLS token'):
+        wrap_model(model.train(), TransMix(), example_inputs={**images, "labels": models.labels(4)})
+
+
+def test_locations_are_not_scored_for_transmix():
+    model, images = models.build("vit").train(), models.batch("vit")
+    calls = []
+    with wrap_model(model, TransMix(), example_inputs={**images, "labels": LABELS}):
+        hook = model.classifier.register_forward_hook(lambda module, args, output: calls.append(output.shape))
+        model(**images, labels=LABELS).loss.backward()
+        hook.remove()
+    assert calls == [(6, 5)]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_transmix_under_autocast_and_checkpointing(dtype):
+    losses = []
+    for checkpointing in (False, True):
+        model, images = models.build("vit").train(), models.batch("vit")
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with wrap_model(model, TransMix()), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            torch.manual_seed(1)
+            losses.append(model(**images, labels=LABELS).loss)
+            losses[-1].backward()
+    torch.testing.assert_close(*losses)
+    assert losses[0].dtype == torch.float32

@@ -1,0 +1,284 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import HfArgumentParser, TrainingArguments
+
+from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method, wrap_model
+from mm_hf.distributed import process_generator
+from mm_hf.locations import LocationOutput
+from mm_hf.methods import METHODS, pairs
+from tests.helpers import models
+
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_mixed": st.integers(1, 5000),
+        "clean_weight": st.floats(0.1, 3),
+        "pooled_weight": st.floats(0, 3),
+        "probability": st.floats(0, 1),
+        "input_mixup": st.floats(0, 1),
+        "input_mixup_after": st.floats(0, 100),
+        "otherwise": st.sampled_from(["clean", "mixup"]),
+        "preset": st.sampled_from(["paper", "mixup", None]),
+    },
+)
+strength = st.one_of(
+    st.fixed_dictionaries({"alpha": st.floats(0.01, 3)}),
+    st.fixed_dictionaries({"alpha": st.tuples(st.floats(0.01, 1), st.floats(1, 3))}),
+    st.fixed_dictionaries({"effective_examples": st.floats(1.1, 20)}),
+    st.just({}),
+)
+
+
+@given(st.sampled_from([MultiMix, DenseMultiMix]), settings, strength)
+def test_settings_survive_json(cls, values, how):
+    method = cls(**values, **how)
+    restored = Mixing.from_dict(json.loads(json.dumps(method.to_dict())))
+    assert restored == method and type(restored) is cls
+    assert cls.from_dict(method.to_dict()) == method
+
+
+def test_the_registry_knows_every_method_by_name():
+    assert set(METHODS) >= {"erm", "mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix"}
+    for name, cls in METHODS.items():
+        assert get_method(name) is cls and cls.name == name
+        assert Mixing.from_dict({"method": name}) == cls()
+
+
+def test_the_papers_preset_and_what_is_given_beside_it():
+    method = DenseMultiMix(preset="paper")
+    assert (method.alpha, method.clean_weight, method.pooled_weight, method.dense_weight) == ((0.5, 2.0), 0.0, 1.0, 1.0)
+    assert (method.probability, method.otherwise, method.effective_examples) == (0.5, "mixup", None)
+    assert DenseMultiMix(preset="mixup") == DenseMultiMix(probability=0.5, otherwise="mixup")
+    method = MultiMix(preset="paper", otherwise="clean", clean_weight=1.0, effective_examples=4)
+    assert (method.otherwise, method.clean_weight, method.effective_examples, method.alpha) == ("clean", 1.0, 4, None)
+
+
+def test_the_default_recipe():
+    method = DenseMultiMix()
+    assert (method.clean_weight, method.pooled_weight, method.dense_weight) == (1.0, 0.0, 1.0)
+    assert (method.num_mixed, method.effective_examples, method.alpha) == (1000, 3.0, None)
+    assert MultiMix().pooled_weight == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_is_parsed_beside_training_arguments(name, tmp_path):
+    parser = HfArgumentParser((TrainingArguments, get_method(name)))
+    assert parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path)])[1] == get_method(name)()
+
+
+def test_the_command_line_of_dense_multimix():
+    parser = HfArgumentParser(DenseMultiMix)
+    parse = lambda line: parser.parse_args_into_dataclasses(line.split())[0]  # noqa: E731
+    assert parse("--alpha 0.5 2.0 --num_mixed 7") == DenseMultiMix(alpha=(0.5, 2.0), num_mixed=7)
+    assert parse("--alpha 0.3 --attention gap") == DenseMultiMix(alpha=0.3, attention="gap")
+    assert parse("--preset paper --otherwise clean") == DenseMultiMix(preset="paper", otherwise="clean")
+    assert parse("--no_detach_attention --dense_weight 2") == DenseMultiMix(detach_attention=False, dense_weight=2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_mixed": 0}, "num_mixed must be a whole number of at least 1, or .auto., got 0"),
+        ({"num_mixed": 2.5}, "num_mixed must be a whole number"),
+        ({"alpha": 0.0}, "alpha must be a positive number or an interval"),
+        ({"alpha": (1.0, 2.0, 3.0)}, "alpha must be a positive number or an interval"),
+        ({"effective_examples": float("nan")}, "effective_examples must be greater than 1"),
+        ({"clean_weight": float("inf")}, "clean_weight must be a number"),
+        ({"alpha": (2.0, 1.0)}, "alpha must be a positive number or an interval"),
+        ({"alpha": 1.0, "effective_examples": 3}, "give one of the two"),
+        ({"effective_examples": 1.0}, "effective_examples must be greater than 1"),
+        ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
+        ({"input_mixup": -0.5}, r"input_mixup must lie in \[0, 1\]"),
+        ({"input_mixup_after": -1}, "input_mixup_after is a number of epochs"),
+        ({"input_mixup_after": float("nan")}, "input_mixup_after is a number of epochs"),
+        ({"input_mixup_after": None}, "input_mixup_after is a number of epochs"),
+        ({"clean_weight": -1.0}, "clean_weight must be a number and not be negative"),
+        ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
+        ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
+        ({"otherwise": "cutmix"}, "otherwise must be 'clean' or 'mixup'"),
+        ({"preset": "ours"}, "preset must be one of paper"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_with_a_sentence(values, message):
+    with pytest.raises(ValueError, match=message):
+        DenseMultiMix(**values)
+
+
+def test_unknown_names_and_settings():
+    with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are cutmix, dense_multimix, erm"):
+        get_method("mixmax")
+    with pytest.raises(
+        ValueError, match=r"MultiMix has no setting num_mixd \(did you mean num_mixed\?\); it has num_mixed, alpha"
+    ):
+        Mixing.from_dict({"method": "multimix", "num_mixd": 3})
+    with pytest.raises(ValueError, match="settings of MultiMix, not of DenseMultiMix"):
+        DenseMultiMix.from_dict({"method": "multimix"})
+
+
+def seen(b=6, r=4, c=5):
+    torch.manual_seed(0)
+    mask = torch.rand(b, r) < 0.8
+    mask[:, 0] = True
+    attention = torch.rand(b, r) * mask
+    attention = attention / attention.sum(1, keepdim=True)
+    return LocationOutput(torch.randn(b, c), torch.randn(b, r, c), mask, attention)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    output, labels = seen(), torch.tensor([0, 1, 2, 3, 4, -100])
+    torch.manual_seed(1)
+    method = DenseMultiMix(num_mixed=30, clean_weight=0.5, pooled_weight=2.0, dense_weight=3.0)
+    result = method.loss(output, labels, label_smoothing=0.1)
+    logs = result.logs
+    expected = 0.5 * logs["loss_clean"] + 2 * logs["loss_pooled"] + 3 * logs["loss_dense"]
+    torch.testing.assert_close(result.loss, expected)
+    clean = F.cross_entropy(output.logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(logs["loss_clean"], clean)
+    assert logs["loss_terms"] == 6 + 30 + 4 * 30
+    entropy = -(output.attention * output.attention.clamp(min=1e-30).log()).sum(1).mean()
+    torch.testing.assert_close(logs["attention_entropy"], entropy)
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    assert set(MultiMix(pooled_weight=0.0).loss(seen(), models.labels()).logs) == {"loss_clean", "loss_terms"}
+    assert DenseMultiMix(dense_weight=0.0).attention_kind is None and DenseMultiMix().attention_kind == "auto"
+    assert ERM().attention_kind is None and not ERM().needs_linear_head
+
+
+def test_a_probability_chooses_between_the_method_and_what_happens_otherwise():
+    torch.manual_seed(0)
+    chosen = [MultiMix(probability=0.3, otherwise="mixup").choose() for _ in range(2000)]
+    share = sum(isinstance(method, MultiMix) for method in chosen) / 2000
+    assert abs(share - 0.3) < 0.04 and {type(method) for method in chosen} == {MultiMix, Mixup}
+    assert isinstance(MultiMix(probability=0.0).choose(), ERM)
+
+
+def test_late_in_a_training_inputs_are_mixed_up_where_they_can_be():
+    torch.manual_seed(0)
+    images, labels = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
+    late = [DenseMultiMix().for_batch(images, labels, epoch=3.0) for _ in range(2000)]
+    share = sum(isinstance(method, Mixup) for method in late) / 2000
+    assert abs(share - 0.5) < 0.04 and {type(method) for method in late} == {DenseMultiMix, Mixup}
+
+    always = DenseMultiMix(input_mixup=1.0)
+
+    def ever(method=always, inputs=images, labels=labels, epoch=3.0):
+        return isinstance(method.for_batch(inputs, labels, epoch=epoch), Mixup)
+
+    assert ever() and ever(labels=torch.rand(4, 3)) and ever(epoch=70.0)
+    assert not ever(epoch=2.999) and not ever(epoch=None)
+    assert ever(DenseMultiMix(input_mixup=1.0, input_mixup_after=0.5), epoch=0.5)
+    assert not ever(labels=torch.zeros(4, 16, dtype=torch.long))  # of locations
+    assert not ever(inputs={"input_ids": torch.ones(4, 8, dtype=torch.long), **images})
+    assert not ever(inputs={"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
+    assert not ever(DenseMultiMix(input_mixup=0.0)) and not any(ever(MultiMix()) for _ in range(50))
+    assert not ever(labels=labels[:1], inputs={"pixel_values": torch.zeros(1, 1, 8, 8)})  # one has no partner
+    assert not ever(inputs={"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)})
+    assert not ever(inputs={**images, "spatial_shapes": torch.ones(4, 2)})
+    assert ever(inputs={"input_features": torch.zeros(4, 80, 30)})
+
+
+def test_who_says_when_inputs_are_mixed_gets_no_more_of_it():
+    assert DenseMultiMix().input_mixup == 0.5 and MultiMix().input_mixup == 0.0
+    for method in (
+        DenseMultiMix(preset="mixup"),
+        DenseMultiMix(preset="paper"),
+        DenseMultiMix(probability=0.5, otherwise="mixup"),
+    ):
+        assert method.input_mixup == 0.0 and method.otherwise == "mixup"
+    assert DenseMultiMix(preset="mixup", input_mixup=0.2).input_mixup == 0.2
+    assert DenseMultiMix(otherwise="mixup").input_mixup == 0.5  # with probability 1 there is no otherwise
+    assert DenseMultiMix().takes_dense_labels  # whose labels are of locations: there no inputs are mixed
+
+
+def test_clean_loss_is_cross_entropy():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, -100, 2, 1])
+    torch.testing.assert_close(clean_loss(logits, labels), F.cross_entropy(logits, labels))
+    soft = torch.rand(5, 4).softmax(-1)
+    torch.testing.assert_close(
+        clean_loss(logits, soft, label_smoothing=0.2), F.cross_entropy(logits, soft, label_smoothing=0.2)
+    )
+    assert clean_loss(logits, torch.full((5,), -100)) == 0
+
+
+def test_mixup_is_kornias_on_the_same_draws():
+    kornia = pytest.importorskip("kornia.augmentation")
+    from kornia.constants import DType
+
+    images, labels = models.batch("vit")["pixel_values"], torch.tensor([0, 1, 2, 3, 4, 0])
+    model = models.build("vit")
+    torch.manual_seed(4)
+    inputs, targets = Mixup(alpha=0.7).mix_inputs({"pixel_values": images}, labels, model)
+    # kornia's factor and partner, set to what was drawn: it returns the labels of both and the partner's share.
+    torch.manual_seed(4)
+    generator = process_generator("cpu")
+    factor = pairs.draw_factor(0.7, generator)
+    partner = pairs.draw_partners(6, generator, torch.device("cpu"))
+    params = {
+        "mixup_pairs": partner,
+        "mixup_lambdas": torch.full((6,), 1 - factor),
+        "batch_prob": torch.ones(6),
+        "dtype": torch.tensor(DType.get(torch.float32).value),
+    }
+    theirs, classes = kornia.RandomMixUpV2(data_keys=["input", "class"], p=1.0)(images, labels, params=params)
+    torch.testing.assert_close(inputs["pixel_values"], theirs)
+    one_hot = F.one_hot(labels, 5).float()
+    expected = one_hot * (1 - classes[:, 2:]) + F.one_hot(classes[:, 1].long(), 5) * classes[:, 2:]
+    torch.testing.assert_close(targets, expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_mixup_of_text_mixes_word_embeddings(name):
+    model, inputs, labels = models.build(name), models.batch(name), models.labels()
+    torch.manual_seed(0)
+    mixed, targets = Mixup().mix_inputs(inputs, labels, model)
+    assert "input_ids" not in mixed and mixed["inputs_embeds"].shape == (6, 12, 32)
+    assert (mixed["attention_mask"] >= inputs["attention_mask"]).all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    assert model(**mixed).logits.isfinite().all()
+
+
+def test_mixup_needs_something_to_mix():
+    with pytest.raises(ValueError, match="Mixup mixes inputs that are real numbers"):
+        Mixup().mix_inputs({"position_ids": torch.arange(6)}, models.labels(), models.build("vit"))
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        Mixup(alpha=0)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+def test_the_factor_of_a_pair_has_the_beta_distribution(alpha):
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    drawn = [pairs.draw_factor(alpha, generator) for _ in range(3000)]
+    assert stats.kstest(drawn, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
+def test_methods_of_pairs_refuse_what_is_no_parameter_and_draw_from_the_global_generator_alone(name):
+    with pytest.raises(ValueError, match="alpha must be positive, but is -1"):
+        get_method(name)(alpha=-1.0)
+    model, images, labels = models.build("vit"), models.batch("vit"), torch.tensor([0, 1, 2, 3, -100, 4])
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(9)
+        drawn.append(get_method(name)().choose().mix_inputs(dict(images), labels, model))
+    torch.testing.assert_close(*drawn)
+    # -100 takes no part: it gives weight to no class, and the others keep theirs.
+    assert drawn[0][1].sum() == pytest.approx(5, abs=1e-5) and (drawn[0][1] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_soft_and_several_labels_are_mixed_as_they_are(name, problem):
+    model, images = models.build("vit", problem_type=problem).train(), models.batch("vit")
+    labels = torch.rand(6, 5) if problem else torch.rand(6, 5).softmax(dim=1)
+    with wrap_model(model, get_method(name)()) as handle:
+        output = model(**images, labels=labels)
+        output.loss.backward()
+    assert output.loss.isfinite() and handle.pop_logs()[f"loss_{name}"] == pytest.approx(float(output.loss.detach()))
+    assert model.config.problem_type == (problem or "single_label_classification")

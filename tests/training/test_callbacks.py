@@ -1,0 +1,227 @@
+"""What trackers are told: the terms of the loss, and pictures that leave the training as it would be without them."""
+
+import json
+import random
+import sqlite3
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import TrainerCallback, ViTImageProcessorPil, integrations
+
+from mm_hf import ERM, AttentionMapCallback, DenseMultiMix, MultiMixTrainer, extract
+from mm_hf.evaluation.plots import plot_image_attention, plot_token_attention
+from tests.helpers import digits, models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TERMS = {"loss", "loss_clean", "loss_dense", "loss_terms", "mean_largest_factor", "attention_entropy"}
+
+
+def trainer(directory, mixing=None, dropout=0.0, **changes):
+    data = digits.dataset(0, 64)
+    return MultiMixTrainer(
+        digits.vit(dropout=dropout),
+        digits.arguments(directory, **changes),
+        mixing=mixing or DenseMultiMix(num_mixed=20),
+        train_dataset=data,
+        eval_dataset=digits.dataset(64, 96),
+    )
+
+
+def test_the_terms_of_the_loss_and_pictures_arrive_in_tensorboard(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    this = trainer(tmp_path, report_to="tensorboard", num_train_epochs=2)
+    this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=3, max_examples=2))
+    this.train()
+    this.evaluate()
+    (directory,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    events = event_accumulator.EventAccumulator(str(directory), size_guidance={"images": 0}).Reload()
+    logged = {key: value for entry in this.state.log_history if "loss" in entry for key, value in entry.items()}
+    assert set(logged) >= TERMS
+    for name in TERMS:
+        scalars = events.Scalars(f"train/{name}")
+        assert [event.step for event in scalars] == [1, 2, 3, 4]
+        assert scalars[-1].value == pytest.approx(logged[name])
+    total = [events.Scalars(f"train/loss_{name}")[1].value for name in ("clean", "dense")]
+    assert sum(total) == pytest.approx(events.Scalars("train/loss")[1].value, abs=1e-3)
+    pictures = events.Images("attention_map")
+    assert [event.step for event in pictures] == [0, 3, 4]
+    assert (pictures[0].width, pictures[0].height) == (pictures[1].width, pictures[1].height)
+    assert pictures[0].encoded_image_string != pictures[2].encoded_image_string
+
+
+def test_they_arrive_in_trackio(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # its directory is fixed when it is imported
+    this = trainer(tmp_path, report_to="trackio", project="digits", run_name="one", trackio_space_id=None)
+    this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=2, max_examples=2))
+    this.train()
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics")]
+    assert {f"train/{name}" for name in TERMS} <= set().union(*rows)
+    assert sum("attention_map" in row for row in rows) == 2
+    assert sum(1 for _ in (tmp_path / "trackio").rglob("*.png")) == 2
+
+
+def test_what_trackio_and_wandb_are_told(tmp_path, monkeypatch):
+    """With their interfaces stubbed: the calls that the callback makes, whether or not they are installed."""
+    told = []
+    library = types.SimpleNamespace(Image=lambda pixels: ("image", pixels.shape[-1]), log=told.append)
+
+    class Tracker(integrations.TrackioCallback):
+        def __init__(self):
+            self._trackio, self._initialized = library, True
+
+        def on_train_end(self, *args, **kwargs):
+            pass
+
+    this = trainer(tmp_path)
+    this.add_callback(Tracker())
+    this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=10, max_examples=2))
+    this.train()
+    pictures = [row for row in told if "attention_map" in row]
+    assert [row["train/global_step"] for row in pictures] == [0, 2]
+    assert pictures[0]["attention_map"] == ("image", 3)
+    assert {f"train/{name}" for name in TERMS} <= set().union(*told)
+
+
+@pytest.mark.parametrize("mixing", [DenseMultiMix(num_mixed=20), DenseMultiMix(num_mixed=20, attention="cam"), ERM()])
+def test_the_training_is_what_it_would_be_without(tmp_path, mixing):
+    """Bit for bit, with dropout and random order: neither random state, nor modes, nor gradients are touched."""
+    found = []
+    for name in ("with", "without"):
+        this = trainer(tmp_path / name, mixing, dropout=0.2)
+        watch = _Watch()
+        if name == "with":
+            maps = tmp_path / "maps"
+            this.add_callback(AttentionMapCallback(this, _Noisy(), every=1, max_examples=2, directory=maps))
+        this.add_callback(watch)
+        this.train()
+        found.append((digits.weights(this.model), this.state.log_history, watch.seen))
+    (a, history, seen), (b, other_history, other_seen) = found
+    digits.same_weights(a, b)
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (history, other_history)]
+    assert losses[0] == losses[1] and seen == other_seen
+    assert len(list(maps.iterdir())) == 3
+
+
+class _Noisy:
+    """Examples that are made with all random generators, as augmented ones are."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        noise = float(torch.rand(())) + np.random.rand() + random.random()
+        return {"pixel_values": torch.full((1, 8, 8), noise), "labels": index}
+
+
+class _Watch(TrainerCallback):
+    """The random state and the modes after each step, behind the callback that draws."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        others = np.random.get_state()[1].tolist(), random.getstate()
+        modes = [module.training for module in model.modules()]
+        gradients = [p.grad is None for p in model.parameters()]
+        self.seen.append((torch.get_rng_state().tolist(), others, modes, gradients))
+
+
+def test_the_map_is_the_attention_that_weighs_the_labels(tmp_path):
+    this = trainer(tmp_path, DenseMultiMix(num_mixed=20, attention="gap"))
+    callback = AttentionMapCallback(this, this.eval_dataset, max_examples=3, directory=tmp_path)
+    figure = callback.picture(this.model)
+    maps = [axes.images[1].get_array() for axes in figure.axes if len(axes.images) == 2]
+    pixel_values = torch.stack([row["pixel_values"] for row in this.eval_dataset.select(range(3))])
+    expected = extract(this.model.eval(), "gap", pixel_values=pixel_values).attention
+    torch.testing.assert_close(torch.tensor(np.array(maps)), expected.view(3, 4, 4))
+    assert [axes.get_title(loc="left") for axes in figure.axes[:6:2]] == [
+        f"LABEL_{y}" for y in this.eval_dataset[:3]["label"].tolist()
+    ]
+    shown = np.array([axes.images[0].get_array() for axes in figure.axes[:6:2]])
+    low, high = pixel_values.amin(dim=(1, 2, 3)), pixel_values.amax(dim=(1, 2, 3))
+    expected = (pixel_values[:, 0] - low[:, None, None]) / (high - low)[:, None, None]
+    np.testing.assert_allclose(shown, expected, atol=1e-6)
+
+
+def test_pictures_of_a_processor_are_in_its_pixels(tmp_path):
+    from mm_hf.training.callbacks import _pixels
+
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.3] * 3, image_std=[0.4] * 3)
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    values = torch.as_tensor(np.asarray(processor([image])["pixel_values"]))
+    np.testing.assert_allclose(_pixels(values, processor)[0] * 255, np.asarray(image), atol=1e-3)
+
+
+class _Words:
+    """As much of a tokenizer as the probe and the callback need."""
+
+    all_special_ids = (0, 2, 3)
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"Ġword{i}" for i in ids]
+
+
+def test_texts_are_drawn_as_tokens_with_weights(tmp_path):
+    batch = models.batch("bert", b=6)
+    rows = [{k: v[i] for k, v in batch.items()} | {"labels": i % 5, "id": f"text {i}"} for i in range(6)]
+    model = models.build("bert")
+    this = MultiMixTrainer(model, digits.arguments(tmp_path, max_steps=1), train_dataset=Dataset.from_list(rows))
+    callback = AttentionMapCallback(this, rows, max_examples=2, directory=tmp_path / "maps")
+    assert set(callback.batch) == {"input_ids", "attention_mask", "labels"}
+    callback.processing_class = _Words()
+    figure = callback.picture(model)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    seen = extract(model, **{k: v[:2] for k, v in batch.items()})
+    seen.mask &= batch["input_ids"][:2] != 3  # which the tokenizer knows as special, and the model's config does not
+    expected = []
+    for i in range(2):
+        expected += [f"LABEL_{i}", *(f"word{j}" for j in batch["input_ids"][i][seen.mask[i]].tolist())]
+    assert words == expected
+    assert len(figure.axes[0].patches) == int(seen.mask.sum())
+    largest = max(figure.axes[0].patches, key=lambda patch: sum(1 - np.array(patch.get_facecolor()[:3])))
+    position = figure.axes[0].patches.index(largest)
+    flat = torch.cat([seen.attention[i][seen.mask[i]] for i in range(2)])
+    assert position == int(flat.argmax())
+
+
+def test_texts_are_inside_of_the_picture_and_not_over_each_other():
+    from mm_hf.evaluation.plots.attention import FigureCanvasAgg
+
+    words = [f"w{'x' * (i % 9)}" for i in range(90)]
+    figure = plot_token_attention([words, ["not", "bad"]], [np.linspace(0, 1, 90), [0.5, 0.5]], titles=["a", "b"])
+    page = figure.axes[0]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in page.texts]
+    frame = page.get_window_extent(renderer)
+    for i, box in enumerate(boxes):
+        assert frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    assert "…" in [text.get_text() for text in page.texts]  # 64 of 90 are shown
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    this = trainer(tmp_path)
+    with pytest.raises(ValueError, match="no tracker that takes pictures: set it to tensorboard"):
+        AttentionMapCallback(this, this.eval_dataset)
+    with pytest.raises(ValueError, match="every and max_examples must be positive"):
+        AttentionMapCallback(this, this.eval_dataset, every=0, directory=tmp_path)
+    with pytest.raises(ValueError, match="examples is empty"):
+        AttentionMapCallback(this, [], directory=tmp_path)
+    with pytest.raises(ValueError, match="no grid over images of 8 x 8"):
+        plot_image_attention(np.zeros((1, 8, 8)), np.ones((1, 15)) / 15)
+    with pytest.raises(ValueError, match="a weight for each of the 2 tokens of text 0, got 1"):
+        plot_token_attention([["a", "b"]], [[1.0]])
+    this.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="sharded over processes"):
+        AttentionMapCallback(this, this.eval_dataset, directory=Path(tmp_path))

@@ -1,0 +1,384 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+from mm_hf import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixup, MultiMix, MultiMixTrainer, TransMix
+from mm_hf.training.hub import load_mixing
+from tests.helpers import digits, models
+from tests.helpers.digits import losses, run
+
+DENSE = DenseMultiMix(num_mixed=20)
+
+
+# ---- training ----
+
+
+def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
+    mixing = DenseMultiMix(num_mixed=20, input_mixup=0.0)
+    trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": mixing})
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
+    for entry in history:
+        assert entry["loss"] == pytest.approx(entry["loss_clean"] + entry["loss_dense"], abs=2e-4)
+        assert entry["loss_terms"] == 32 + 16 * 20
+        assert 1 / 32 < entry["mean_largest_factor"] < 1
+        assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
+
+
+def test_inputs_are_mixed_up_in_half_of_the_late_mini_batches(tmp_path):
+    trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": DENSE})
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]  # an entry a step, three steps an epoch
+    mixed = ["loss_mixup" in entry for entry in history]
+    assert not any(mixed[:9]) and 15 < sum(mixed[9:]) < 36 and len(history) == 60
+    for entry in history:
+        terms = entry["loss_mixup"] if "loss_mixup" in entry else entry["loss_clean"] + entry["loss_dense"]
+        assert entry["loss"] == pytest.approx(terms, abs=2e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_erm_is_plain_training_whatever_the_accumulation(tmp_path, accumulation, name):
+    """BERT's own Trainer run is wrong under accumulation (its loss ignores num_items_in_batch), and stays what it is."""
+    results = []
+    for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": ERM()})]:
+        model, train = digits.vit(), digits.dataset()
+        if name == "bert":
+            batch = models.batch("bert", b=96)
+            model = models.build("bert", scale=False)
+            train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
+        size = 32 // accumulation
+        trainer = run(
+            tmp_path,
+            trainer_class,
+            model,
+            train,
+            extra,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        results.append((digits.weights(model), losses(trainer)))
+    digits.same_weights(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_erm_accumulated_is_the_whole_batch(tmp_path):
+    results = []
+    for size in (32, 8):
+        model = digits.vit()
+        args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 32 // size, "optim": "sgd"}
+        run(tmp_path, model=model, trainer_args={"mixing": ERM()}, **args).train()
+        results.append(digits.weights(model))
+    digits.same_weights(*results, rtol=1e-4, atol=1e-6)
+
+
+class Halved(ERM):
+    """Half of the loss of plain training."""
+
+    def loss(self, *args, **how):
+        return type(found := super().loss(*args, **how))(found.loss / 2)
+
+
+def test_a_subclass_of_erm_trains_with_its_own_loss(tmp_path):
+    results = []
+    for mixing in (ERM(), Halved()):
+        trainer = run(tmp_path, trainer_args={"mixing": mixing}, max_steps=1)
+        trainer.train()
+        results.append(losses(trainer)[0])
+    assert results[1] == pytest.approx(results[0] / 2, rel=1e-4)
+
+
+class Fixed(MultiMix):
+    """MultiMix with factors that are the same in each mini-batch: what is accumulated can be computed by hand."""
+
+    def sample(self, num_examples, device):
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(num_examples, 20, generator=generator).softmax(dim=0)
+
+
+def test_a_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
+    model, by_hand = digits.vit(), digits.vit()
+    data = digits.dataset(0, 32, extra=False)
+    method = Fixed(num_mixed=20, clean_weight=0.5)
+    trainer = run(
+        tmp_path,
+        model=model,
+        train=data,
+        trainer_args={"mixing": method},
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    total = 0
+    for start in range(0, 32, 8):
+        images, labels = (data[start : start + 8][k] for k in ("pixel_values", "label"))
+        logits = by_hand(images).logits
+        factors = method.sample(8, "cpu")
+        targets = factors.T @ F.one_hot(labels, 10).float()
+        mixed = -(targets * (factors.T @ logits).log_softmax(-1)).sum(-1).mean()
+        total = total + (0.5 * F.cross_entropy(logits, labels) + mixed) / 4
+    total.backward()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad
+    digits.same_weights(digits.weights(model), digits.weights(by_hand), rtol=1e-5, atol=1e-6)
+    assert losses(trainer) == [pytest.approx(float(total.detach()), abs=1e-4)]
+
+
+def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
+    trainer = run(tmp_path, label_smoothing_factor=0.3, trainer_args={"mixing": Fixed()}, max_steps=1)
+    plain = run(tmp_path, trainer_args={"mixing": Fixed()}, max_steps=1)
+    trainer.train(), plain.train()
+    images, labels = (digits.dataset()[:][k] for k in ("pixel_values", "label"))
+    logits = digits.vit()(images[:1]).logits  # a fresh model: nearly uniform, and smoothing changes its loss little
+    assert abs(losses(trainer)[0] - losses(plain)[0]) < 0.5 and losses(trainer)[0] != losses(plain)[0]
+    assert F.cross_entropy(logits, labels[:1], label_smoothing=0.3).isfinite()
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        MultiMix(num_mixed=20),
+        DENSE,
+        DenseMultiMix(num_mixed=20, preset="paper"),
+        Mixup(),
+        CutMix(),
+        ManifoldMixup(),
+        TransMix(),
+    ],
+    ids=lambda mixing: mixing.name,
+)
+def test_every_method_trains(tmp_path, mixing):
+    trainer = run(tmp_path, num_train_epochs=3, trainer_args={"mixing": mixing})
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all() and trainer.state.global_step == 9
+
+
+def test_a_method_can_be_given_by_name(tmp_path):
+    assert run(tmp_path, trainer_args={"mixing": "multimix"}).mixing == MultiMix()
+    assert run(tmp_path).mixing == DenseMultiMix()
+
+
+def test_a_last_batch_of_one_example(tmp_path):
+    trainer = run(tmp_path, train=digits.dataset(0, 33), trainer_args={"mixing": DENSE})
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all() and len(losses(trainer)) == 2
+
+
+# ---- what belongs to a Trainer run ----
+
+
+def test_metrics_early_stopping_and_best_model(tmp_path):
+    scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
+    kept = {}
+
+    class Keep(TrainerCallback):
+        def on_evaluate(self, args, state, control, model, **kwargs):
+            kept[state.global_step] = digits.weights(model)
+
+    trainer = run(
+        tmp_path,
+        num_train_epochs=5,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        trainer_args={
+            "mixing": DENSE,
+            "compute_metrics": lambda _: {"score": next(scores)},
+            "callbacks": [EarlyStoppingCallback(early_stopping_patience=2), Keep()],
+        },
+    )
+    trainer.train()
+    assert trainer.state.global_step == 12 and trainer.state.best_global_step == 6
+    digits.same_weights(digits.weights(trainer.model), kept[6])
+
+
+SOMETIMES = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
+LATE = DenseMultiMix(num_mixed=20, input_mixup_after=1.0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mixing"),
+    [("vit", SOMETIMES), ("vit", LATE), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
+    ids=lambda value: getattr(value, "name", value),
+)
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, mixing, stop_at):
+    """At the end of an epoch and in the middle of one, with dropout and accumulation."""
+
+    def trainer(directory, **more):
+        model, train = digits.vit(dropout=0.1), digits.dataset()
+        if architecture == "bert":
+            batch = models.batch("bert", b=96)
+            model = models.build("bert", scale=False)
+            train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
+        args = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
+        return MultiMixTrainer(model, digits.arguments(directory, **args), train_dataset=train, mixing=mixing)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    stopped = trainer(tmp_path / "parts", save_strategy="steps", save_steps=stop_at)
+    stopped.add_callback(StopAt(stop_at))
+    stopped.train()
+    assert stopped.state.global_step == stop_at
+    resumed = trainer(tmp_path / "parts", save_strategy="steps", save_steps=stop_at)
+    resumed.train(resume_from_checkpoint=True)
+    digits.same_weights(digits.weights(resumed.model), digits.weights(whole.model))
+    assert losses(resumed)[stop_at:] == losses(whole)[stop_at:]
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+def test_missing_weights_stop_the_run(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    trainer = run(tmp_path, trainer_args={"mixing": DENSE}, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    tensors = load_file(file)
+    lost = sorted(tensors)[5]
+    del tensors[lost]
+    save_file(tensors, file, metadata={"format": "pt"})
+    again = run(tmp_path, trainer_args={"mixing": DENSE}, max_steps=2)
+    with pytest.raises(RuntimeError, match=r"(?s)does not fit the model.*would not be restored"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_model_init_and_training_twice(tmp_path):
+    trainer = MultiMixTrainer(
+        args=digits.arguments(tmp_path, max_steps=2),
+        mixing=DENSE,
+        model_init=lambda: digits.vit(),
+        train_dataset=digits.dataset(),
+    )
+    trainer.train()
+    first = digits.weights(trainer.model)
+    trainer.train()
+    digits.same_weights(first, digits.weights(trainer.model))
+    assert "loss_dense" in trainer.state.log_history[0]
+
+
+def test_a_new_trainer_for_the_same_model_takes_over(tmp_path):
+    model = digits.vit()
+    run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1).train()
+    trainer = run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
+    trainer.train()
+    assert "loss_pooled" in trainer.state.log_history[0] and "loss_dense" not in trainer.state.log_history[0]
+
+
+def test_erm_takes_a_model_over_from_a_trainer_that_mixed(tmp_path):
+    results = []
+    for before in (False, True):
+        model = digits.vit()
+        if before:
+            run(tmp_path, model=model, trainer_args={"mixing": DENSE})
+        run(tmp_path, model=model, trainer_args={"mixing": ERM()}, max_steps=2).train()
+        results.append(digits.weights(model))
+    digits.same_weights(*results)
+
+
+def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
+    model = digits.vit()
+    older = run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1)
+    run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
+    with pytest.raises(ValueError, match="Another trainer was made for this model since"):
+        older.train()
+
+
+# ---- what is saved ----
+
+
+def test_what_is_saved_is_a_plain_model(tmp_path):
+    trainer = run(tmp_path, trainer_args={"mixing": DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0))}, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(tags="digits")
+    images = digits.dataset(1000, 1010)[:]["pixel_values"]
+    torch.save(images, tmp_path / "images.pt")
+    script = """
+import sys
+sys.modules["mm_hf"] = None  # any import of it fails
+import torch
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "/logits.pt")
+"""
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # by which sums are split
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, env=threads)
+    with torch.no_grad():
+        expected = trainer.model.eval()(images).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=0)
+    assert load_mixing(tmp_path) == trainer.mixing
+    saved = json.loads((tmp_path / "mixing.json").read_text())
+    assert saved["locations"]["source"] == "vit"
+    assert "mm_hf" not in json.loads((tmp_path / "config.json").read_text())
+    card = (tmp_path / "README.md").read_text()
+    assert "A `ViTForImageClassification`, trained from scratch with DenseMultiMix" in card
+    assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | [0.5, 2.0] |" in card
+
+
+# ---- mistakes ----
+
+
+def test_mistakes_are_refused_before_training_starts(tmp_path):
+    def trains(message, model=None, train=None, mixing=DENSE, **more):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, model=model, train=train, trainer_args={"mixing": mixing, **more}, max_steps=1).train()
+
+    rows = [{"pixel_values": row["pixel_values"], "labels": row["label"]} for row in digits.dataset(0, 8)]
+    trains("has no labels", train=[{"pixel_values": row["pixel_values"]} for row in rows])
+    trains("Give class indices as integers", train=[{**row, "labels": float(row["labels"])} for row in rows])
+    trains("Label 12 does not fit ViTForImageClassification", train=[{**row, "labels": 12} for row in rows])
+    trains("10 classes in its column 'label'", model=digits.vit(num_labels=4))
+    late = digits.dataset(0, 64).cast_column("label", __import__("datasets").Value("int64"))
+    late = late.with_format(None).map(lambda row, i: {"label": 11 if i == 63 else 1}, with_indices=True)
+    trains("Label 11 does not fit", train=late.with_format("torch"))
+    trains("There is no mixing method 'mixmax'", mixing="mixmax")
+    trains("mixing must be a method", mixing=3)
+    trains("compute_loss_func cannot be combined", compute_loss_func=lambda *_: None)
+    multi = digits.vit(problem_type="multi_label_classification")
+    trains("configured for multi_label_classification", model=multi, train=rows)
+    trains("already wrapped", model=_wrapped())
+
+
+def _wrapped():
+    from mm_hf import wrap_model
+
+    model = digits.vit()
+    wrap_model(model, DENSE)
+    return model
+
+
+def test_compute_loss_func_works_with_erm(tmp_path):
+    def weighted(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs.logits, labels, weight=torch.linspace(1, 2, 10))
+
+    results = []
+    for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": ERM()})]:
+        trainer = run(tmp_path, trainer_class, digits.vit(), trainer_args={**extra, "compute_loss_func": weighted})
+        trainer.train()
+        results.append(digits.weights(trainer.model))
+    digits.same_weights(*results)

@@ -1,0 +1,121 @@
+"""What a training step may cost: one forward, nothing that waits for a GPU, one row of attention."""
+
+import contextlib
+import gc
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mm_hf import DenseMultiMix, MultiMix, wrap_model
+from tests.helpers import models, zoo
+
+METHODS = {
+    "dense": DenseMultiMix(num_mixed=20),
+    "dense, all vertices": DenseMultiMix(num_mixed=20, alpha=0.5),
+    "dense, pooled": DenseMultiMix(num_mixed=20, pooled_weight=1.0, attention="gap"),
+    "multimix": MultiMix(num_mixed=20),
+}
+
+
+class Shapes(TorchDispatchMode):
+    """Keeps the shapes of all tensors that are made, and the names of what made them."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.made.append((str(function), tuple(tensor.shape)))
+        return result
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@pytest.mark.parametrize("name", ["vit", "bert", "dinov2", "LlamaForSequenceClassification"])
+def test_nothing_in_a_step_waits_for_the_device(name, method, monkeypatch):
+    """Meta tensors have no values: whatever would have to look at one (`item`, boolean indexing, a branch) fails."""
+    if name in models.MODELS:
+        model, inputs = models.build(name).train(), models.batch(name, b=16)
+    else:
+        model = zoo.build(name).train()
+        inputs = zoo.batch(name, model, b=16)
+    # Of this device there are no generators, and no autocast.
+    monkeypatch.setattr("mm_hf.methods.multimix.process_generator", lambda device: None)
+    with wrap_model(model, method, example_inputs={**inputs, "labels": models.labels(16)}):
+        model.to("meta")
+        for name_ in (
+            "_ignore_causal_mask_sdpa",
+            "_ignore_bidirectional_mask_sdpa",
+        ):  # Transformers' own look at the mask
+            monkeypatch.setattr(f"transformers.masking_utils.{name_}", lambda *_, **__: False)
+        monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())
+        loss = model(**{k: v.to("meta") for k, v in inputs.items()}, labels=models.labels(16).to("meta")).loss
+        loss.backward()
+    assert loss.device.type == "meta" and all(p.grad is not None for p in list(model.parameters())[-2:])
+
+
+def test_what_would_wait_is_found_on_meta_tensors():
+    x = torch.ones(3, device="meta")
+    for wait in (lambda: x.sum().item(), lambda: x[x > 0], lambda: bool(x.any())):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait()
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_backbone_runs_once(name):
+    model, inputs = models.build(name).train(), models.batch(name)
+    backbone = getattr(model, model.base_model_prefix)
+    calls = []
+    with wrap_model(model, DenseMultiMix(num_mixed=20), example_inputs={**inputs, "labels": models.labels()}):
+        hook = backbone.register_forward_hook(lambda *_: calls.append(1))
+        model(**inputs, labels=models.labels()).loss.backward()
+        hook.remove()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "dinov2"])
+def test_the_attention_costs_one_row_of_it(name):
+    # With dropout PyTorch's own attention makes the matrix on a CPU.
+    model = models.build(name, attention_probs_dropout_prob=0.0).train()
+    inputs = models.batch(name, b=3)
+    n = (32 // 8) ** 2 + 1 if name in models.IMAGE_MODELS else inputs["input_ids"].shape[1]
+    example = {**inputs, "labels": models.labels(3)}
+    with wrap_model(model, DenseMultiMix(num_mixed=5), example_inputs=example), Shapes() as shapes:
+        model(**example)
+    rows = [(op, s) for op, s in shapes.made if s == (3, 4, 1, n)]
+    matrices = [(op, s) for op, s in shapes.made if len(s) == 4 and s[-2:] == (n, n) and s[1] > 1]
+    assert rows and not matrices, matrices
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_no_mixed_feature_is_made(method):
+    """Whatever has a mixed example's dimension has the width of the logits, not of the features."""
+    model, inputs = models.build("vit").train(), models.batch("vit", b=16)
+    width = model.config.hidden_size
+    method = method.sized(777)
+    example = {**inputs, "labels": models.labels(16)}
+    with wrap_model(model, method, example_inputs=example), Shapes() as shapes:
+        model(**example).loss.backward()
+    mixed = [s for _, s in shapes.made if 777 in s]
+    assert mixed and all(width not in s for s in mixed)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "LlamaForSequenceClassification"])
+def test_the_look_at_the_model_leaves_no_tensors_behind(name):
+    """Not even until the next garbage collection: a batch's activations may be gigabytes."""
+    model, inputs = (models.build(name), models.batch(name)) if name in models.MODELS else (zoo.build(name), None)
+    inputs = zoo.batch(name, model, b=6) if inputs is None else inputs
+    example = {**inputs, "labels": models.labels()}
+    with wrap_model(model.train(), DenseMultiMix()) as handle:
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+            handle.prepare(example)
+            after = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+        finally:
+            gc.enable()
+    assert after <= before

@@ -1,0 +1,199 @@
+"""What can be trained beside one class an example: several classes, numbers, a label for every token or pixel."""
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from mm_hf import ERM, DenseMultiMix, LocationError, Mixup, MultiMix, MultiMixTrainer, extract, wrap_model
+from mm_hf.distributed import process_generator
+from mm_hf.methods import pairs
+from tests.helpers import digits, models
+
+
+class Mean(MultiMix):
+    """Every mixed example the mean of the batch: a loss that can be computed by hand."""
+
+    def sample(self, num_examples, device):
+        return torch.full((num_examples, 7), 1 / num_examples)
+
+
+class DenseMean(DenseMultiMix):
+    sample = Mean.sample
+
+
+PROBLEMS = {
+    "multi_label_classification": (lambda: (torch.rand(6, 5) < 0.4).float(), F.binary_cross_entropy_with_logits),
+    "regression": (lambda: torch.randn(6, 5), F.mse_loss),
+}
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+@pytest.mark.parametrize("problem", sorted(PROBLEMS))
+def test_other_problem_types_by_hand(problem, name):
+    torch.manual_seed(0)
+    make, criterion = PROBLEMS[problem]
+    model, inputs, labels = models.build(name, problem_type=problem), models.batch(name), make()
+    clean = model(**inputs, labels=labels).loss
+    for mixing in (Mean(), DenseMean(attention="uniform"), ERM()):
+        with wrap_model(model, mixing):
+            model.training = True  # and its parts in evaluation mode: no dropout
+            loss = model(**inputs, labels=labels).loss
+            model.training = False
+        seen = extract(model, attention="uniform", **inputs)
+        expected = clean
+        if isinstance(mixing, Mean):
+            expected = clean + criterion(seen.logits.mean(0), labels.mean(0))
+        elif isinstance(mixing, DenseMean):
+            share = seen.attention / seen.attention.sum(0, keepdim=True).clamp(min=1e-30)
+            occupied = seen.attention.sum(0) > 0
+            logits, targets = torch.einsum("br,brc->rc", share, seen.token_logits), share.T @ labels
+            expected = clean + criterion(logits[occupied], targets[occupied])
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert model.config.problem_type == problem
+
+
+def test_regression_of_one_number_through_the_trainer(tmp_path):
+    """How much ink there is in an image of a digit."""
+    data = digits.dataset(0, 96, extra=False).remove_columns("label")
+    data = data.add_column("labels", [float(image.mean()) for image in data["pixel_values"]]).with_format("torch")
+    model = digits.vit(num_labels=1)
+    args = digits.arguments(tmp_path, num_train_epochs=20, learning_rate=3e-3)
+    trainer = MultiMixTrainer(model, args, mixing=DenseMultiMix(num_mixed=20), train_dataset=data)
+    trainer.train()
+    losses = [entry["loss_clean"] for entry in trainer.state.log_history if "loss_clean" in entry]
+    assert losses[-1] < 0.3 * losses[0] and model.config.problem_type == "regression"
+
+
+def test_mixup_mixes_these_labels_too():
+    torch.manual_seed(0)
+    model, inputs = models.build("vit"), models.batch("vit")
+    numbers = torch.randn(6, 5)
+    torch.manual_seed(1)
+    _, mixed = Mixup().mix_inputs(inputs, numbers, model, "mse")
+    torch.manual_seed(1)
+    generator = process_generator("cpu")
+    factor = pairs.draw_factor(1.0, generator)
+    torch.testing.assert_close(mixed, numbers.lerp(numbers[torch.randperm(6, generator=generator)], 1 - factor))
+
+
+# ---- a label for every location ----
+
+TOKENS = ["BertForTokenClassification", "RobertaForTokenClassification", "GPT2ForTokenClassification"]
+
+
+def token_model(name):
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4} if "GPT2" in name else models.TEXT
+    config = cls.config_class(**{**sizes, "vocab_size": 99, "num_labels": 5, "pad_token_id": 0})
+    model = cls(config).eval()
+    batch = models.batch("bert")
+    labels = torch.randint(5, batch["input_ids"].shape)
+    labels[batch["input_ids"] < 10] = -100
+    return model, batch, labels
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_token_classification_mixes_each_locations_own_labels(name):
+    model, inputs, labels = token_model(name)
+    clean = model(**inputs, labels=labels).loss
+    with wrap_model(model, DenseMean(dense_weight=2.0)) as handle:
+        model.training = True
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        model.training = False
+        assert handle.plan.pool == "every"
+    logits, dense = model(**inputs).logits, []
+    for j in range(labels.shape[1]):
+        there = labels[:, j] != -100
+        if there.any():
+            target = F.one_hot(labels[there, j], 5).float().mean(0)
+            dense.append(-(target * logits[there, j].mean(0).log_softmax(-1)).sum())
+    torch.testing.assert_close(loss, clean + 2 * torch.stack(dense).mean(), rtol=1e-4, atol=1e-5)
+    seen = extract(model, **inputs)
+    torch.testing.assert_close(seen.token_logits, seen.logits)
+    assert torch.equal(seen.mask, inputs["attention_mask"].bool())
+
+
+def test_attention_received_can_weigh_tokens():
+    model, inputs, _ = token_model("BertForTokenClassification")
+    seen = extract(model, attention="mean", **inputs)
+    model.set_attn_implementation("eager")
+    expected = model(**inputs, output_attentions=True).attentions[-1].mean(dim=(1, 2)) * seen.mask
+    torch.testing.assert_close(seen.attention, expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+    with pytest.raises(LocationError, match='labels every location.*Use "uniform" or "mean"'):
+        extract(model, attention="cls", **inputs)
+
+
+def test_segmentation_mixes_pixels():
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16], depths=[1, 1], num_encoder_blocks=2, num_attention_heads=[1, 2], sr_ratios=[2, 1],
+        patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=4,
+    )  # fmt: skip
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    images = torch.randn(4, 3, 16, 16)
+    labels = torch.randint(4, (4, 16, 16))
+    labels[:, :3] = 255
+    clean = model(images, labels=labels).loss
+    with wrap_model(model, DenseMean()) as handle:
+        model.training = True
+        loss = model(images, labels=labels).loss
+        loss.backward()
+        model.training = False
+        assert "segformer" in str(handle.plan) or "decode_head" in str(handle.plan)
+    logits = model(images).logits
+    small = F.interpolate(labels[:, None].double(), size=logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    dense = []
+    for y in range(small.shape[1]):
+        for x in range(small.shape[2]):
+            there = small[:, y, x] != 255
+            if there.any():
+                target = F.one_hot(small[there, y, x], 4).float().mean(0)
+                dense.append(-(target * logits[there, :, y, x].mean(0).log_softmax(-1)).sum())
+    torch.testing.assert_close(loss, clean + torch.stack(dense).mean(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(LocationError, match='Use "uniform"'):
+        extract(model, attention="mean", pixel_values=images)
+
+
+def test_token_classification_through_the_trainer(tmp_path):
+    """Which of a text's words are above the middle of the vocabulary."""
+    model, _, _ = token_model("BertForTokenClassification")
+    batch = models.batch("bert", b=64)
+    labels = (batch["input_ids"] > 50).long().masked_fill(batch["input_ids"] < 10, -100)
+    rows = [{"labels": labels[i], **{k: v[i] for k, v in batch.items()}} for i in range(64)]
+    args = digits.arguments(tmp_path, num_train_epochs=20, learning_rate=3e-3)
+    trainer = MultiMixTrainer(model, args, mixing=DenseMultiMix(num_mixed=20), train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    losses = [entry["loss_clean"] for entry in trainer.state.log_history if "loss_clean" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    plain = transformers.Trainer(model, args, eval_dataset=rows)
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_mistakes_about_tasks_are_refused_with_sentences():
+    def refused(message, model, inputs, labels, mixing, error=ValueError, **more):
+        with pytest.raises(error, match=message), wrap_model(model.train(), mixing, **more):
+            model(**inputs, labels=labels)
+
+    model, inputs, labels = token_model("BertForTokenClassification")
+    refused("label for every location.*DenseMultiMix", model, inputs, labels, MultiMix(num_mixed=5))
+    refused("label for every location", model, inputs, labels, DenseMultiMix(num_mixed=5, preset="paper"))
+    vit, images = models.build("vit"), models.batch("vit")
+    refused("one class an example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
+    refused("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
+    several = (torch.rand(6, 5) < 0.5).float()
+    several[0] = 1
+    refused('no class probabilities.*problem_type = "multi_label', vit, images, several, DenseMultiMix(num_mixed=5))
+    multi = models.build("vit", problem_type="multi_label_classification")
+    refused("labels lie in", multi, images, several * 3, DenseMultiMix(num_mixed=5))
+    refused("label_smoothing spreads", multi, images, several, DenseMultiMix(num_mixed=5), label_smoothing=0.1)
+    generator = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, num_labels=5)
+    )
+    words = models.batch("bert")
+    for mixing in (MultiMix(num_mixed=5), DenseMultiMix(num_mixed=5)):
+        refused("Models that generate", generator, words, torch.zeros(6, dtype=torch.long), mixing, LocationError)
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(**{**models.TEXT, "num_labels": 5}))
+    refused("fill masks", masked, words, torch.zeros(6, dtype=torch.long), DenseMultiMix(num_mixed=5), LocationError)

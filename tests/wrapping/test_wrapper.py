@@ -1,0 +1,237 @@
+import copy
+import inspect
+import types
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from mm_hf import ERM, DenseMultiMix, LocationError, MultiMix, extract, wrap_model
+from tests.helpers import digits, models
+
+ALL = sorted(models.MODELS)
+
+
+def snapshot(model):
+    modules = [(len(m._forward_hooks), len(m._forward_pre_hooks), sorted(m.__dict__)) for m in model.modules()]
+    configs = [id(m.config) for m in model.modules() if hasattr(m, "config")]
+    return modules, configs, sorted(model.__dict__), model.forward.__func__
+
+
+class Uniform(DenseMultiMix):
+    """Every mixed example the mean of the batch: a loss that can be computed by hand."""
+
+    def sample(self, num_examples, device):
+        return torch.full((num_examples, 7), 1 / num_examples)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_training_loss_by_hand_and_evaluation_untouched(name):
+    model, inputs, labels = models.build(name), models.batch(name), models.labels()
+    with torch.no_grad():
+        plain = model(**inputs, labels=labels)
+    with wrap_model(model, Uniform(dense_weight=2.0)):
+        with torch.no_grad():
+            again = model(**inputs, labels=labels)
+        assert torch.equal(plain.loss, again.loss) and torch.equal(plain.logits, again.logits)
+        model.training = True  # and its parts in evaluation mode: no dropout, and what can be computed by hand
+        output = model(**inputs, labels=labels)
+    assert list(output) == ["loss", "logits"]
+    seen = extract(model.eval(), **inputs)
+    mixing = seen.attention / seen.attention.sum(0, keepdim=True).clamp(min=1e-30)  # (b, r)
+    mixed = torch.einsum("br,brc->rc", mixing, seen.token_logits)
+    targets = torch.einsum("br,bc->rc", mixing, F.one_hot(labels, 5).float())
+    occupied = seen.attention.sum(0) > 0
+    dense = -(targets * mixed.log_softmax(-1)).sum(-1)[occupied].mean()
+    torch.testing.assert_close(output.loss, plain.loss + 2 * dense, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_removing_restores_the_model_exactly(name):
+    model, inputs, labels = models.build(name), models.batch(name), models.labels()
+    before = snapshot(model)
+    handle = wrap_model(model.train(), DenseMultiMix(num_mixed=5))
+    model(**inputs, labels=labels).loss.backward()
+    assert handle.plan is not None and snapshot(model) != before
+    handle.remove()
+    handle.remove()  # a second time is nothing
+    assert snapshot(model) == before
+    torch.manual_seed(0)
+    loss = model(**inputs, labels=labels).loss
+    torch.manual_seed(0)
+    assert torch.equal(loss, F.cross_entropy(model(**inputs).logits, labels))
+
+
+def test_removing_after_accelerate_prepared_the_model():
+    model = digits.vit()
+    before = snapshot(model)
+    handle = wrap_model(model, DenseMultiMix(num_mixed=5))
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    accelerator.prepare(model)
+    handle.remove()
+    assert snapshot(model) == before
+
+
+def test_accelerate_loop_with_one_more_line():
+    data = digits.dataset(extra=False)[:]
+    images, labels = data["pixel_values"], data["label"]
+    model = digits.vit()
+    handle = wrap_model(model, DenseMultiMix(num_mixed=20))  # the one line
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=3e-3))
+    losses = []
+    for _ in range(60):
+        loss = model(pixel_values=images, labels=labels).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    logs = handle.pop_logs()
+    assert logs["loss_clean"] + logs["loss_dense"] == pytest.approx(sum(losses) / 60, rel=1e-4)
+    assert handle.pop_logs() == {}
+    assert accelerator.unwrap_model(model) is model and "forward" in model.__dict__
+
+
+def test_the_signature_is_the_models_own():
+    model = models.build("bert")
+    expected = inspect.signature(model.forward)
+    with wrap_model(model, ERM()):
+        assert inspect.signature(model.forward) == expected
+        assert not hasattr(model.forward, "__wrapped__")
+        assert isinstance(model.forward, types.MethodType)
+
+
+def test_a_deep_copy_mixes_with_its_own_weights():
+    model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
+    wrap_model(model, Uniform(), example_inputs={**inputs, "labels": labels})
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.classifier.weight.zero_()
+        twin.classifier.bias.zero_()
+    twin.train()(**inputs, labels=labels).loss.backward()
+    assert model.classifier.weight.grad is None and twin.vit.layernorm.weight.grad is not None
+    assert float(twin(**inputs, labels=labels).loss.detach()) == pytest.approx(2 * torch.tensor(5.0).log().item())
+    assert float(model.train()(**inputs, labels=labels).loss.detach()) != pytest.approx(
+        2 * torch.tensor(5.0).log().item()
+    )
+
+
+def test_positional_arguments_tuples_and_missing_labels():
+    model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
+    with wrap_model(model, MultiMix(num_mixed=5)):
+        output = model(inputs["pixel_values"], labels)
+        assert output.loss > F.cross_entropy(output.logits, labels)
+        loss, logits = model(**inputs, labels=labels, return_dict=False)
+        assert loss.shape == () and logits.shape == (6, 5)
+        assert model(**inputs).loss is None
+
+
+def test_soft_labels():
+    model, inputs = models.build("vit").train(), models.batch("vit")
+    hard = models.labels()
+    soft = F.one_hot(hard, 5).float()
+    with wrap_model(model, DenseMultiMix(num_mixed=50)):
+        losses = []
+        for labels in (hard, soft):
+            torch.manual_seed(0)
+            losses.append(model(**inputs, labels=labels).loss)
+    torch.testing.assert_close(*losses)
+    assert model.config.problem_type == "single_label_classification"
+
+
+def test_examples_labelled_minus_100_take_no_part():
+    model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
+    labels[2] = -100
+    rest = [0, 1, 3, 4, 5]
+    losses = []
+    for x, y in [(inputs["pixel_values"], labels), (inputs["pixel_values"][rest], labels[rest])]:
+        with wrap_model(model, Uniform()):
+            model.training = True
+            losses.append(model(pixel_values=x, labels=y).loss)
+            model.eval()
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "dinov2"])
+def test_torch_compile_breaks_the_graph_for_the_loss_only_and_does_not_recompile(name):
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model = models.build(name).train()
+    batches = [{**models.batch(name, seed=s), "labels": models.labels(seed=s)} for s in range(6)]
+    wrap_model(model, DenseMultiMix(num_mixed=5), example_inputs=batches[0])
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for i, inputs in enumerate(batches):
+        torch.manual_seed(i)
+        expected = model(**inputs).loss
+        torch.manual_seed(i)
+        torch.testing.assert_close(compiled(**inputs).loss, expected)
+        if i == 1:
+            after_two = counter.frame_count
+    assert counter.frame_count == after_two <= 2
+    torch._dynamo.reset()
+
+
+def test_a_model_that_is_compiled_before_it_was_probed():
+    torch._dynamo.reset()
+    model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
+    handle = wrap_model(model, DenseMultiMix(num_mixed=5))
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        torch.manual_seed(0)
+        loss = compiled(**inputs, labels=labels).loss
+        torch.manual_seed(0)
+        torch.testing.assert_close(loss, model(**inputs, labels=labels).loss)
+    assert handle.plan is not None and handle.pop_logs()["loss_dense"] > 0
+    torch._dynamo.reset()
+
+
+def test_mistakes_are_refused_with_sentences():
+    model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
+    handle = wrap_model(model, ERM())
+    with pytest.raises(ValueError, match="already wrapped with erm: call remove()"):
+        wrap_model(model, DenseMultiMix())
+    handle.remove()
+    with pytest.raises(ValueError, match="mixing must be a mixing method"):
+        wrap_model(model, "dense")
+    with pytest.raises(ValueError, match="model must be a torch module"):
+        wrap_model("vit", ERM())
+    beit = models.build("beit")
+    resnet = transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5
+        )
+    )
+    with pytest.raises(LocationError, match='Use attention="gap", "cam" or "uniform"'):
+        wrap_model(
+            resnet, DenseMultiMix(attention="cls"), example_inputs={**models.batch("vit", side=64), "labels": labels}
+        )
+    assert "forward" not in resnet.__dict__  # nothing is left of a wrapping that failed
+    wrap_model(beit, DenseMultiMix(attention="cls"), example_inputs={**models.batch("beit"), "labels": labels}).remove()
+    prepared = digits.vit()
+    Accelerator(mixed_precision="bf16", cpu=True).prepare(prepared)
+    with pytest.raises(ValueError, match="must come before accelerator.prepare"):
+        wrap_model(prepared, ERM())
+    with pytest.raises(ValueError, match="already|must come before"):
+        wrap_model(torch.nn.DataParallel(digits.vit()), ERM())
+    with pytest.raises(ValueError, match="Label 5 does not fit"):
+        wrap_model(model, DenseMultiMix(), example_inputs={**inputs, "labels": labels + 5 - labels})
+
+
+class TanhHead(transformers.ViTForImageClassification):
+    def forward(self, pixel_values, labels=None, **kwargs):
+        output = super().forward(pixel_values, **kwargs)
+        output["logits"] = output.logits.tanh()
+        return output
+
+
+@pytest.mark.parametrize("mixing", [MultiMix(num_mixed=3), DenseMultiMix(num_mixed=3)])
+def test_a_head_that_is_not_linear_at_its_end_is_refused(mixing):
+    model = TanhHead(models.build("vit").config).train()
+    wrap_model(model, mixing)
+    with pytest.raises(LocationError, match="does not end in a linear layer"):
+        model(**models.batch("vit"), labels=models.labels())
