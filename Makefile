@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test oldest check format bench coverage kill evidence docs pictures dist clean
+.PHONY: demo test oldest check format bench model-table crash-recovery evidence docs pictures dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -33,11 +33,11 @@ bench: $(VENV)/.dev  ## slow evidence, 25 minutes: the loss, its growth, the dra
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/tables.py
 
-coverage: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
-	$(BIN)/python benchmarks/model_coverage.py
+model-table: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
+	$(BIN)/python benchmarks/supported_models.py
 
-kill: $(VENV)/.dev  ## trainings killed at random moments and resumed; benchmarks/results/kill.csv
-	$(BIN)/python benchmarks/kill.py
+crash-recovery: $(VENV)/.dev  ## trainings killed at random moments and resumed; benchmarks/results/crash_recovery.csv
+	$(BIN)/python benchmarks/crash_recovery.py
 
 evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py

@@ -29,7 +29,7 @@ from evidence_tasks import TASKS
 from evidence_verdict import write_verdict
 from harness import RESULTS
 
-from mm_hf.comparison import Measures, Run, run_comparison
+from mm_hf.comparison import EvaluationOptions, Run, run_comparison
 
 OUTPUTS, QUICK = Path("outputs/evidence"), Path("outputs/evidence_quick")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -53,7 +53,7 @@ def run_task(name: str, methods: Sequence[str], seeds: Sequence[int], output_dir
         seeds,
         output_dir / name,
         baseline="erm",
-        measures=Measures(robustness_samples=20 if options.quick else study.robustness_samples),
+        measures=EvaluationOptions(robustness_samples=20 if options.quick else study.robustness_samples),
         keep_models="none",
         on_run=finished,
     )

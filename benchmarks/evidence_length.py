@@ -1,6 +1,6 @@
 """Which method helps depends on how long one trains: accuracy and NLL of a task of the study, against its epochs.
 
-Measured on examples of the training part that the study's tests never see. Each length is a training of its own, with a
+EvaluationResult on examples of the training part that the study's tests never see. Each length is a training of its own, with a
 learning rate that falls to zero at its end. Stopped, the same command goes on; seeds can be added.
 
     python benchmarks/evidence_length.py [--task fashion_vit] [--epochs 3 6 12 25 50] [--seeds 3]
@@ -21,7 +21,7 @@ from evidence_tasks import TASKS
 from harness import RESULTS, read, write
 
 from mm_hf.comparison.report.tables import METRICS
-from mm_hf.evaluation.plots.style import drawn, legend_below, looks, panel_grid
+from mm_hf.evaluation.plots.style import legend_below, method_styles, panel_grid, saved_figure
 
 OUTPUT = Path("outputs/evidence_length")
 SHOWN = ("accuracy", "nll", "calibration_error")
@@ -71,13 +71,13 @@ def rows_of(output_dir: Path, task: str) -> Iterator[dict[str, object]]:
 
 def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """A panel a figure: the mean of the seeds against epochs, and each seed as a faint point."""
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, panels = panel_grid(len(SHOWN), 2.3)
         figures.append(figure)
         lengths = np.unique([int(row["epochs"]) for row in rows])
         for axes, name in zip(panels, SHOWN, strict=True):
             metric = METRICS[name]
-            for method, (colour, marker) in looks(TITLES).items():
+            for method, (colour, marker) in method_styles(TITLES).items():
                 own = [row for row in rows if row["method"] == method]
                 epochs = np.array([int(row["epochs"]) for row in own])
                 values = metric.scale * np.array([float(row[name]) for row in own])

@@ -20,7 +20,7 @@ from evidence_tasks import TASKS
 from harness import RESULTS
 
 from mm_hf import Mixing
-from mm_hf.comparison import Measures, Run, run_comparison
+from mm_hf.comparison import EvaluationOptions, Run, run_comparison
 from mm_hf.comparison.task import parse_method
 from mm_hf.evaluation.statistics import mean_interval
 
@@ -60,7 +60,7 @@ def compare(task: str, methods: Mapping[str, Mixing], seeds: Sequence[int], outp
         seeds,
         output_dir / task,
         baseline=BASELINE,
-        measures=Measures(robustness_samples=0),
+        measures=EvaluationOptions(robustness_samples=0),
         keep_models="none",
         report=False,
         on_run=lambda run: tell(task, run),

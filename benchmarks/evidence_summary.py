@@ -111,9 +111,9 @@ def summarise(output_dir: Path, tasks: Sequence[str], results_dir: Path, docs_di
     rows = read_rows(written[0])
     for task in dict.fromkeys(row["task"] for row in found):
         own = [row for row in rows if row["task"] == task]
-        for name, drawn in (("evidence", draw), ("plane", draw_plane)):
+        for name, saved_figure in (("evidence", draw), ("plane", draw_plane)):
             path = docs_dir / "images" / f"{name}_{task}.png"
-            if drawn(own, path):
+            if saved_figure(own, path):
                 written.append(path)
     write_tables(rows, docs_dir)
     return written

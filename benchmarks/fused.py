@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mm_hf import dense_multimix_loss, sample_factors
-from mm_hf.functional.factors import SparseFactors, alpha_for, sample_orders, sample_sparse_factors
+from mm_hf.functional.factors import SparseFactors, alpha_for, sample_permutations, sample_sparse_factors
 
 SHAPES = [(128, 49, 384, 100, 1000), (32, 49, 768, 1000, 500), (64, 196, 384, 100, 1000)]
 FACTORS = ("alpha = 1", "3 examples")
@@ -45,14 +45,14 @@ def problem(shape: tuple[int, ...], kind: str) -> dict[str, Any]:
         "labels": torch.randint(c, (b,)),
         "attention": torch.rand(b, r),
         "factors": factors,
-        "orders": sample_orders(r, b),
+        "permutations": sample_permutations(r, b),
     }
 
 
 def literal(p: dict[str, Any]) -> Tensor:
     """Mix features and labels at each location, apply the classifier, weigh by attention."""
     matrix = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
-    factors = torch.stack([matrix[order] for order in p["orders"]])
+    factors = torch.stack([matrix[order] for order in p["permutations"]])
     mixing = p["attention"].T[..., None] * factors
     mass = mixing.sum(dim=1)
     mixing = mixing / mass[:, None].clamp(min=1e-30)
@@ -66,7 +66,7 @@ def literal(p: dict[str, Any]) -> Tensor:
 def ours(p: dict[str, Any]) -> Tensor:
     """The classifier at each location, and the package's loss."""
     logits = p["features"] @ p["weight"].T + p["bias"]
-    return dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], orders=p["orders"])
+    return dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], permutations=p["permutations"])
 
 
 def products(p: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def compare(steps: int) -> None:
 
 def loss_alone(p: dict[str, Any]) -> None:
     """Without the classifier."""
-    loss = dense_multimix_loss(p["logits"], p["labels"], p["attention"], p["factors"], orders=p["orders"])
+    loss = dense_multimix_loss(p["logits"], p["labels"], p["attention"], p["factors"], permutations=p["permutations"])
     torch.autograd.grad(loss, p["logits"])
 
 

@@ -4,7 +4,7 @@ Time: all factors of one step, b = 128 examples, n = 1,000 mixed ones, r = 49 lo
 `torch.distributions.Dirichlet`, which has one for each location.
 
 Variance: for a fixed mini-batch, over draws, of the gradient of all parameters of a small ViT. Ways to have factors at r
-locations: a draw for each ("independent"), one draw in an order of examples of its own at each location ("orders"), the
+locations: a draw for each ("independent"), one draw in an order of examples of its own at each location ("permutations"), the
 same factors everywhere ("shared"), and what `DenseMultiMix()` does: orders, and 2 k + 2 vertices for k effective examples in
 place of the whole mini-batch ("vertices"). Printed is the trace of the gradient's covariance relative to "independent", and
 the norm of the mean gradient's difference in units of its own standard error ("vertices" has another law, close to the
@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, dense_multimix_loss, extract, sample_factors
-from mm_hf.functional.factors import alpha_for, sample_orders
+from mm_hf.functional.factors import alpha_for, sample_permutations
 
 SIZES = {"b": 128, "n": 1000, "r": 49}
 
@@ -38,7 +38,7 @@ def peers(b: int, n: int, r: int) -> None:
 def drawing(method: DenseMultiMix, b: int, r: int) -> None:
     """What a step of the method draws."""
     method.sample(b, torch.device("cpu"))
-    sample_orders(r, b)
+    sample_permutations(r, b)
 
 
 def time_draws(steps: int) -> None:
@@ -76,8 +76,8 @@ def variance(draws: int) -> None:
         factors = sample_factors(b, n, alpha_for(k, b), num_locations=r if way == "independent" else None)
         if way == "vertices":
             factors = DenseMultiMix(num_mixed=n, effective_examples=k).sample(b, torch.device("cpu"))
-        orders = sample_orders(r, b) if way in ("orders", "vertices") else None
-        loss = dense_multimix_loss(seen.token_logits, labels, seen.attention, factors, orders=orders)
+        permutations = sample_permutations(r, b) if way in ("permutations", "vertices") else None
+        loss = dense_multimix_loss(seen.token_logits, labels, seen.attention, factors, permutations=permutations)
         parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         return torch.cat([p.flatten() for p in parts if p is not None]).numpy()
 
@@ -85,7 +85,7 @@ def variance(draws: int) -> None:
     for n in (10, 100, 1000):
         for k in (3, 10):
             first = None
-            for way in ("independent", "orders", "shared", "vertices"):
+            for way in ("independent", "permutations", "shared", "vertices"):
                 grads = np.stack([gradient(way, n, k) for _ in range(draws)])
                 mean, spread = grads.mean(axis=0), grads.var(axis=0).sum()
                 first = first or (mean, spread)

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mm_hf.distributed import Everyone
+from mm_hf.distributed import GlobalBatch
 from mm_hf.functional import dense_multimix_loss
 from mm_hf.functional.mixers import DenseMixer
 
@@ -85,16 +85,16 @@ def memory(b: int, r: int, c: int, n: int, logit: int = 2, processes: int = 1) -
     of the block and the part at hand; in the backward pass, the gradient, its product with that of the loss, and that in the
     type of the logits, or added up over the processes.
     """
-    everyone = b * processes * r * c
+    global_batch = b * processes * r * c
     locations, mixed = blocks(b * processes, r, c, n)
     block, part = locations * b * processes * c, locations * min(mixed, math.ceil(n / processes)) * c
     own = logit * b * r * c
-    walk = everyone * (logit + 4) + 4 * (8 * block + 4 * part)
-    backward = everyone * (4 + 4 + (logit if logit < 4 else 0))
+    walk = global_batch * (logit + 4) + 4 * (8 * block + 4 * part)
+    backward = global_batch * (4 + 4 + (logit if logit < 4 else 0))
     if processes == 1:
         return max(walk, own + backward)
-    gathering = own + 2 * logit * everyone
-    return own + max(gathering, walk, backward, everyone * (4 + 2 * logit))
+    gathering = own + 2 * logit * global_batch
+    return own + max(gathering, walk, backward, global_batch * (4 + 2 * logit))
 
 
 def received(b: int, r: int, c: int, processes: int) -> int:
@@ -238,12 +238,12 @@ def _nothing(*_: Any, **__: Any) -> Any:
 def without_values(b: int, r: int, c: int, n: int, logit: int, processes: int = 1) -> dict[str, int]:
     """What the loss and its gradient do with tensors that have no values, in one of so many processes."""
     dtype = {2: torch.bfloat16, 4: torch.float32}[logit]
-    everyone = Everyone([b] * processes, r, 0, torch.Generator())
+    global_batch = GlobalBatch([b] * processes, r, 0, torch.Generator())
     total = b * processes
     with torch.device("meta"):
         logits = torch.empty(b, r, c, dtype=dtype)
         labels, attention = torch.empty(b, dtype=torch.long), torch.empty(b, r)
-        factors, orders = torch.empty(total, n), torch.empty(r, total, dtype=torch.long)
+        factors, permutations = torch.empty(total, n), torch.empty(r, total, dtype=torch.long)
     with contextlib.ExitStack() as stack:
         # There is no autocast of this device, and nobody to talk to.
         for name in ("autocast", "distributed.all_gather", "distributed.all_reduce"):
@@ -254,9 +254,13 @@ def without_values(b: int, r: int, c: int, n: int, logit: int, processes: int = 
         columns = None
         seen = logits
         if processes > 1:
-            seen, labels, attention = everyone.gather(logits, r), everyone.gather(labels), everyone.gather(attention, r)
-            columns = everyone.columns(n)
-        loss = dense_multimix_loss(seen, labels, attention, factors, orders=orders, columns=columns)
+            seen, labels, attention = (
+                global_batch.gather(logits, r),
+                global_batch.gather(labels),
+                global_batch.gather(attention, r),
+            )
+            columns = global_batch.columns(n)
+        loss = dense_multimix_loss(seen, labels, attention, factors, permutations=permutations, columns=columns)
         del seen
         loss.backward()
     return {"operations": counter.get_total_flops(), "starts": ledger.starts, "bytes": ledger.peak}

@@ -154,7 +154,7 @@ def stepper(case: str, name: str) -> Callable[[], None]:
     if not by_hand:
         wrap_model(model, method)
     optimizer = torch.optim.AdamW(model.parameters())
-    size_is_open = not by_hand and method.size_is_open
+    is_auto = not by_hand and method.is_auto
 
     def step() -> None:
         loss = method(model, **inputs) if by_hand else model(**inputs).loss
@@ -162,9 +162,7 @@ def stepper(case: str, name: str) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(
-        12 if size_is_open else 0
-    ):  # by then it has decided; between the others' steps its clock would be wrong
+    for _ in range(12 if is_auto else 0):  # by then it has decided; between the others' steps its clock would be wrong
         step()
     return step
 

@@ -35,7 +35,7 @@ def sampling() -> list[list[str]]:
 
 def variance() -> list[list[str]]:
     """What ways of drawing cost the gradient."""
-    ways = ["independent", "orders", "shared", "vertices"]
+    ways = ["independent", "permutations", "shared", "vertices"]
     rows = harness.read("gradient_variance.csv")
     table = [["mixed", "effective examples", *ways]]
     for n, k in dict.fromkeys((row["n"], row["effective_examples"]) for row in rows):

@@ -50,10 +50,10 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
-from mm_hf.data.images import ImageRows, ImageTransform
+from mm_hf.data.images import ImageDataset, ImageTransform
 from mm_hf.evaluation.metrics import classification_metrics
 from mm_hf.training.hub import load_mixing, load_num_mixed, save_mixing
-from mm_hf.training.model_card import GENERATED, card_tags, is_persons, method_section
+from mm_hf.training.model_card import GENERATED, card_tags, is_user_edited, method_section
 
 logger = get_logger(__name__)
 SECRETS = ("token", "hub_token")
@@ -161,7 +161,7 @@ def main() -> None:
     for epoch in range(done // updates_per_epoch, math.ceil(total / updates_per_epoch)):
         model.train()
         handle.epoch = epoch  # some methods mix inputs in late epochs
-        train.begin_epoch(args.seed, epoch)
+        train.set_epoch(args.seed, epoch)
         train_loader.set_epoch(epoch)
         skipped = done % updates_per_epoch * args.gradient_accumulation_steps
         losses = []
@@ -222,12 +222,12 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def prepare_images(data: Any, data_args: DataTrainingArguments, processor: Any, channels: int) -> list[ImageRows]:
+def prepare_images(data: Any, data_args: DataTrainingArguments, processor: Any, channels: int) -> list[ImageDataset]:
     """Training and validation examples. Their augmentation follows from the seed, the epoch and the mini-batch alone."""
     columns = (data_args.image_column_name, data_args.label_column_name)
     augmentation = {"train": data_args.augmentation, "validation": "none"}
     return [
-        ImageRows(
+        ImageDataset(
             data[split],
             ImageTransform(processor, *columns, augmentation=how, num_channels=channels, train=how != "none"),
         )
@@ -345,7 +345,7 @@ def save(
 def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments) -> None:
     """Upload what was saved, checkpoints left out, with a model card."""
     path = Path(args.output_dir, "README.md")
-    if not is_persons(path):
+    if not is_user_edited(path):
         card = ModelCardData(
             library_name="transformers",
             pipeline_tag="image-classification",

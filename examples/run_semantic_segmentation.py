@@ -196,8 +196,8 @@ def segmentation_metrics(names: list[str], ignored: int) -> Callable[[EvalPredic
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         labels, predicted = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
-        taking_part = labels != ignored
-        pairs = labels[taking_part] * len(names) + predicted[taking_part]
+        count_valid = labels != ignored
+        pairs = labels[count_valid] * len(names) + predicted[count_valid]
         confusion = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
         hits, true, found = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
         union = true + found - hits

@@ -146,9 +146,9 @@ def entity_metrics(names: list[str], of_each: bool) -> Callable[[EvalPrediction]
     """The figures of entities by seqeval, and the accuracy of tokens."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        taking_part = np.asarray(prediction.label_ids) != IGNORED
+        count_valid = np.asarray(prediction.label_ids) != IGNORED
         true, predicted = (
-            [[names[i] for i in row[part]] for row, part in zip(np.asarray(classes), taking_part)]
+            [[names[i] for i in row[part]] for row, part in zip(np.asarray(classes), count_valid)]
             for classes in (prediction.label_ids, prediction.predictions)
         )
         report = classification_report(true, predicted, output_dict=True, zero_division=0)

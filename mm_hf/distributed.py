@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 
-def process_generator(device: torch.device | str) -> torch.Generator:
+def rank_generator(device: torch.device | str) -> torch.Generator:
     """A generator of this process's own, seeded by one draw from the CPU's global generator.
 
     Processes of one training have the same global state (Trainer seeds them alike): without this, all would mix by the
@@ -30,7 +30,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def refuse_join(what: str, instead: str) -> None:
+def raise_if_uneven_inputs(what: str, instead: str) -> None:
     """Refuse what all processes do together where some may have run out of mini-batches: it would be waited for for ever.
 
     Inside of `torch.distributed.algorithms.Join` (`accelerator.join_uneven_inputs`), a process without a mini-batch takes
@@ -48,7 +48,7 @@ def refuse_join(what: str, instead: str) -> None:
         )
 
 
-def from_everyone(x: Any) -> list[Any]:
+def all_gather_object(x: Any) -> list[Any]:
     """What each process has here, in the order of the processes: anything that can be pickled."""
     if not is_distributed():
         return [x]
@@ -58,7 +58,7 @@ def from_everyone(x: Any) -> list[Any]:
 
 
 @dataclass
-class Everyone:
+class GlobalBatch:
     """The mini-batches of all processes as one, in the order of the processes.
 
     Attributes:
@@ -74,9 +74,11 @@ class Everyone:
     generator: torch.Generator
 
     @classmethod
-    def meet(cls, num_examples: int, num_locations: int, device: torch.device) -> Everyone:
+    def gather_sizes(cls, num_examples: int, num_locations: int, device: torch.device) -> GlobalBatch:
         """Ask all processes for the sizes of their mini-batches. On a GPU this waits for the device."""
-        refuse_join("gather_across_devices=True", "let each process mix its own (gather_across_devices=False)")
+        raise_if_uneven_inputs(
+            "gather_across_devices=True", "let each process mix its own (gather_across_devices=False)"
+        )
         seed = int(torch.randint(2**62, ()))
         mine = torch.tensor([num_examples, num_locations, seed], device=device)
         all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -93,7 +95,7 @@ class Everyone:
         """The mixed examples that are this process's to compute.
 
         Example:
-            >>> [Everyone([4, 4, 4], 0, rank, torch.Generator()).columns(1000) for rank in range(3)]
+            >>> [GlobalBatch([4, 4, 4], 0, rank, torch.Generator()).columns(1000) for rank in range(3)]
             [slice(0, 333, None), slice(333, 666, None), slice(666, 1000, None)]
         """
         return slice(*(num_mixed * i // self.processes for i in (self.rank, self.rank + 1)))

@@ -19,7 +19,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
 from mm_hf.data.offline import load_digits
-from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, WIDTH, drawn, looks
+from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, WIDTH, method_styles, saved_figure
 from mm_hf.functional.factors import SparseFactors, alpha_for
 from mm_hf.methods.pairs import draw_factor, draw_partners
 
@@ -49,7 +49,7 @@ def made_of(factors: Tensor) -> float:
 
 def draw_factors(path: Path, b: int = 32) -> None:
     """What one step draws: a column is a mixed example, a row an example of the mini-batch."""
-    with drawn(path) as holder:
+    with saved_figure(path) as holder:
         figure, axes = plt.subplots(1, len(MIXED_BY), figsize=(WIDTH, 2.1), layout="constrained", sharey=True)
         for cell, (name, method) in zip(axes, MIXED_BY.items(), strict=True):
             factors = factors_of(method, b, torch.Generator().manual_seed(4))
@@ -75,9 +75,9 @@ def draw_effective(path: Path) -> None:
         "effective_examples = 3 (default)": MultiMix(num_mixed=2000),
     }
     generator = torch.Generator().manual_seed(0)
-    with drawn(path) as holder:
+    with saved_figure(path) as holder:
         figure, axes = plt.subplots(figsize=(0.75 * WIDTH, 2.6), layout="constrained")
-        for (name, method), (colour, marker) in zip(methods.items(), looks(methods).values(), strict=True):
+        for (name, method), (colour, marker) in zip(methods.items(), method_styles(methods).values(), strict=True):
             fitting = [b for b in sizes if b > 2 * (method.effective_examples or 0)]
             means = [made_of(factors_of(method, b, generator)) for b in fitting]
             axes.plot(fitting, means, color=colour, marker=marker, markersize=4, linewidth=1.2)
@@ -103,7 +103,7 @@ def draw_simplex(path: Path, images: np.ndarray) -> None:
         "MultiMix, of 1.5 examples:\n1,000 a step": sample_factors(3, 1000, alpha_for(1.5, 3), generator=generator),
         "MultiMix, α from U[0.5, 2]:\n1,000 a step": sample_factors(3, 1000, (0.5, 2.0), generator=generator),
     }
-    with drawn(path) as holder:
+    with saved_figure(path) as holder:
         figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.15), layout="constrained")
         for cell, (name, factors) in zip(axes, drawn_factors.items(), strict=True):
             weights = factors.T.numpy()
@@ -130,7 +130,7 @@ def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) 
     difference = float((of_features - of_logits).abs().max())
     b, r, d, c, n = 32, 196, 384, 100, 1000
     numbers = {"mixed features\nn·r·d": n * r * d, "mixed logits\nn·r·c": n * r * c, "logits\nb·r·c": b * r * c}
-    with drawn(path) as holder:
+    with saved_figure(path) as holder:
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
         left.plot(of_logits.flatten(), of_features.flatten(), ".", markersize=1.5, color=COLOURS[2])
         left.set_xlabel("logits, mixed")
@@ -162,7 +162,7 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOut
         y, x = (patch * k for k in divmod(j, side))
         mixed[y : y + patch, x : x + patch] = np.tensordot(weights[j], images[:, y : y + patch, x : x + patch], 1)
     colours = [CLASS_COLOURS[int(label)] for label in labels]
-    with drawn(path) as holder:
+    with saved_figure(path) as holder:
         figure = plt.figure(figsize=(WIDTH, 4.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
         cells = top.subplots(2, b)

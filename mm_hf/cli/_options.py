@@ -14,18 +14,19 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..comparison.task import DECIDED
+from ..comparison.task import FIXED_ARGUMENTS
 
 FILES = (".yaml", ".yml", ".json")
 ALIKE = {
-    name: f", the same for all runs: {'give --seeds' if 'seed' in name else 'leave it out'}." for name in DECIDED
+    name: f", the same for all runs: {'give --seeds' if 'seed' in name else 'leave it out'}."
+    for name in FIXED_ARGUMENTS
 }  # what comparisons decide, and what is said to who gives it
 TRAINING = """training: all fields of transformers.TrainingArguments
   --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
 SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
 # What most people never need, and --help leaves to --help-all.
-RARE = frozenset(
+ADVANCED_OPTIONS = frozenset(
     (
         *("dataset_config_name", "validation_dir", "test_dir", "max_length", "ood_dataset_name", "ood_classes"),
         *("image_column_name", "text_column_names", "label_column_name"),
@@ -65,7 +66,7 @@ def _is_flag(action: argparse.Action) -> bool:
     return action.nargs == "?" and action.const is True
 
 
-class Refusing(HfArgumentParser):
+class CommandParser(HfArgumentParser):
     """A parser whose errors are ValueErrors, which the command tells as sentences, and whose help comes in two lengths.
 
     Attributes:
@@ -83,7 +84,7 @@ class Refusing(HfArgumentParser):
         said = {}
         for action in self._actions:
             # HfArgumentParser gives a flag that is on a second option, --no_..., to switch it off: [yes|no] says that.
-            if action.dest in RARE or action.option_strings[:1] == [f"--no_{action.dest}"]:
+            if action.dest in ADVANCED_OPTIONS or action.option_strings[:1] == [f"--no_{action.dest}"]:
                 said[action], action.help = action.help, argparse.SUPPRESS
         try:
             return super().format_help()
@@ -110,9 +111,9 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def parser_of(
+def make_parser(
     command: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any
-) -> Refusing:
+) -> CommandParser:
     """A parser with a group of options for each dataclass, under the group's title.
 
     Args:
@@ -123,7 +124,7 @@ def parser_of(
         trains: Whether the fields of TrainingArguments are options, too.
         groups: Dataclasses by the titles of their groups.
     """
-    parser = Refusing(
+    parser = CommandParser(
         [], prog=f"mm-hf {command}", usage=usage, description=description, epilog=epilog, formatter_class=ShortHelp,
         allow_abbrev=False, add_help=False,
     )  # fmt: skip
@@ -133,7 +134,7 @@ def parser_of(
         parser._add_dataclass_arguments(options)
         parser.dataclass_types = [*parser.dataclass_types, options]
     own = {f.name for options in groups.values() for f in dataclasses.fields(options)}
-    more = [f"{len(own & RARE)} more"] if own & RARE else []
+    more = [f"{len(own & ADVANCED_OPTIONS)} more"] if own & ADVANCED_OPTIONS else []
     more += [f"the {len(_training_parser()._option_names)} fields of TrainingArguments"] if trains else []
     shown = parser.add_argument_group("help")
     shown.add_argument("-h", "--help", action="help", help="These options.")
@@ -146,7 +147,7 @@ def parser_of(
 
 
 def parse(
-    parser: Refusing,
+    parser: CommandParser,
     arguments: Sequence[str],
     command: str,
     decided: Mapping[str, str],
@@ -155,7 +156,7 @@ def parse(
     """The dataclasses of a command line, and the training arguments that were given, as a dict.
 
     Args:
-        parser: Of [`parser_of`].
+        parser: Of [`make_parser`].
         arguments: Of the command line, files of options replaced.
         command: What messages call the command.
         decided: Fields of TrainingArguments that the command decides itself, and what is said to who gives them.
@@ -212,7 +213,7 @@ def with_name(arguments: Sequence[str], option: str) -> list[str]:
 
 def _training_parser() -> Any:
     """A parser of the fields of TrainingArguments, which keeps those only that are given."""
-    parser: Any = Refusing([TrainingArguments], allow_abbrev=False, add_help=False, formatter_class=ShortHelp)  # type: ignore[list-item]
+    parser: Any = CommandParser([TrainingArguments], allow_abbrev=False, add_help=False, formatter_class=ShortHelp)  # type: ignore[list-item]
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
@@ -220,7 +221,7 @@ def _training_parser() -> Any:
     return parser
 
 
-def training_arguments(rest: Sequence[str], command: str, parser: Refusing) -> dict[str, Any]:
+def training_arguments(rest: Sequence[str], command: str, parser: CommandParser) -> dict[str, Any]:
     """What was given of the fields of TrainingArguments.
 
     Raises:

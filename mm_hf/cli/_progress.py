@@ -82,7 +82,7 @@ def _validation(logs: Mapping[str, Any]) -> str:
     return f"validation accuracy {100 * logs['eval_accuracy']:.2f} %, NLL {logs['eval_nll']:.4f}"
 
 
-class Board:
+class ProgressTable:
     """One row a method, one column a seed.
 
     Args:
@@ -98,7 +98,7 @@ class Board:
         self.done = 0
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressTable:
         if self._live is not None:
             self._live.start()
             self._live.update(self._table())
@@ -110,7 +110,7 @@ class Board:
         if self._live is not None:
             self._live.stop()
 
-    def going_on(self, method: str, seed: int, said: str) -> None:
+    def update(self, method: str, seed: int, said: str) -> None:
         """A run goes on: a few words on how far it is."""
         self.cells[method, seed] = said if self._live is None else said.splitlines()[0]
         if self._live is not None:

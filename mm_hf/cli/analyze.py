@@ -10,14 +10,14 @@ from typing import Any
 import transformers
 from transformers.utils import cached_file
 
-from ..comparison import Comparison, Measures, Run, measure, write_report
+from ..comparison import Comparison, EvaluationOptions, Run, evaluate_model, write_report
 from ..comparison.compare import describe
 from ..comparison.run import weights_digest
 from ..data.build import ModelOptions, build_task
 from ..data.splits import DataOptions
 from ..methods import Mixing
 from ..training.hub import MIXING_FILE, load_mixing
-from ._options import ALIKE, parse, parser_of, with_name
+from ._options import ALIKE, make_parser, parse, with_name
 from ._progress import quiet
 
 USAGE = "mm-hf analyze MODEL [OPTIONS.yaml] --dataset_name NAME [--output_dir DIR] [options]"
@@ -46,7 +46,7 @@ class AnalyzeOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Analyze a model as the arguments say."""
-    parser = parser_of(
+    parser = make_parser(
         "analyze", USAGE, DESCRIPTION, EPILOG, report=AnalyzeOptions, data=DataOptions, model=ModelOptions
     )
     given = with_name(arguments, "--model_name_or_path")
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("Say which model: mm-hf analyze MODEL, a directory or a Hub name.")
     quiet()
     directory = Path(options.output_dir)
-    measures = Measures(options.robustness_samples, options.epsilon)
+    measures = EvaluationOptions(options.robustness_samples, options.epsilon)
     task = build_task(data, model, training, trained=True)
     transformers.utils.logging.set_verbosity_error()
     trained: Any = task.model_init()
     trained.to(task.arguments(str(directory), 0).device)
-    measured = measure(trained, task, measures, str(directory))
+    measured = evaluate_model(trained, task, measures, str(directory))
     title = name_of(model.model_name_or_path)
     mixing = _mixing(model.model_name_or_path, model.hub)
     settings = describe(task, {}, measures)

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from ..data.dummy_inputs import example_batch, load, task_of
-from ..evaluation.model_check import MIXED, ModelCheck, check_model, holds
+from ..evaluation.model_check import MIXED, ModelCheck, check_model, within_rounding
 from ..methods import ERM, METHODS, get_method
-from ._options import parse, parser_of, with_name
+from ._options import make_parser, parse, with_name
 from ._progress import quiet
 
 USAGE = "mm-hf check MODEL [OPTIONS.yaml] [--task image|text|audio] [--mixing METHOD] [options]"
@@ -50,7 +50,7 @@ class CheckOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Check a model as the arguments say."""
-    parser = parser_of("check", USAGE, DESCRIPTION, EPILOG, trains=False, check=CheckOptions)
+    parser = make_parser("check", USAGE, DESCRIPTION, EPILOG, trains=False, check=CheckOptions)
     options, _ = parse(parser, with_name(arguments, "--model"), "mm-hf check", {})
     if options.model is None:
         raise ValueError("Say which model: mm-hf check MODEL, a directory or a Hub name.")
@@ -94,7 +94,7 @@ def said(found: ModelCheck, mixing: str, dtype: torch.dtype) -> list[str]:
         lines += ["Locations: none. " + found.reason]
     else:
         head = " → ".join(plan.chain) or "a layer that scores every token"
-        good = "the model's own" if holds(found.pooled_error, dtype) else "NOT the model's own"
+        good = "the model's own" if within_rounding(found.pooled_error, dtype) else "NOT the model's own"
         lines += [
             f"Locations: up to {found.locations} an example, where {plan.source} has its {plan.side}.",
             f"Head: reads {plan.pool}, then {head}. The logits made of the locations are {good} on another batch "
@@ -105,7 +105,7 @@ def said(found: ModelCheck, mixing: str, dtype: torch.dtype) -> list[str]:
     if found.mixed_error is None:
         lines += ["Mixing: the head is not linear, so that mixing features is not mixing logits."]
     else:
-        equal = "are" if holds(found.mixed_error, dtype) else "are NOT"
+        equal = "are" if within_rounding(found.mixed_error, dtype) else "are NOT"
         lines += [
             f"Mixing: the logits of {MIXED:,} mixed features {equal} the mixed logits (relative error {found.mixed_error:.1e})."
         ]

@@ -9,13 +9,13 @@ from typing import Literal
 
 import transformers
 
-from ..comparison import Measures, as_methods, run_comparison
+from ..comparison import EvaluationOptions, as_methods, run_comparison
 from ..comparison.compare import Comparison
 from ..data.build import ModelOptions, build_task
 from ..data.splits import DataOptions
 from ..methods import METHODS
-from ._options import ALIKE, SMALL_VIT, TRAINING, parse, parser_of, with_file
-from ._progress import Board, quiet
+from ._options import ALIKE, SMALL_VIT, TRAINING, make_parser, parse, with_file
+from ._progress import ProgressTable, quiet
 
 USAGE = """mm-hf compare [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                      --methods erm mixup dense_multimix --seeds 5 --output_dir DIR [options]"""
@@ -60,18 +60,18 @@ class CompareOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare methods as the arguments say."""
-    parser = parser_of(
+    parser = make_parser(
         "compare", USAGE, DESCRIPTION, EPILOG, comparison=CompareOptions, data=DataOptions, model=ModelOptions
     )
     options, data, model, training = parse(parser, with_file(arguments), "mm-hf compare", ALIKE)
     methods = as_methods(options.methods)
-    measures = Measures(options.robustness_samples, options.epsilon)
+    measures = EvaluationOptions(options.robustness_samples, options.epsilon)
     seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
     quiet()
     task = build_task(data, model, training)
     if training.get("log_level") is None:
         transformers.utils.logging.set_verbosity_error()
-    with Board(list(methods), seeds) as board:
+    with ProgressTable(list(methods), seeds) as board:
         comparison = run_comparison(
             task,
             methods,
@@ -80,14 +80,14 @@ def main(arguments: Sequence[str]) -> int:
             baseline=options.baseline,
             measures=measures,
             keep_models=options.keep_models,
-            progress=board.going_on,
+            progress=board.update,
             on_run=board.finished,
         )
-    _tell(comparison, Path(options.output_dir))
+    _print_summary(comparison, Path(options.output_dir))
     return 0
 
 
-def _tell(comparison: Comparison, directory: Path) -> None:
+def _print_summary(comparison: Comparison, directory: Path) -> None:
     from ..comparison.report.sections import FOUND, findings
 
     print(f"\n{FOUND}" if comparison.differences else "")

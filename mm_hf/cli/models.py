@@ -9,8 +9,8 @@ from typing import Literal
 
 import transformers
 
-from ..data.supported_models import Coverage, installed
-from ._options import parse, parser_of, with_name
+from ..data.supported_models import SupportedModel, installed
+from ._options import make_parser, parse, with_name
 
 USAGE = "mm-hf models [NAME] [OPTIONS.yaml] [--task TASK] [--method METHOD]"
 DESCRIPTION = """Lists the classes of the installed Transformers that classify texts, images, audio and videos: which methods train
@@ -41,7 +41,7 @@ class ModelsOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """List the classes that the arguments ask for."""
-    parser = parser_of("models", USAGE, DESCRIPTION, EPILOG, trains=False, filter=ModelsOptions)
+    parser = make_parser("models", USAGE, DESCRIPTION, EPILOG, trains=False, filter=ModelsOptions)
     options, _ = parse(parser, with_name(arguments, "--name"), "mm-hf models", {})
     every = installed()
     rows = select(every, options.name, options.task, options.method)
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def select(
-    rows: Sequence[Coverage], name: str | None = None, task: str | None = None, method: str | None = None
-) -> list[Coverage]:
+    rows: Sequence[SupportedModel], name: str | None = None, task: str | None = None, method: str | None = None
+) -> list[SupportedModel]:
     """The rows of some name, task and method.
 
     Example:
@@ -70,7 +70,7 @@ def select(
     ]
 
 
-def listing(rows: Sequence[Coverage]) -> str:
+def listing(rows: Sequence[SupportedModel]) -> str:
     """The rows as a table in plain text, and what they come to."""
     width = max(len(row.name) for row in rows)
     titles = ("class", "task", *METHODS, "auto", "head reads")
@@ -93,7 +93,7 @@ def listing(rows: Sequence[Coverage]) -> str:
     return "\n".join(lines)
 
 
-def _nothing(rows: Sequence[Coverage], options: ModelsOptions) -> str:
+def _nothing(rows: Sequence[SupportedModel], options: ModelsOptions) -> str:
     filters = [f"--task {options.task}"] * bool(options.task) + [f"--method {options.method}"] * bool(options.method)
     if options.name is None or select(rows, options.name):
         return f"No class{f' with {options.name!r} in its name' if options.name else ''} fits {' '.join(filters)}."

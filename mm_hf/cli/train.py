@@ -19,9 +19,9 @@ from ..data.build import ModelOptions, build_task
 from ..data.models import CLASSES
 from ..data.splits import DataOptions
 from ..methods import METHODS, Mixing, get_method
-from ..training.checkpoints import last_whole_checkpoint, list_checkpoints
+from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.hub import MIXING_FILE, load_mixing
-from ._options import SMALL_VIT, TRAINING, parse, parser_of, with_file
+from ._options import SMALL_VIT, TRAINING, make_parser, parse, with_file
 from ._progress import Training, quiet
 
 USAGE = """mm-hf train [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     given = with_file(arguments)
     method = get_method(_chosen(given))
     settings: dict[str, Any] = {f"settings of {method.name}": method} if fields(method) else {}
-    parser = parser_of(
+    parser = make_parser(
         "train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **settings, data=DataOptions, model=ModelOptions
     )
     options, *found, training = parse(parser, given, "mm-hf train", {}, _of_others(method))
@@ -173,7 +173,7 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
             )
         return None
     of_this_process = {"process": args.process_index, "processes": args.world_size, "model_only": args.save_only_model}
-    checkpoint = last_whole_checkpoint(directory, **of_this_process) if given == "last" else Path(given)
+    checkpoint = last_complete_checkpoint(directory, **of_this_process) if given == "last" else Path(given)
     if checkpoint is None or not checkpoint.is_dir():
         raise ValueError(
             f"--resume_from_checkpoint: there is no checkpoint in {directory}, or none that is whole."

@@ -4,19 +4,19 @@ They need the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 """
 
 from .compare import Comparison, run_comparison
-from .evaluate import Measures, PeakMemory, measure
+from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
 from .report.sections import write_report
 from .run import Run
 from .task import Task, as_methods, parse_method
 
 __all__ = [
     "Comparison",
-    "Measures",
+    "EvaluationOptions",
     "PeakMemory",
     "Run",
     "Task",
     "as_methods",
-    "measure",
+    "evaluate_model",
     "parse_method",
     "run_comparison",
     "write_report",

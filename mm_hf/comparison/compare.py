@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from ..evaluation.statistics import REPLICATES, STATISTICS, Interval, example_scores, mean_interval, paired_bootstrap
 from ..locations import LocationError
 from ..methods import Mixing
-from .evaluate import Measures
+from .evaluate import EvaluationOptions
 from .run import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, write_json
 from .task import Task, as_methods, baseline_of, slug
 
@@ -125,7 +125,7 @@ def run_comparison(
     output_dir: str | Path = "comparison",
     *,
     baseline: str | None = None,
-    measures: Measures | None = None,
+    measures: EvaluationOptions | None = None,
     keep_models: Keep = "best",
     replicates: int = REPLICATES,
     report: bool = True,
@@ -146,7 +146,7 @@ def run_comparison(
         seeds: How many (0, 1, ...), or which.
         output_dir: Gets `report.html`, `report.md`, `pictures/`, `results.csv`, `settings.json` and `runs/`.
         baseline: The method that the others are compared with. Default: plain training (ERM), or else the first.
-        measures: What is measured beside the figures of the predictions. Default: `Measures()`.
+        measures: What is measured beside the figures of the predictions. Default: `EvaluationOptions()`.
         keep_models: "best" keeps, for each method, the model of the seed with the best validation accuracy (the first
             seed without validation); "all" keeps checkpoints, too.
         replicates: Of the bootstrap.
@@ -185,7 +185,7 @@ def run_comparison(
         )
     if keep_models not in ("best", "none", "all"):
         raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
-    measures = measures or Measures()
+    measures = measures or EvaluationOptions()
     directory = Path(output_dir)
     settings = describe(task, chosen, measures)
     check_settings(directory, settings)
@@ -261,7 +261,7 @@ def _validated(run: Run) -> float:
 # ---- Settings, which must be those of the runs that are there ----
 
 
-def describe(task: Task, methods: Mapping[str, Mixing], measures: Measures) -> dict[str, Any]:
+def describe(task: Task, methods: Mapping[str, Mixing], measures: EvaluationOptions) -> dict[str, Any]:
     """What a comparison is made of, in JSON types."""
     set_seed(0)
     model = task.model_init()

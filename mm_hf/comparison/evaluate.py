@@ -37,7 +37,7 @@ SEVERITIES = (0, 1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
-class Measures:
+class EvaluationOptions:
     """What is measured beside the figures of the predictions.
 
     Args:
@@ -62,7 +62,7 @@ class Measures:
 
 
 @dataclass
-class Measured:
+class EvaluationResult:
     """What was measured of one model.
 
     Attributes:
@@ -78,7 +78,9 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def measure(model: nn.Module, task: Task, measures: Measures, directory: str, seed: int = 0) -> Measured:
+def evaluate_model(
+    model: nn.Module, task: Task, measures: EvaluationOptions, directory: str, seed: int = 0
+) -> EvaluationResult:
     """The figures of a trained model on the test examples of a task.
 
     Args:
@@ -95,7 +97,7 @@ def measure(model: nn.Module, task: Task, measures: Measures, directory: str, se
         directory, seed, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, torch_compile=False
     )
     trainer = Trainer(model, args, data_collator=task.data_collator, processing_class=task.processing_class)
-    measured = Measured()
+    measured = EvaluationResult()
     try:
         vectors, logits, labels = features_and_logits(model, trainer.get_test_dataloader(task.test_dataset))
     except LocationError as error:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..methods import ERM, Mixing
 from ..training.trainer import MultiMixTrainer
-from .evaluate import Measures, PeakMemory, measure
+from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
 from .task import Task
 
 RESULT, ARRAYS, COST = "result.json", "predictions.npz", "comparison.json"
@@ -93,7 +93,7 @@ def train_run(
     seed: int,
     directory: Path,
     *,
-    measures: Measures,
+    measures: EvaluationOptions,
     progress: Progress | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Run:
@@ -116,7 +116,7 @@ def train_run(
     checkpoints = directory / "checkpoints"
     args = task.arguments(str(checkpoints), seed)
     costs = _Costs()
-    told = _Told(name, seed, progress)
+    told = _ProgressCallback(name, seed, progress)
     trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, told, *(callbacks or [])])
     assert isinstance(trainer, _Trainer) and trainer.model is not None
     trainer.costs = costs
@@ -138,7 +138,7 @@ def train_run(
     plain = task.model_init()
     plain.load_state_dict(state)
     plain.to(args.device)
-    measured = measure(plain, task, measures, str(checkpoints), seed)
+    measured = evaluate_model(plain, task, measures, str(checkpoints), seed)
     terms = [entry["loss_terms"] for entry in history if "loss_terms" in entry]
     measured.metrics |= {
         "train_seconds": costs.seconds,
@@ -253,7 +253,7 @@ class _Pause:
             self.costs.start()
 
 
-class _Told(TrainerCallback):
+class _ProgressCallback(TrainerCallback):
     """Tells how far a run is."""
 
     def __init__(self, name: str, seed: int, progress: Progress | None):

@@ -16,7 +16,7 @@ from ..methods import ERM, Mixing, get_method
 from ..training.trainer import MultiMixTrainer
 
 # What a comparison itself decides, so that all methods of a seed are trained alike.
-DECIDED = (
+FIXED_ARGUMENTS = (
     "output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "hub_token", "full_determinism",
 )  # fmt: skip
@@ -31,7 +31,7 @@ class Task:
         model_init: Makes the model anew for each run; called after the seed is set, so that all methods of a seed start
             from the same weights.
         train_dataset: Of examples as the model takes them, with `labels`, of known length. If it has a method
-            `begin_epoch(seed, epoch)`, that is called before each epoch: augmentation that depends on these and not on
+            `set_epoch(seed, epoch)`, that is called before each epoch: augmentation that depends on these and not on
             global random numbers is the same for all methods.
         test_dataset: Likewise; it is predicted once for each run, at the end.
         validation_dataset: Likewise; predicted after each epoch, for training curves and choices.
@@ -62,7 +62,7 @@ class Task:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        decided = [name for name in self.training_args if name in DECIDED]
+        decided = [name for name in self.training_args if name in FIXED_ARGUMENTS]
         if decided:
             raise ValueError(
                 f"training_args has {', '.join(decided)}, which the comparison decides itself: leave it out."
@@ -128,8 +128,8 @@ class _Epochs(TrainerCallback):
         self.data = data
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.data, "begin_epoch"):
-            self.data.begin_epoch(args.seed, int(state.epoch or 0))
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(args.seed, int(state.epoch or 0))
 
 
 def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:

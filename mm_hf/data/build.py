@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding
 
 from ..comparison import Task
 from ..evaluation.metrics import Normalisation
-from .images import ImageRows, ImageTransform
+from .images import ImageDataset, ImageTransform
 from .models import CLASSES, image_processor, model_factory, tokenizer
 from .splits import DataOptions, Splits, align, load_splits
 from .text import tokenize
@@ -114,7 +114,7 @@ def _task_of_images(
     processor = image_processor(config, model.image_processor_name or model.model_name_or_path, **model.hub)
     channels = getattr(config, "num_channels", 3)
 
-    def rows(split: str) -> ImageRows | None:
+    def rows(split: str) -> ImageDataset | None:
         found = getattr(splits, split)
         if found is None or (trained and split in ("train", "validation")):
             return None
@@ -122,7 +122,7 @@ def _task_of_images(
             processor, splits.inputs[0], splits.label, augmentation=data.augmentation, num_channels=channels,
             train=split == "train" and data.augmentation != "none",
         )  # fmt: skip
-        return ImageRows(found, transform)
+        return ImageDataset(found, transform)
 
     train, validation, test, ood = (rows(split) for split in SPLITS)
     return Task(

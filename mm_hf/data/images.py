@@ -97,7 +97,7 @@ class _InColour(torch.nn.Module):
         return self.inner(images.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True)
 
 
-class ImageRows(Dataset):
+class ImageDataset(Dataset):
     """A data set of images whose augmentation depends on the seed, the epoch and the images of the batch alone.
 
     Methods draw different numbers from the global generator: if augmentation drew from it, too, each method would be
@@ -116,7 +116,7 @@ class ImageRows(Dataset):
         if not transform.random and values <= IN_MEMORY:
             self.prepared = self._prepare(range(len(rows)))
 
-    def begin_epoch(self, seed: int, epoch: int) -> None:
+    def set_epoch(self, seed: int, epoch: int) -> None:
         """What the augmentation of the coming batches depends on."""
         self.seed, self.epoch = seed, epoch
 

@@ -1,6 +1,6 @@
 """Which classification classes of Transformers were tried with mm_hf, and how each went: a table that the package brings.
 
-It is written by `make coverage` (benchmarks/model_coverage.py), which trains a tiny random model of every class.
+It is written by `make model-table` (benchmarks/supported_models.py), which trains a tiny random model of every class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TABLE = Path(__file__).with_name("supported_models.csv")
 
 
 @dataclass(frozen=True)
-class Coverage:
+class SupportedModel:
     """How one class went.
 
     Attributes:
@@ -47,33 +47,33 @@ class Coverage:
 
 
 @cache
-def coverage() -> tuple[Coverage, ...]:
+def supported_models() -> tuple[SupportedModel, ...]:
     """The table, a row a class.
 
     Example:
-        >>> vit = next(row for row in coverage() if row.name == "ViTForImageClassification")
+        >>> vit = next(row for row in supported_models() if row.name == "ViTForImageClassification")
         >>> vit.dense_multimix, vit.attention, vit.pool
         (True, 'cls', 'token[0]')
     """
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    flags = {f.name for f in fields(Coverage) if f.type == "bool"}
+    flags = {f.name for f in fields(SupportedModel) if f.type == "bool"}
     values: list[dict[str, Any]] = [{k: v == "yes" if k in flags else v for k, v in row.items()} for row in rows]
-    return tuple(Coverage(**row) for row in values)
+    return tuple(SupportedModel(**row) for row in values)
 
 
-def write_coverage(rows: Iterable[Coverage], path: Path) -> None:
-    """Write a table as [`coverage`] reads it."""
+def write_supported_models(rows: Iterable[SupportedModel], path: Path) -> None:
+    """Write a table as [`supported_models`] reads it."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Coverage)])
+        writer.writerow([f.name for f in fields(SupportedModel)])
         for row in rows:
             writer.writerow(
                 [{True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for v in vars(row).values()]
             )
 
 
-def installed() -> tuple[Coverage, ...]:
+def installed() -> tuple[SupportedModel, ...]:
     """The classes of the installed Transformers that classify texts, images, audio and videos; untried ones are empty rows.
 
     Example:
@@ -82,16 +82,16 @@ def installed() -> tuple[Coverage, ...]:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    known = {row.name: row for row in coverage()}
+    known = {row.name: row for row in supported_models()}
     mappings: dict[str, Any] = {
         "text": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "image": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "audio": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
         "video": auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
     }
-    found: dict[str, Coverage] = {}
+    found: dict[str, SupportedModel] = {}
     for task, mapping in mappings.items():
         for architecture, names in mapping.items():
             for name in [names] if isinstance(names, str) else names:
-                found.setdefault(name, known.get(name) or Coverage(name, task, architecture))
+                found.setdefault(name, known.get(name) or SupportedModel(name, task, architecture))
     return tuple(found[name] for name in sorted(found))

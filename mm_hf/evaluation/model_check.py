@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..functional.factors import sample_factors
 from ..locations import LocationError, Plan, extract, probe, resolve_attention
 from ..locations.head import check_head, is_affine
-from ..locations.hooks import tapped
+from ..locations.hooks import temporary_hooks
 from ..locations.plan import EVERY, as_tokens, pooled_logits
 from ..locations.recording import Recording, logits_of, record
 from ..locations.tolerance import relative_error
@@ -152,16 +152,16 @@ def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tup
         and how many locations the longest example has.
     """
     with evaluation(model):
-        seen = extract(model, "uniform", **inputs)
-        assert seen.mask is not None
-        error = relative_error(seen.logits, logits_of(model(**inputs)))
+        output = extract(model, "uniform", **inputs)
+        assert output.mask is not None
+        error = relative_error(output.logits, logits_of(model(**inputs)))
         if plan.pool != EVERY:
-            with tapped(model, plan) as taps, taps.listening(inputs, "uniform"):
+            with temporary_hooks(model, plan) as hooks, hooks.capture(inputs, "uniform"):
                 model(**inputs)
-                assert taps.source is not None
-                pooled = pooled_logits(model, plan, as_tokens(taps.source, plan.layout), inputs)
-                error = max(error, relative_error(pooled, seen.logits))
-    return error, int(seen.mask.sum(dim=1).max())
+                assert hooks.source is not None
+                pooled = pooled_logits(model, plan, as_tokens(hooks.source, plan.layout), inputs)
+                error = max(error, relative_error(pooled, output.logits))
+    return error, int(output.mask.sum(dim=1).max())
 
 
 def _tried(
@@ -221,7 +221,7 @@ def _first_sentence(error: Exception) -> str:
     return str(error).splitlines()[0].split(". Tried were")[0]
 
 
-def holds(error: float | None, dtype: torch.dtype) -> bool:
+def within_rounding(error: float | None, dtype: torch.dtype) -> bool:
     """Whether a relative error is one of rounding only, for a model of that dtype.
 
     Example:

@@ -5,19 +5,19 @@ from .losses import (
     IGNORE_INDEX,
     Criterion,
     clean_loss,
+    count_valid,
     dense_multimix_loss,
     multimix_loss,
     soft_targets,
-    taking_part,
 )
 
 __all__ = [
     "IGNORE_INDEX",
     "Criterion",
     "clean_loss",
+    "count_valid",
     "dense_multimix_loss",
     "multimix_loss",
     "sample_factors",
     "soft_targets",
-    "taking_part",
 ]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .criteria import CRITERIA, ClassTargets
 from .factors import SparseFactors
-from .mixers import Mixer, mixer_of
+from .mixers import Mixer, make_mixer
 
 # So few classes are mixed as numbers by a product: it costs as much as adding up by class does at about this many,
 # whatever the other sizes.
@@ -45,7 +45,7 @@ class DenseMixingLoss(torch.autograd.Function):
         targets: Tensor,
         confidence: Tensor,
         factors: Tensor | SparseFactors,
-        orders: Tensor | None,
+        permutations: Tensor | None,
         weighted: bool,
         criterion: str,
         smoothing: float,
@@ -53,28 +53,30 @@ class DenseMixingLoss(torch.autograd.Function):
     ) -> Tensor:
         need_logits, _, need_confidence, *_ = ctx.needs_input_grad
         b, r, c = logits.shape
-        mixer = mixer_of(factors, logits.device)
+        mixer = make_mixer(factors, logits.device)
         # On a GPU the rows of a class would be added up in an order that changes from run to run, and products are cheap.
-        many = mixer.sums_labels or c > FEW_CLASSES
+        many = mixer.prefers_class_indices or c > FEW_CLASSES
         add_up = many and not targets.is_floating_point() and not need_confidence and logits.device.type == "cpu"
-        back = None  # puts the examples of each location into the order of the factors' rows
-        if orders is not None:
-            back = orders.argsort(dim=1)
-            confidence = confidence.gather(1, back)
+        inverse_permutation = None  # puts the examples of each location into the order of the factors' rows
+        if permutations is not None:
+            inverse_permutation = permutations.argsort(dim=1)
+            confidence = confidence.gather(1, inverse_permutation)
         loss, occupied = confidence.new_zeros(()), confidence.new_zeros(())
         gradients = confidence.new_empty(b, r, c) if need_logits else None
         confidence_gradients = torch.empty_like(confidence) if need_confidence else None
-        locations_at_once, mixed_at_once = mixer.blocks(r, c)
-        for here in _slices(r, locations_at_once):
-            block = _Block.at(here, back, logits, targets, confidence, criterion, smoothing, add_up, mixer)
+        locations_at_once, mixed_at_once = mixer.chunk_sizes(r, c)
+        for locations in _slices(r, locations_at_once):
+            block = _Chunk.at(
+                locations, inverse_permutation, logits, targets, confidence, criterion, smoothing, add_up, mixer
+            )
             parts = _slices(mixer.num_mixed, mixed_at_once, columns)
-            local = _walk(mixer, block, parts, columns, weighted, criterion, need_logits, need_confidence)
+            local = _loss_and_grads(mixer, block, parts, columns, weighted, criterion, need_logits, need_confidence)
             loss, occupied = loss + local.loss, occupied + local.occupied
-            order = None if orders is None else orders[here]
+            order = None if permutations is None else permutations[locations]
             if gradients is not None:
-                gradients[:, here] = _in_order(local.gradients, order).transpose(0, 1)
+                gradients[:, locations] = _in_order(local.gradients, order).transpose(0, 1)
             if confidence_gradients is not None:
-                confidence_gradients[here] = _in_order(local.confidence_gradients, order)
+                confidence_gradients[locations] = _in_order(local.confidence_gradients, order)
         occupied = occupied.clamp_(min=1)
         ctx.gradients = [None if g is None else g.div_(occupied) for g in (gradients, confidence_gradients)]
         ctx.logits_dtype = logits.dtype
@@ -94,7 +96,7 @@ class DenseMixingLoss(torch.autograd.Function):
 
 
 @dataclass
-class _Block:
+class _Chunk:
     """What the examples have at q locations that are walked together, in the order of the factors' rows.
 
     Attributes:
@@ -107,20 +109,20 @@ class _Block:
         laid_out_targets: Confidence times targets.
     """
 
-    here: slice
+    locations: slice
     logits: Tensor
     confidence: Tensor
     classes: Tensor | None
     targets: Tensor | None
-    laid_out: Tensor
-    laid_out_targets: Tensor | None
+    packed: Tensor
+    packed_targets: Tensor | None
     smoothing: float
 
     @classmethod
     def at(
         cls,
-        here: slice,
-        back: Tensor | None,
+        locations: slice,
+        inverse_permutation: Tensor | None,
         logits: Tensor,
         targets: Tensor,
         confidence: Tensor,
@@ -128,26 +130,26 @@ class _Block:
         smoothing: float,
         add_up: bool,
         mixer: Mixer,
-    ) -> _Block:
-        local, confidence = _take(logits, here, back).to(confidence.dtype), confidence[here]
+    ) -> _Chunk:
+        local, confidence = _take(logits, locations, inverse_permutation).to(confidence.dtype), confidence[locations]
         if criterion == "cross_entropy":
             # A shift of all classes changes no loss, and a large common offset would cost digits.
             local = (local - local.amax(dim=-1, keepdim=True)).clamp_(min=MASKED)
         classes, soft, laid_out_soft = None, None, None
         if targets.is_floating_point():
-            soft = _take(targets, here, back, local=targets.ndim == 3)
+            soft = _take(targets, locations, inverse_permutation, local=targets.ndim == 3)
         else:
-            classes = _take(targets, here, back, local=targets.ndim == 2)
+            classes = _take(targets, locations, inverse_permutation, local=targets.ndim == 2)
             soft = None if add_up else F.one_hot(classes, logits.shape[-1]).to(local.dtype)
         if soft is not None:
             soft = (1 - smoothing) * soft + smoothing / logits.shape[-1] if smoothing else soft
-            laid_out_soft = mixer.lay_out(confidence[..., None] * soft)
-        laid_out = mixer.lay_out(confidence[..., None] * local)
-        return cls(here, local, confidence, classes, soft, laid_out, laid_out_soft, smoothing)
+            laid_out_soft = mixer.pack(confidence[..., None] * soft)
+        packed = mixer.pack(confidence[..., None] * local)
+        return cls(locations, local, confidence, classes, soft, packed, laid_out_soft, smoothing)
 
 
 @dataclass
-class _Walked:
+class _ChunkResult:
     """What a block contributes: sums over its locations, and gradients (q, b, c) and (q, b), not to be read unless asked for."""
 
     loss: Tensor
@@ -156,20 +158,22 @@ class _Walked:
     confidence_gradients: Tensor
 
 
-def _walk(
+def _loss_and_grads(
     mixer: Mixer,
-    block: _Block,
+    block: _Chunk,
     parts: list[slice],
     columns: slice | None,
     weighted: bool,
     criterion: str,
     need_logits: bool,
     need_confidence: bool,
-) -> _Walked:
+) -> _ChunkResult:
     """Loss and gradient of all mixed examples at a block of locations, a part of the mixed examples at a time."""
-    here = block.here
-    laid_out = mixer.lay_out(block.confidence[..., None])
-    mass = torch.cat([mixer.ungrid(mixer.mix(laid_out, here, part)[:, 0]) for part in parts], dim=1)
+    locations = block.locations
+    packed = mixer.pack(block.confidence[..., None])
+    mass = torch.cat(
+        [mixer.unpack_weights(mixer.mix(packed, locations, mixed_slice)[:, 0]) for mixed_slice in parts], dim=1
+    )
     inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
     weight = mass if weighted else (mass > 0).to(mass.dtype)
     total = weight.sum(dim=1, keepdim=True)
@@ -177,55 +181,60 @@ def _walk(
     weight = weight / total
 
     loss = mass.new_zeros(len(mass), 1)
-    slopes = torch.zeros_like(block.laid_out)
-    target_slopes = torch.zeros_like(block.laid_out) if need_confidence else slopes
+    grads = torch.zeros_like(block.packed)
+    target_slopes = torch.zeros_like(block.packed) if need_confidence else grads
     mass_slopes = []
-    for part in parts:
-        if columns is not None and not columns.start <= part.start < columns.stop:  # another process's
-            mass_slopes.append(torch.zeros_like(mass[:, part]))
+    for mixed_slice in parts:
+        if columns is not None and not columns.start <= mixed_slice.start < columns.stop:  # another process's
+            mass_slopes.append(torch.zeros_like(mass[:, mixed_slice]))
             continue
-        scale, share = (mixer.grid(x[:, part])[:, None] for x in (inverse, weight))
-        losses, slope, target_slope, lost = _mixed_loss(mixer, block, part, scale, criterion, need_confidence)
-        loss += mixer.ungrid(losses * share[:, 0]).sum(dim=1, keepdim=True)
+        scale, share = (mixer.pack_weights(x[:, mixed_slice])[:, None] for x in (inverse, weight))
+        losses, grad, target_slope, lost = _mixed_loss(mixer, block, mixed_slice, scale, criterion, need_confidence)
+        loss += mixer.unpack_weights(losses * share[:, 0]).sum(dim=1, keepdim=True)
         share = share * scale
         if need_logits or need_confidence:
-            slopes += mixer.unmix(slope.mul_(share), here, part)
+            grads += mixer.mix_transpose(grad.mul_(share), locations, mixed_slice)
         if target_slope is not None and lost is not None:
-            target_slopes += mixer.unmix(target_slope.mul_(share), here, part)
-            mass_slope = mixer.ungrid(-share[:, 0] * lost)
-            mass_slopes.append(mass_slope + mixer.ungrid(losses) / total if weighted else mass_slope)
-        del slope, target_slope  # before the next ones are made
-    by_mixed = mixer.restore(slopes)
+            target_slopes += mixer.mix_transpose(target_slope.mul_(share), locations, mixed_slice)
+            mass_slope = mixer.unpack_weights(-share[:, 0] * lost)
+            mass_slopes.append(mass_slope + mixer.unpack_weights(losses) / total if weighted else mass_slope)
+        del grad, target_slope  # before the next ones are made
+    by_mixed = mixer.unpack(grads)
     local = block.confidence
     if need_confidence:
         assert block.targets is not None
-        local = (by_mixed * block.logits + mixer.restore(target_slopes) * block.targets).sum(dim=-1)
-        for part, mass_slope in zip(parts, mass_slopes, strict=True):
+        local = (by_mixed * block.logits + mixer.unpack(target_slopes) * block.targets).sum(dim=-1)
+        for mixed_slice, mass_slope in zip(parts, mass_slopes, strict=True):
             mass_slope = mass_slope - loss / total if weighted else mass_slope
-            mass_slope = mass_slope.masked_fill(mass[:, part] == 0, 0)
-            local = local + mixer.restore(mixer.unmix(mixer.grid(mass_slope)[:, None], here, part))[..., 0]
+            mass_slope = mass_slope.masked_fill(mass[:, mixed_slice] == 0, 0)
+            local = (
+                local
+                + mixer.unpack(mixer.mix_transpose(mixer.pack_weights(mass_slope)[:, None], locations, mixed_slice))[
+                    ..., 0
+                ]
+            )
     occupied = (mass > 0).any(dim=1).sum()
-    return _Walked(loss.sum(), occupied, by_mixed * block.confidence[..., None], local)
+    return _ChunkResult(loss.sum(), occupied, by_mixed * block.confidence[..., None], local)
 
 
 def _mixed_loss(
-    mixer: Mixer, block: _Block, part: slice, scale: Tensor, criterion: str, by_targets: bool
+    mixer: Mixer, block: _Chunk, mixed_slice: slice, scale: Tensor, criterion: str, targets_need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Losses (o, i) of a part of the mixed examples, slopes (o, c, i) by mixed logits and targets, and by the scale."""
-    mixed = mixer.mix(block.laid_out, block.here, part).mul_(scale)
+    mixed = mixer.mix(block.packed, block.locations, mixed_slice).mul_(scale)
     targets: Tensor | ClassTargets
-    if block.laid_out_targets is not None:
-        targets = mixer.mix(block.laid_out_targets, block.here, part).mul_(scale)
+    if block.packed_targets is not None:
+        targets = mixer.mix(block.packed_targets, block.locations, mixed_slice).mul_(scale)
     else:
         assert block.classes is not None
         c = block.logits.shape[-1]
-        targets = mixer.labels(block.classes, block.confidence, scale, c, block.smoothing, block.here, part)
-    unmixed = mixed.clone() if by_targets else mixed  # the criteria work in place
-    losses, slope, target_slope = CRITERIA[criterion](mixed, targets, by_targets)
+        targets = mixer.labels(block.classes, block.confidence, scale, c, block.smoothing, block.locations, mixed_slice)
+    unmixed = mixed.clone() if targets_need_grad else mixed  # the criteria work in place
+    losses, grad, target_slope = CRITERIA[criterion](mixed, targets, targets_need_grad)
     if target_slope is None:
-        return losses, slope, None, None
+        return losses, grad, None, None
     assert isinstance(targets, Tensor)
-    return losses, slope, target_slope, (slope * unmixed).sum(dim=1) + (target_slope * targets).sum(dim=1)
+    return losses, grad, target_slope, (grad * unmixed).sum(dim=1) + (target_slope * targets).sum(dim=1)
 
 
 def _slices(length: int, at_once: int, columns: slice | None = None) -> list[slice]:
@@ -236,13 +245,13 @@ def _slices(length: int, at_once: int, columns: slice | None = None) -> list[sli
     ]
 
 
-def _take(x: Tensor, here: slice, back: Tensor | None, local: bool = True) -> Tensor:
+def _take(x: Tensor, locations: slice, inverse_permutation: Tensor | None, local: bool = True) -> Tensor:
     """What the examples have at a block of locations, in the order `back` (r, b): (q, b) or (q, b, c).
 
     `x` is (b, r) or (b, r, c) if it is `local`, else (b,) or (b, c), and the same at all locations.
     """
-    block = x[:, here].transpose(0, 1) if local else x.expand(here.stop - here.start, *x.shape)
-    return _in_order(block, None if back is None else back[here])
+    block = x[:, locations].transpose(0, 1) if local else x.expand(locations.stop - locations.start, *x.shape)
+    return _in_order(block, None if inverse_permutation is None else inverse_permutation[locations])
 
 
 def _in_order(x: Tensor, order: Tensor | None) -> Tensor:

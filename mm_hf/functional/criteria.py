@@ -52,9 +52,9 @@ class ClassTargets:
         return x.sub_(self.smoothing / c) if self.smoothing else x
 
 
-def cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
+def cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
     """Soft cross-entropy."""
-    target_slope = mixed.neg() if by_targets else None
+    target_slope = mixed.neg() if targets_need_grad else None
     o, c, i = mixed.shape
     logarithms = (mixed.view(o, c) if i == 1 else mixed).log_softmax(dim=1).view(o, c, i)
     if isinstance(targets, ClassTargets):
@@ -64,21 +64,21 @@ def cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: boo
     return loss, logarithms.exp_().sub_(targets), target_slope
 
 
-def binary_cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
+def binary_cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
     """Binary cross-entropy of each output, averaged over the outputs."""
     assert isinstance(targets, Tensor)
     num_classes = mixed.shape[1]
     loss = F.binary_cross_entropy_with_logits(mixed, targets, reduction="none").mean(dim=1)
-    target_slope = -mixed / num_classes if by_targets else None
+    target_slope = -mixed / num_classes if targets_need_grad else None
     return loss, mixed.sigmoid_().sub_(targets).div_(num_classes), target_slope
 
 
-def mse(mixed: Tensor, targets: Tensor | ClassTargets, by_targets: bool) -> Slopes:
+def mse(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
     """Squared error, averaged over the outputs."""
     assert isinstance(targets, Tensor)
     difference = mixed.sub_(targets)
-    slope = difference * (2 / mixed.shape[1])
-    return difference.square().mean(dim=1), slope, -slope if by_targets else None
+    grad = difference * (2 / mixed.shape[1])
+    return difference.square().mean(dim=1), grad, -grad if targets_need_grad else None
 
 
 CRITERIA: dict[str, Callable[[Tensor, Tensor | ClassTargets, bool], Slopes]] = {

@@ -160,7 +160,7 @@ def sample_sparse_factors(
     return SparseFactors(index, weight.mT.contiguous(), num_examples)
 
 
-def sample_orders(
+def sample_permutations(
     num_locations: int,
     num_examples: int,
     *,
@@ -173,7 +173,7 @@ def sample_orders(
     Dirichlet distribution is symmetric in the examples.
 
     Example:
-        >>> sorted(sample_orders(2, 3)[0].tolist())
+        >>> sorted(sample_permutations(2, 3)[0].tolist())
         [0, 1, 2]
     """
     return torch.rand((num_locations, num_examples), device=device, generator=generator).argsort(dim=1)

@@ -15,7 +15,7 @@ from .chunked_loss import DenseMixingLoss
 from .criteria import CRITERIA
 from .factors import SparseFactors, sample_factors
 
-__all__ = ["clean_loss", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets", "taking_part"]
+__all__ = ["clean_loss", "count_valid", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
 IGNORE_INDEX = -100
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
@@ -49,7 +49,7 @@ def clean_loss(
             targets, _ = soft_targets(labels, logits.shape[-1], dtype, criterion=criterion)
             loss = F.mse_loss if criterion == "mse" else F.binary_cross_entropy_with_logits
             return loss(logits, targets)
-        count = taking_part(labels, logits)
+        count = count_valid(labels, logits)
         if labels.shape == logits.shape:
             labels = labels.to(dtype).flatten(0, -2)
             mass = labels.sum(dim=-1, keepdim=True)
@@ -62,12 +62,12 @@ def clean_loss(
         return total / count.clamp(min=torch.finfo(dtype).eps)
 
 
-def taking_part(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
+def count_valid(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
     """Over how many examples (or locations) [`clean_loss`] is a mean: a scalar, in float32 or better.
 
     Example:
         >>> import torch
-        >>> taking_part(torch.tensor([3, -100, 1]), torch.randn(3, 5))
+        >>> count_valid(torch.tensor([3, -100, 1]), torch.randn(3, 5))
         tensor(2.)
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -142,7 +142,7 @@ def dense_multimix_loss(
     label_smoothing: float = 0.0,
     confidence_weighted: bool = True,
     criterion: Criterion = "cross_entropy",
-    orders: Tensor | None = None,
+    permutations: Tensor | None = None,
     columns: slice | None = None,
 ) -> Tensor:
     """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
@@ -188,7 +188,7 @@ def dense_multimix_loss(
         >>> token_logits.grad.shape
         torch.Size([8, 49, 10])
     """
-    _check_shapes(token_logits, labels, attention, factors, orders, criterion)
+    _check_shapes(token_logits, labels, attention, factors, permutations, criterion)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}.")
     if label_smoothing and criterion != "cross_entropy":
@@ -199,18 +199,26 @@ def dense_multimix_loss(
         if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
             labels = labels.to(dtype)  # probabilities that are all 0 or 1
         if labels.is_floating_point() or criterion != "cross_entropy":
-            targets, takes_part = soft_targets(labels, c, dtype, criterion=criterion)
+            targets, is_valid = soft_targets(labels, c, dtype, criterion=criterion)
         else:
-            takes_part = (labels != IGNORE_INDEX).to(dtype)
+            is_valid = (labels != IGNORE_INDEX).to(dtype)
             targets = _check_classes(labels, c).masked_fill(labels == IGNORE_INDEX, 0)
-        if takes_part.ndim == 1:
-            takes_part = takes_part[:, None]
-        confidence = (attention.to(dtype) * takes_part).T
+        if is_valid.ndim == 1:
+            is_valid = is_valid[:, None]
+        confidence = (attention.to(dtype) * is_valid).T
         # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
         return DenseMixingLoss.apply(
-            token_logits, targets, confidence, factors, orders, confidence_weighted, criterion, label_smoothing, columns
+            token_logits,
+            targets,
+            confidence,
+            factors,
+            permutations,
+            confidence_weighted,
+            criterion,
+            label_smoothing,
+            columns,
         )
 
 
@@ -226,16 +234,16 @@ def soft_targets(
     the targets, or (...) with one output.
     """
     if criterion == "cross_entropy" and not labels.is_floating_point():
-        takes_part = (labels != IGNORE_INDEX).to(dtype)
-        targets = takes_part.new_zeros(*labels.shape, num_classes)
+        is_valid = (labels != IGNORE_INDEX).to(dtype)
+        targets = is_valid.new_zeros(*labels.shape, num_classes)
         targets.scatter_(-1, labels.masked_fill(labels == IGNORE_INDEX, 0)[..., None].long(), 1.0)
     else:
         targets = labels.to(dtype)
         targets = targets[:, None] if targets.ndim == 1 else targets
-        takes_part = targets.new_ones(targets.shape[:-1])
+        is_valid = targets.new_ones(targets.shape[:-1])
         if criterion == "cross_entropy":
-            takes_part = (targets.sum(dim=-1) > 0).to(dtype)
-    return targets, takes_part
+            is_valid = (targets.sum(dim=-1) > 0).to(dtype)
+    return targets, is_valid
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> Tensor:
@@ -256,7 +264,7 @@ def _check_shapes(
     labels: Tensor,
     attention: Tensor,
     factors: Tensor | SparseFactors,
-    orders: Tensor | None,
+    permutations: Tensor | None,
     criterion: str,
 ) -> None:
     if token_logits.ndim != 3:
@@ -293,8 +301,8 @@ def _check_shapes(
             f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "
             f"got {shape}."
         )
-    if orders is not None and (orders.shape != (r, b) or len(shape) != 2):
+    if permutations is not None and (permutations.shape != (r, b) or len(shape) != 2):
         raise ValueError(
             f"orders must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, mixed); got "
-            f"{tuple(orders.shape)} with factors of shape {shape}."
+            f"{tuple(permutations.shape)} with factors of shape {shape}."
         )

@@ -29,36 +29,45 @@ class Mixer(Protocol):
     """What the walk over locations and mixed examples needs to be told about factors."""
 
     num_mixed: int
-    sums_labels: bool  # whether class labels are better added up than mixed as numbers, however few the classes
+    prefers_class_indices: (
+        bool  # whether class labels are better added up than mixed as numbers, however few the classes
+    )
 
-    def blocks(self, num_locations: int, num_classes: int) -> tuple[int, int]:
+    def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
         """How many locations, and how many mixed examples, to take at a time."""
 
-    def lay_out(self, x: Tensor) -> Tensor:
+    def pack(self, x: Tensor) -> Tensor:
         """Numbers of the examples (q, b, v), ready to be mixed."""
 
-    def restore(self, x: Tensor) -> Tensor:
-        """The inverse of `lay_out`."""
+    def unpack(self, x: Tensor) -> Tensor:
+        """The inverse of `pack`."""
 
-    def mix(self, x: Tensor, here: slice, part: slice) -> Tensor:
+    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
         """What is laid out, mixed: (o, v, i)."""
 
-    def unmix(self, x: Tensor, here: slice, part: slice) -> Tensor:
+    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
         """The transpose of `mix`, laid out."""
 
-    def grid(self, x: Tensor) -> Tensor:
+    def pack_weights(self, x: Tensor) -> Tensor:
         """(q, m) as (o, i)."""
 
-    def ungrid(self, x: Tensor) -> Tensor:
+    def unpack_weights(self, x: Tensor) -> Tensor:
         """(o, i) as (q, m)."""
 
     def labels(
-        self, classes: Tensor, confidence: Tensor, scale: Tensor, c: int, smoothing: float, here: slice, part: slice
+        self,
+        classes: Tensor,
+        confidence: Tensor,
+        scale: Tensor,
+        c: int,
+        smoothing: float,
+        locations: slice,
+        mixed_slice: slice,
     ) -> ClassTargets:
         """Mixed labels, of classes and confidence (q, b), each mixed example's column scaled by `scale` (o, 1, i)."""
 
 
-def mixer_of(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
+def make_mixer(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
     """The faster way to apply these factors."""
     if isinstance(factors, Tensor):
         return DenseMixer(factors if factors.ndim == 3 else factors[None])
@@ -72,50 +81,57 @@ def mixer_of(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
 class DenseMixer:
     """Factors (r, b, n) or, shared by all locations, (1, b, n): matrix products. Locations are the outer dimension."""
 
-    sums_labels = False
+    prefers_class_indices = False
 
     def __init__(self, factors: Tensor):
         self.factors = factors
         self.shared = len(factors) == 1
         self.num_mixed = factors.shape[-1]
 
-    def blocks(self, num_locations: int, num_classes: int) -> tuple[int, int]:
+    def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
         widest = max(num_classes, self.factors.shape[1])
         mixed = min(self.num_mixed, max(1, CHUNK_ELEMENTS // widest))
         return min(num_locations, max(1, CHUNK_ELEMENTS // (mixed * widest))), mixed
 
-    def lay_out(self, x: Tensor) -> Tensor:
+    def pack(self, x: Tensor) -> Tensor:
         return x.mT.contiguous()
 
-    def restore(self, x: Tensor) -> Tensor:
+    def unpack(self, x: Tensor) -> Tensor:
         return x.mT
 
-    def _local(self, here: slice, part: slice) -> Tensor:
-        return (self.factors if self.shared else self.factors[here])[..., part]
+    def _local(self, locations: slice, mixed_slice: slice) -> Tensor:
+        return (self.factors if self.shared else self.factors[locations])[..., mixed_slice]
 
-    def mix(self, x: Tensor, here: slice, part: slice) -> Tensor:
+    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
         q, v, b = x.shape
         if self.shared:
-            return (x.view(q * v, b) @ self.factors[0, :, part]).view(q, v, -1)
-        return x @ self._local(here, part)
+            return (x.view(q * v, b) @ self.factors[0, :, mixed_slice]).view(q, v, -1)
+        return x @ self._local(locations, mixed_slice)
 
-    def unmix(self, x: Tensor, here: slice, part: slice) -> Tensor:
+    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
         q, v, m = x.shape
         if self.shared:
-            return (x.reshape(q * v, m) @ self.factors[0, :, part].mT).view(q, v, -1)
-        return x @ self._local(here, part).mT
+            return (x.reshape(q * v, m) @ self.factors[0, :, mixed_slice].mT).view(q, v, -1)
+        return x @ self._local(locations, mixed_slice).mT
 
-    def grid(self, x: Tensor) -> Tensor:
+    def pack_weights(self, x: Tensor) -> Tensor:
         return x
 
-    def ungrid(self, x: Tensor) -> Tensor:
+    def unpack_weights(self, x: Tensor) -> Tensor:
         return x
 
     def labels(
-        self, classes: Tensor, confidence: Tensor, scale: Tensor, c: int, smoothing: float, here: slice, part: slice
+        self,
+        classes: Tensor,
+        confidence: Tensor,
+        scale: Tensor,
+        c: int,
+        smoothing: float,
+        locations: slice,
+        mixed_slice: slice,
     ) -> ClassTargets:
         q, b = classes.shape
-        shares = (confidence[..., None] * self._local(here, part)).mul_(scale)
+        shares = (confidence[..., None] * self._local(locations, mixed_slice)).mul_(scale)
         rows = classes + torch.arange(q, device=classes.device)[:, None] * c
         return ClassTargets(rows.flatten(), shares.reshape(q * b, -1), b, smoothing)
 
@@ -123,14 +139,14 @@ class DenseMixer:
 class SparseMixer:
     """A few vertices for each mixed example: their rows are added up. Mixed examples are the outer dimension."""
 
-    sums_labels = True
+    prefers_class_indices = True
 
     def __init__(self, factors: SparseFactors):
         self.index, self.weight, self.num_examples = factors.index, factors.weight, factors.num_examples
         self.num_mixed, self.num_vertices = self.index.shape
         self._transposed: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def blocks(self, num_locations: int, num_classes: int) -> tuple[int, int]:
+    def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
         locations = min(ROW_ELEMENTS // num_classes, CHUNK_ELEMENTS // self.num_mixed)
         locations = max(16, locations - locations % 16)  # whole vectors of the inner dimension
         locations = min(num_locations, locations)
@@ -138,45 +154,56 @@ class SparseMixer:
             1, min(self.num_mixed, CHUNK_ELEMENTS // (locations * max(num_classes, self.num_vertices)))
         )
 
-    def lay_out(self, x: Tensor) -> Tensor:
+    def pack(self, x: Tensor) -> Tensor:
         return x.permute(1, 2, 0).contiguous()
 
-    def restore(self, x: Tensor) -> Tensor:
+    def unpack(self, x: Tensor) -> Tensor:
         return x.permute(2, 0, 1)
 
-    def mix(self, x: Tensor, here: slice, part: slice) -> Tensor:
+    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
         b, v, q = x.shape
-        weight = self.weight[part].to(x.dtype)
-        mixed = F.embedding_bag(self.index[part], x.view(b, v * q), per_sample_weights=weight, mode="sum")
+        weight = self.weight[mixed_slice].to(x.dtype)
+        mixed = F.embedding_bag(self.index[mixed_slice], x.view(b, v * q), per_sample_weights=weight, mode="sum")
         return mixed.view(-1, v, q)
 
-    def unmix(self, x: Tensor, here: slice, part: slice) -> Tensor:
-        rows, offsets, weight = self._transpose(part)
+    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
+        rows, offsets, weight = self._transpose(mixed_slice)
         m, v, q = x.shape
         weight = weight.to(x.dtype)
-        back = F.embedding_bag(rows, x.reshape(m, v * q), offsets, per_sample_weights=weight, mode="sum")
-        return back.view(-1, v, q)
+        inverse_permutation = F.embedding_bag(rows, x.reshape(m, v * q), offsets, per_sample_weights=weight, mode="sum")
+        return inverse_permutation.view(-1, v, q)
 
-    def _transpose(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def _transpose(self, mixed_slice: slice) -> tuple[Tensor, Tensor, Tensor]:
         """For each example, of which mixed ones it is a vertex: they follow each other, from the example's offset on."""
-        if part.start not in self._transposed:
-            index = self.index[part].flatten()
+        if mixed_slice.start not in self._transposed:
+            index = self.index[mixed_slice].flatten()
             order = index.argsort(stable=True)
             counts = index.bincount(minlength=self.num_examples)
             rows = order.div(self.num_vertices, rounding_mode="floor")
-            self._transposed[part.start] = rows, counts.cumsum(0) - counts, self.weight[part].flatten()[order]
-        return self._transposed[part.start]
+            self._transposed[mixed_slice.start] = (
+                rows,
+                counts.cumsum(0) - counts,
+                self.weight[mixed_slice].flatten()[order],
+            )
+        return self._transposed[mixed_slice.start]
 
-    def grid(self, x: Tensor) -> Tensor:
+    def pack_weights(self, x: Tensor) -> Tensor:
         return x.mT.contiguous()
 
-    def ungrid(self, x: Tensor) -> Tensor:
+    def unpack_weights(self, x: Tensor) -> Tensor:
         return x.mT
 
     def labels(
-        self, classes: Tensor, confidence: Tensor, scale: Tensor, c: int, smoothing: float, here: slice, part: slice
+        self,
+        classes: Tensor,
+        confidence: Tensor,
+        scale: Tensor,
+        c: int,
+        smoothing: float,
+        locations: slice,
+        mixed_slice: slice,
     ) -> ClassTargets:
-        index, (q, _) = self.index[part], classes.shape
-        shares = F.embedding(index, confidence.T.contiguous()).mul_(self.weight[part, :, None]).mul_(scale)
+        index, (q, _) = self.index[mixed_slice], classes.shape
+        shares = F.embedding(index, confidence.T.contiguous()).mul_(self.weight[mixed_slice, :, None]).mul_(scale)
         places = F.embedding(index, classes.T.contiguous()).mul_(q).add_(torch.arange(q))
         return ClassTargets(places.flatten(1), shares.flatten(1), self.num_vertices, smoothing)

@@ -21,10 +21,10 @@ from .recording import (
     batch_size,
     is_features,
     logits_of,
+    nonzero_head_weights,
     plain_call,
     record,
-    traceless,
-    without_zero_weights,
+    restore_on_exit,
 )
 from .tolerance import relative_error
 
@@ -59,7 +59,7 @@ class Blocks:
     calls: int
 
 
-class BlockTaps:
+class BlockHooks:
     """Hooks where the blocks begin. They stay installed and mix only when told to, as `Taps` listen.
 
     Nothing here refers to the model: a copy of the model has taps of its own.
@@ -189,21 +189,21 @@ def _distinct_examples(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _carries_everything(model: nn.Module, blocks: Blocks, inputs: dict[str, Any]) -> bool:
-    taps = BlockTaps(model, blocks)
+    hooks = BlockHooks(model, blocks)
     try:
-        with traceless(model), without_zero_weights(model), torch.no_grad():
+        with restore_on_exit(model), nonzero_head_weights(model), torch.no_grad():
             logits = logits_of(plain_call(model, inputs))
             partner = torch.arange(len(logits), device=logits.device).roll(1)
             limit = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2
             for call in range(blocks.calls):
                 mixing = BlockMixing((call + 0.5) / blocks.calls, partner, torch.ones((), device=logits.device))
-                taps.begin(mixing)
+                hooks.begin(mixing)
                 exchanged = logits_of(plain_call(model, inputs))
-                taps.end()
-                if taps.calls != blocks.calls or relative_error(exchanged, logits[partner]) > limit:
+                hooks.end()
+                if hooks.calls != blocks.calls or relative_error(exchanged, logits[partner]) > limit:
                     return False
             return relative_error(logits, logits[partner]) > limit
     except (IndexError, RuntimeError, StopIteration):  # what a member takes first is no batch of examples
         return False
     finally:
-        taps.remove()
+        hooks.remove()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .plan import ACTIVATIONS, LocationError
-from .recording import Call, Recording, traceless
-from .tolerance import gives, same, tolerance
+from .recording import Call, Recording, restore_on_exit
+from .tolerance import is_close, returns, tolerance
 
 
 def check_head(recording: Recording) -> None:
@@ -22,11 +22,11 @@ def check_head(recording: Recording) -> None:
         return
     if affine_layer(recording, logits) is not None:
         return
-    last_steps = [c for c in recording.calls if gives(c, logits)]
+    last_steps = [c for c in recording.calls if returns(c, logits)]
     for call in recording.calls:
         for result in call.results.values():
             for label, activation in ACTIVATIONS.items():
-                if result.shape == logits.shape and same(activation(result), logits):
+                if result.shape == logits.shape and is_close(activation(result), logits):
                     raise LocationError(
                         f"The head of {name} does not end in a linear layer: its logits are {label} of what leaves "
                         f"{call.name!r}. Interpolating features is interpolating logits for a linear layer only."
@@ -42,9 +42,9 @@ def check_head(recording: Recording) -> None:
             and is_affine(recording, call)
         ):
             return
-    seen = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
+    found = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
     raise LocationError(
-        f"The head of {name} does not end in a linear layer that computes its logits: {seen}. Interpolating features "
+        f"The head of {name} does not end in a linear layer that computes its logits: {found}. Interpolating features "
         "is interpolating logits for a linear layer only."
     )
 
@@ -55,7 +55,7 @@ def affine_layer(recording: Recording, target: Tensor) -> Call | None:
         result = call.results.get(None)
         if result is None or call.argument is None:
             continue
-        if (gives(call, target) if target.ndim == 2 else same(result, target)) and is_affine(recording, call):
+        if (returns(call, target) if target.ndim == 2 else is_close(result, target)) and is_affine(recording, call):
             return call
     return None
 
@@ -68,13 +68,13 @@ def is_affine(recording: Recording, call: Call) -> bool:
     module = recording.model.get_submodule(call.name)
     if not any(True for _ in module.parameters()):
         return False
-    with traceless(recording.model), torch.no_grad():
+    with restore_on_exit(recording.model), torch.no_grad():
         other = 3 * x.flip(0) + x.std()
         try:
             ends, middle = (module(x) + module(other)) / 2, module((x + other) / 2)
         except Exception:  # a module that needs more arguments is no last layer
             return False
-    return isinstance(ends, Tensor) and same(ends, middle, 100 * tolerance(ends))
+    return isinstance(ends, Tensor) and is_close(ends, middle, 100 * tolerance(ends))
 
 
 def averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
@@ -84,7 +84,7 @@ def averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
     heads.sort(key=lambda c: c.name.count("."))
     for a, b in itertools.combinations(heads, 2):
         if (
-            same((a.results[None] + b.results[None]) / 2, logits)
+            is_close((a.results[None] + b.results[None]) / 2, logits)
             and is_affine(recording, a)
             and is_affine(recording, b)
         ):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention.capture import AttentionTap
+from .attention.capture import AttentionHook
 from .attention.weights import KINDS, confidence, normalise
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
@@ -19,7 +19,7 @@ from .probe import probe
 from .recording import batch_size, logits_of, plain_call
 from .tolerance import relative_error
 
-TAPS = "mm_hf_taps"
+HOOKS = "mm_hf_hooks"
 
 
 @dataclass
@@ -69,19 +69,19 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     labels = inputs.pop("labels", None)
-    installed = model.__dict__.get(TAPS)
+    installed = model.__dict__.get(HOOKS)
     if installed is not None:
         return _forward(model, installed, attention, labels, inputs)
     plan = _plans.get(model)
     if plan is not None:
-        with tapped(model, plan) as taps:
+        with temporary_hooks(model, plan) as hooks:
             try:
-                return _forward(model, taps, attention, labels, inputs)
+                return _forward(model, hooks, attention, labels, inputs)
             except StalePlanError:
                 pass  # the model has changed since: look again
     plan = _plans[model] = probe(model, inputs)
-    with tapped(model, plan) as taps:
-        return _forward(model, taps, attention, labels, inputs)
+    with temporary_hooks(model, plan) as hooks:
+        return _forward(model, hooks, attention, labels, inputs)
 
 
 _plans: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
@@ -92,44 +92,44 @@ class StalePlanError(LocationError):
 
 
 def _forward(
-    model: nn.Module, taps: Taps, attention: str, labels: Tensor | None, inputs: dict[str, Any]
+    model: nn.Module, hooks: LocationHooks, attention: str, labels: Tensor | None, inputs: dict[str, Any]
 ) -> LocationOutput:
-    kind = resolve_attention(attention, taps.plan)
-    with taps.listening(inputs, kind):
+    kind = resolve_attention(attention, hooks.plan)
+    with hooks.capture(inputs, kind):
         logits = logits_of(plain_call(model, inputs))
-        output = taps.read(model, logits, inputs, kind, labels, detach=True)
-        if not model.training and taps.plan.pool != EVERY:
-            taps.check(model, logits, inputs)
+        output = hooks.to_output(model, logits, inputs, kind, labels, detach=True)
+        if not model.training and hooks.plan.pool != EVERY:
+            hooks.check(model, logits, inputs)
     return output
 
 
 @contextmanager
-def tapped(model: nn.Module, plan: Plan) -> Iterator[Taps]:
+def temporary_hooks(model: nn.Module, plan: Plan) -> Iterator[LocationHooks]:
     """Install a plan's taps for a while."""
-    taps = Taps(model, plan)
+    hooks = LocationHooks(model, plan)
     try:
-        yield taps
+        yield hooks
     finally:
-        taps.remove(model)
+        hooks.remove(model)
 
 
-class Taps:
-    """The one hook and the one attention tap that a plan needs. They stay installed and listen only when told to.
+class LocationHooks:
+    """The one hook and the one attention hook that a plan needs. They stay installed and listen only when told to.
 
     A hook that comes and goes breaks torch.compile's graph each time; one that is installed before the first compiled
-    call and looks at a flag does not. Nothing here refers to the model: a copy of the model has taps of its own.
+    call and looks at a flag does not. Nothing features refers to the model: a copy of the model has taps of its own.
     """
 
     def __init__(self, model: nn.Module, plan: Plan):
         self.plan = plan
         self.active = False
         self.source: Tensor | None = None
-        self.row: AttentionTap | None = None
+        self.row: AttentionHook | None = None
         self._hook = model.get_submodule(plan.source).register_forward_hook(self._capture, with_kwargs=True)
         if plan.attention is not None:
             assert plan.attention_base is not None
-            self.row = AttentionTap(model.get_submodule(plan.attention), plan.attention_base)
-        model.__dict__[TAPS] = self
+            self.row = AttentionHook(model.get_submodule(plan.attention), plan.attention_base)
+        model.__dict__[HOOKS] = self
 
     def remove(self, model: nn.Module) -> None:
         """Leave the model as it was."""
@@ -137,7 +137,7 @@ class Taps:
         if self.row is not None:
             assert self.plan.attention is not None
             self.row.remove(model.get_submodule(self.plan.attention))
-        model.__dict__.pop(TAPS, None)
+        model.__dict__.pop(HOOKS, None)
 
     def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # The head is called again on every token, and then this is not the call that is meant.
@@ -149,7 +149,7 @@ class Taps:
             self.source = output if self.plan.key is None else output[self.plan.key]
 
     @contextmanager
-    def listening(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
+    def capture(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
         """Keep the tokens of the forward inside, and the attention that `kind` needs; forget both afterwards."""
         row = self.row if kind in ("cls", "mean") else None
         self.active = True
@@ -174,7 +174,7 @@ class Taps:
             return -1
         return pool_rows(words.detach().reshape(*words.shape[:2], -1), self.plan.pool, inputs).int().argmax(dim=1)
 
-    def read(
+    def to_output(
         self,
         model: nn.Module,
         logits: Tensor,
@@ -201,17 +201,17 @@ class Taps:
             row = self.row.row[:, plan.prefix :]
         token_logits: Tensor | None
         if plan.pool == EVERY:
-            here = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT
-            mask = attended(inputs, here)
+            features = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT
+            mask = attended(inputs, features)
         else:
-            here = tokens[:, plan.prefix :]
+            features = tokens[:, plan.prefix :]
             mask = self._mask(inputs, tokens)[:, plan.prefix :]
-            seen = here
+            scored = features
             if "|" in plan.pool:
                 first = pool_tokens(tokens, plan.pool.split("|")[0], inputs)
-                seen = torch.cat([first[:, None].expand_as(here), here], dim=-1)
-            token_logits = score_tokens(model, plan, seen) if score or row is None else None
-        weights = confidence(kind, row, here * mask[..., None], token_logits, labels)
+                scored = torch.cat([first[:, None].expand_as(features), features], dim=-1)
+            token_logits = score_tokens(model, plan, scored) if score or row is None else None
+        weights = confidence(kind, row, features * mask[..., None], token_logits, labels)
         attention = normalise(weights.detach() if detach else weights, mask)
         return LocationOutput(logits, token_logits, mask, attention)
 

@@ -20,9 +20,9 @@ from .attention.selection import with_attention
 from .head import averaged_heads, check_head, location_scorers
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
-from .recording import Call, Recording, pad_id, record, traceless, without_zero_weights
+from .recording import Call, Recording, nonzero_head_weights, pad_id, record, restore_on_exit
 from .registry import is_registered, registered
-from .tolerance import is_vector, mismatch, relative_error, same, scale_between, tolerance
+from .tolerance import is_close, is_vector, mismatch, relative_error, scale_between, tolerance
 
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -52,7 +52,7 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
             what was seen.
     """
     plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), plain, without_zero_weights(model):
+    with torch.inference_mode(False), torch.enable_grad(), plain, nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
         if plan is not None:
@@ -107,10 +107,10 @@ def _proved(recording: Recording, plan: Plan) -> Plan:
     shown = _completed(recording, candidate, tokens, None)
     shown = replace(shown, special_ids=plan.special_ids, model_class=plan.model_class)
     for field in fields(Plan):
-        said, seen = getattr(plan, field.name), getattr(shown, field.name)
-        if said != seen:
+        stated, observed = getattr(plan, field.name), getattr(shown, field.name)
+        if stated != observed:
             raise LocationError(
-                f"The plan does not fit {name}: it says {field.name}={said!r} and the model shows {seen!r}. Probe again "
+                f"The plan does not fit {name}: it says {field.name}={stated!r} and the model shows {observed!r}. Probe again "
                 f"(leave the plan out).\n{plan}"
             )
     return plan
@@ -139,8 +139,8 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
             for c in (a, b)
         ]
         for one, other in itertools.product(*ways):
-            same = (one.source, one.side, one.key, one.layout, len(one.chain))
-            if same == (other.source, other.side, other.key, other.layout, len(other.chain)):
+            is_close = (one.source, one.side, one.key, one.layout, len(one.chain))
+            if is_close == (other.source, other.side, other.key, other.layout, len(other.chain)):
                 pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
                 chain = tuple(x if x == y else f"{x}+{y}" for x, y in zip(one.chain, other.chain))
                 yield replace(one, pool=pool, chain=chain)
@@ -184,7 +184,7 @@ def _walk(
                     continue
                 for pool in _pool_names(recording, tokens, empty.prefix):
                     pooled = pool_tokens(tokens, pool, recording.inputs)
-                    if pooled.shape == flat.shape and same(pooled, flat):
+                    if pooled.shape == flat.shape and is_close(pooled, flat):
                         yield replace(
                             empty, source=call.name, side="output", key=key, layout=layout, pool=pool, chain=chain
                         )
@@ -254,7 +254,7 @@ def _identity_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
     """How far, relatively, the plan's own way to the logits ends from the model's."""
     if plan.pool == EVERY:
         return 0.0
-    with traceless(recording.model), torch.no_grad():
+    with restore_on_exit(recording.model), torch.no_grad():
         try:
             logits = pooled_logits(recording.model, plan, tokens, recording.inputs)
         except Exception:  # a module that cannot take one token: not a way to per-location logits

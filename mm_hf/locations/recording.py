@@ -94,7 +94,7 @@ def _record(model: nn.Module, inputs: dict[str, Any]) -> Recording:
 
     handles: list[Any] = []
     try:
-        with traceless(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
+        with restore_on_exit(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
             for name, module in model.named_modules():
                 if name:
                     handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
@@ -211,7 +211,7 @@ def pad_id(model: nn.Module) -> int | None:
 
 
 @contextmanager
-def traceless(model: nn.Module) -> Iterator[None]:
+def restore_on_exit(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, float arithmetic and gradients also for frozen weights, and everything as it was afterwards."""
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
@@ -232,7 +232,7 @@ def traceless(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_zero_weights(model: nn.Module) -> Iterator[None]:
+def nonzero_head_weights(model: nn.Module) -> Iterator[None]:
     """Numbers in place of weights that are all zero, and zeros again afterwards.
 
     A head that starts at zero gives the same logits whatever it reads: they would prove any plan, and depend on nothing.

@@ -19,7 +19,7 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 @contextmanager
-def whole(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def unsharded(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Give a model sharded by FSDP2 or ZeRO-3 all of its parameters and none of their hooks; all processes have to call this.
 
     What is sharded is untouched and in its place again afterwards, be it in the middle of a forward or outside of one. A

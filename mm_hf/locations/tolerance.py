@@ -23,7 +23,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) / scale
 
 
-def same(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
+def is_close(a: Tensor, b: Tensor, limit: float | None = None) -> bool:
     """Whether two tensors are equal up to a relative error."""
     return a.shape == b.shape and relative_error(a, b) <= (tolerance(a) if limit is None else limit)
 
@@ -33,7 +33,7 @@ def is_vector(x: Tensor) -> bool:
     return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))
 
 
-def gives(call: Call, target: Tensor) -> bool:
+def returns(call: Call, target: Tensor) -> bool:
     """Whether a module's one result is `target`, a vector an example."""
     return mismatch(call, target) <= tolerance(target)
 
@@ -55,7 +55,7 @@ def scale_between(call: Call, target: Tensor) -> float | None:
     limit = tolerance(target)
     result, target = result.detach().double(), target.detach().double()
     scale = round(float((result * target).sum() / result.square().sum().clamp(min=1e-30)), 6)
-    return scale if scale and same(scale * result, target, limit) else None
+    return scale if scale and is_close(scale * result, target, limit) else None
 
 
 def _vector(call: Call, target: Tensor) -> Tensor | None:

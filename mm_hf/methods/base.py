@@ -55,11 +55,11 @@ class Mixing:
         return False
 
     @property
-    def size_is_open(self) -> bool:
+    def is_auto(self) -> bool:
         """Whether the number of mixed examples is still to be decided by the clock: then `sized` is called."""
         return False
 
-    def sized(self, num_mixed: int) -> Mixing:
+    def with_num_mixed(self, num_mixed: int) -> Mixing:
         """The method with a number of mixed examples."""
         return self
 
@@ -87,7 +87,7 @@ class Mixing:
         return self
 
     def for_batch(
-        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, together: bool = False
+        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
         """The method for a mini-batch that is looked at first: `choose()`, unless the method wants to know more.
 

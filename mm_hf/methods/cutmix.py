@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..distributed import process_generator
+from ..distributed import rank_generator
 from ..functional import Criterion
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, targets_of
 
@@ -61,7 +61,7 @@ class CutMix(PairMixing):
         """Inputs with the rectangle pasted, whose it is (b,), and where."""
         name = image_of(inputs, type(self).__name__)
         images: Tensor = inputs[name]
-        generator = process_generator("cpu")
+        generator = rank_generator("cpu")
         box = draw_box(images.shape[-2], images.shape[-1], draw_factor(self.alpha, generator), generator)
         partner = draw_partners(len(images), generator, images.device)
         top, bottom, left, right = box

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..distributed import Everyone
+from ..distributed import GlobalBatch
 from ..locations import LocationOutput
 from ..locations.attention.weights import KINDS
 from .multimix import DEFAULTS, PAPER, WITH_MIXUP, MultiMix, setting
@@ -71,14 +71,14 @@ class DenseMultiMix(MultiMix):
         return not self.pooled_weight and not mixes_inputs
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], everyone: Everyone | None
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], global_batch: GlobalBatch | None
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        terms = super()._terms(output, labels, how, everyone)
+        terms = super()._terms(output, labels, how, global_batch)
         if self.dense_weight:
             assert output.token_logits is not None and output.attention is not None
             labels = labels if output.labels is None else output.labels
             how = {**how, "confidence_weighted": self.confidence_weighted}
-            loss, logs = self._mixed(output.token_logits, labels, output.attention, how, everyone, dense=True)
+            loss, logs = self._mixed(output.token_logits, labels, output.attention, how, global_batch, dense=True)
             with torch.no_grad():
                 attention = output.attention.detach()
                 attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)

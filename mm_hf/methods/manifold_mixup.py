@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..distributed import process_generator
+from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations import BlockMixing
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
@@ -64,7 +64,7 @@ class ManifoldMixup(PairMixing):
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
         """Draw how the blocks will mix; of the inputs only the masks change."""
-        generator = process_generator("cpu")
+        generator = rank_generator("cpu")
         depth = float(torch.rand((), generator=generator))
         factor = draw_factor(self.alpha, generator)
         partner = draw_partners(len(labels), generator, labels.device)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..distributed import process_generator
+from ..distributed import rank_generator
 from ..functional import Criterion
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
@@ -50,7 +50,7 @@ class Mixup(PairMixing):
                 "Mixup mixes inputs that are real numbers (pixel_values, input_values) or token ids, and this batch has "
                 f"only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
             )
-        generator = process_generator("cpu")
+        generator = rank_generator("cpu")
         factor = draw_factor(self.alpha, generator)
         partner = draw_partners(b, generator, labels.device)
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}

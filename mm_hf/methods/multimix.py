@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..distributed import Everyone, is_distributed, process_generator, refuse_join
-from ..functional import IGNORE_INDEX, Criterion, clean_loss, dense_multimix_loss, sample_factors, taking_part
-from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_orders, sample_sparse_factors
+from ..distributed import GlobalBatch, is_distributed, raise_if_uneven_inputs, rank_generator
+from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss, sample_factors
+from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss
 from .erm import ERM
@@ -188,23 +188,23 @@ class MultiMix(Mixing):
         return True
 
     def choose(self) -> Mixing:
-        return self._chosen(late=False, together=self.gathers)
+        return self._chosen(late=False, same_on_all_ranks=self.gathers)
 
     def for_batch(
-        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, together: bool = False
+        self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
         """Itself, or input mixup in late epochs, or what happens to mini-batches that are not mixed."""
         late = epoch is not None and epoch >= self.input_mixup_after and has_mixable_inputs(inputs, labels)
-        return self._chosen(late, together or self.gathers)
+        return self._chosen(late, same_on_all_ranks or self.gathers)
 
-    def _chosen(self, late: bool, together: bool) -> Mixing:
+    def _chosen(self, late: bool, same_on_all_ranks: bool) -> Mixing:
         if self.probability == 1 and not self.input_mixup:
             return self
         # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
         mixed = self.probability == 1 or float(torch.rand(())) < self.probability
         inputs = mixed and late and float(torch.rand(())) < self.input_mixup
-        if together and is_distributed():  # else one process would wait for the others for ever
-            refuse_join("Choosing alike how a mini-batch is mixed", "use input_mixup=0 and probability=1")
+        if same_on_all_ranks and is_distributed():  # else one process would wait for the others for ever
+            raise_if_uneven_inputs("Choosing alike how a mini-batch is mixed", "use input_mixup=0 and probability=1")
             chosen = [mixed, inputs]
             torch.distributed.broadcast_object_list(chosen)
             mixed, inputs = chosen
@@ -218,10 +218,10 @@ class MultiMix(Mixing):
         return self.gather_across_devices and is_distributed()
 
     @property
-    def size_is_open(self) -> bool:
+    def is_auto(self) -> bool:
         return self.num_mixed == "auto"
 
-    def sized(self, num_mixed: int) -> MultiMix:
+    def with_num_mixed(self, num_mixed: int) -> MultiMix:
         method = copy.copy(self)
         method.num_mixed = num_mixed
         return method
@@ -240,7 +240,7 @@ class MultiMix(Mixing):
         if alpha is None:
             assert self.effective_examples is not None
             alpha = alpha_for(self.effective_examples, vertices)
-        where: dict[str, Any] = {"device": device, "generator": generator or process_generator(device)}
+        where: dict[str, Any] = {"device": device, "generator": generator or rank_generator(device)}
         if vertices == num_examples:
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
         return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=vertices, **where)
@@ -255,14 +255,16 @@ class MultiMix(Mixing):
     ) -> MixingLoss:
         """Weighted sum of the clean and the mixed loss."""
         how = {"label_smoothing": label_smoothing, "criterion": criterion}
-        everyone = None
+        global_batch = None
         if self.gathers:
             tokens = output.token_logits
-            everyone = Everyone.meet(len(labels), 0 if tokens is None else tokens.shape[1], output.logits.device)
-        return self._weighted_sum(self._terms(output, labels, how, everyone))
+            global_batch = GlobalBatch.gather_sizes(
+                len(labels), 0 if tokens is None else tokens.shape[1], output.logits.device
+            )
+        return self._weighted_sum(self._terms(output, labels, how, global_batch))
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], everyone: Everyone | None
+        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], global_batch: GlobalBatch | None
     ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         """Each term's loss and what else to log of it, for terms whose weight is not zero.
 
@@ -272,14 +274,14 @@ class MultiMix(Mixing):
         terms: dict[str, tuple[Tensor, dict[str, Any]]] = {}
         if self.clean_weight:
             loss = clean_loss(output.logits, labels, **how)
-            if everyone is not None:
-                mine = taking_part(labels, output.logits, how["criterion"])
-                loss = loss * everyone.processes * mine / everyone.total(mine).clamp(min=1e-9)
+            if global_batch is not None:
+                mine = count_valid(labels, output.logits, how["criterion"])
+                loss = loss * global_batch.processes * mine / global_batch.total(mine).clamp(min=1e-9)
             terms["clean"] = (loss, {"loss_terms": len(labels)})
         if self.pooled_weight:
             ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
             how = {**how, "confidence_weighted": False}
-            terms["pooled"] = self._mixed(output.logits[:, None], labels, ones, how, everyone)
+            terms["pooled"] = self._mixed(output.logits[:, None], labels, ones, how, global_batch)
         return terms
 
     def _mixed(
@@ -288,32 +290,32 @@ class MultiMix(Mixing):
         labels: Tensor,
         attention: Tensor,
         how: dict[str, Any],
-        everyone: Everyone | None,
+        global_batch: GlobalBatch | None,
         dense: bool = False,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The loss of mixed logits (b, 1, c), or if `dense` (b, r, c), with labels of examples or of each location."""
         device = logits.device
-        if everyone is not None:
-            r = everyone.locations if dense else 1
+        if global_batch is not None:
+            r = global_batch.locations if dense else 1
             classes = how["criterion"] == "cross_entropy" and not labels.is_floating_point()
             of_locations = dense and classes and labels.ndim == 2
-            labels = everyone.gather(labels, r, IGNORE_INDEX) if of_locations else everyone.gather(labels)
-            logits, attention = everyone.gather(logits, r), everyone.gather(attention, r)
+            labels = global_batch.gather(labels, r, IGNORE_INDEX) if of_locations else global_batch.gather(labels)
+            logits, attention = global_batch.gather(logits, r), global_batch.gather(attention, r)
         b, r, _ = logits.shape
-        if everyone is None:
+        if global_batch is None:
             factors, generator = self.sample(b, device), None
         else:
-            generator = everyone.generator
+            generator = global_batch.generator
             factors = self.sample(b, device, generator)
-            how = {**how, "columns": everyone.columns(factors.shape[1])}
+            how = {**how, "columns": global_batch.columns(factors.shape[1])}
         # One draw in an order of its own at each location: the law at each location is the same as with a draw for each,
         # and so is the gradient's variance (benchmarks/sampling.py), for 1/r of the work.
-        orders = None
+        permutations = None
         if dense:
-            orders = sample_orders(r, b, device=device, generator=generator or process_generator(device))
-        loss = dense_multimix_loss(logits, labels, attention, factors, orders=orders, **how)
+            permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
+        loss = dense_multimix_loss(logits, labels, attention, factors, permutations=permutations, **how)
         terms = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
-        loss = loss if everyone is None else loss * everyone.processes
+        loss = loss if global_batch is None else loss * global_batch.processes
         return loss, {"loss_terms": terms, "mean_largest_factor": largest(factors)}
 
     def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict[str, Any]]]) -> MixingLoss:

@@ -50,8 +50,8 @@ def draw_partners(num_examples: int, generator: torch.Generator, device: torch.d
 def targets_of(labels: Tensor, model: nn.Module, criterion: Criterion) -> Tensor:
     """Labels as targets (b, c) that can be interpolated; zeros for examples that take no part."""
     num_labels: int = model.config.num_labels  # type: ignore[union-attr, assignment]
-    targets, takes_part = soft_targets(labels, num_labels, criterion=criterion)
-    return targets * takes_part[:, None]
+    targets, is_valid = soft_targets(labels, num_labels, criterion=criterion)
+    return targets * is_valid[:, None]
 
 
 def joint_masks(inputs: Mapping[str, Any], partner: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from ..evaluation.metrics import Normalisation
 from ..evaluation.metrics.batches import evaluation
 from ..locations import LocationOutput, Plan, extract, probe
-from ..locations.hooks import TAPS, tapped
+from ..locations.hooks import HOOKS, temporary_hooks
 
 TAG = "attention_map"
 TRACKERS = (TensorBoardCallback, TrackioCallback, WandbCallback)
@@ -123,24 +123,24 @@ class AttentionMapCallback(TrainerCallback):
             batch = {k: v.to(device) for k, v in self.batch.items()}
             inputs = {k: v for k, v in batch.items() if k not in LABELS}
             with self._taps(model, inputs):
-                seen = extract(model, self.attention, **inputs, labels=batch.get("labels"))
-        titles = [_title(model, y) for y in self.batch.get("labels", [None] * len(seen.logits))]
-        return _figure(inputs, seen, self.processing_class, titles)
+                output = extract(model, self.attention, **inputs, labels=batch.get("labels"))
+        titles = [_title(model, y) for y in self.batch.get("labels", [None] * len(output.logits))]
+        return _figure(inputs, output, self.processing_class, titles)
 
     def _taps(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         """A model that mixes has taps from its first step on; before, and without mixing, one for a while, as those see it."""
-        if TAPS in model.__dict__:
+        if HOOKS in model.__dict__:
             return nullcontext()
         if self.plan is None:
             self.plan = probe(model, inputs, self.processing_class)
-        return tapped(model, self.plan)
+        return temporary_hooks(model, self.plan)
 
 
-def _figure(inputs: Mapping[str, Tensor], seen: LocationOutput, processing_class: Any, titles: list[str]) -> Any:
+def _figure(inputs: Mapping[str, Tensor], output: LocationOutput, processing_class: Any, titles: list[str]) -> Any:
     from ..evaluation.plots.attention import plot_image_attention, plot_token_attention
 
-    assert seen.attention is not None and seen.mask is not None
-    attention, mask = seen.attention.float().cpu().numpy(), seen.mask.cpu().numpy()
+    assert output.attention is not None and output.mask is not None
+    attention, mask = output.attention.float().cpu().numpy(), output.mask.cpu().numpy()
     images, ids = inputs.get("pixel_values"), inputs.get("input_ids")
     if ids is not None and ids.shape == mask.shape:
         tokens = [_words(row, processing_class) for row in ids.cpu()]

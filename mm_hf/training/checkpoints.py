@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..distributed import from_everyone, is_distributed
+from ..distributed import all_gather_object, is_distributed
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -31,7 +31,7 @@ LAST_FILE = "trainer_state.json"
 logger = logging.getLogger(__name__)
 
 
-def find_flaw(
+def find_checkpoint_error(
     directory: str | Path, *, process: int = 0, processes: int = 1, model_only: bool = False, sharded: bool = False
 ) -> str | None:
     """What is missing or cut off of what a resumed training reads from a checkpoint, as a clause; None if nothing is.
@@ -47,7 +47,7 @@ def find_flaw(
         sharded: Whether FSDP or DeepSpeed wrote weights and optimizer, whose own files are not looked at.
 
     Example:
-        >>> find_flaw("outputs/checkpoint-7")
+        >>> find_checkpoint_error("outputs/checkpoint-7")
         'there is no such directory'
     """
     directory = Path(directory)
@@ -112,14 +112,14 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
 
 
-def last_whole_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
+def last_complete_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
     """The newest checkpoint that every process finds whole, the same for all; None if there is none.
 
-    Newer ones are told of by a warning. `layout` is that of [`find_flaw`].
+    Newer ones are told of by a warning. `layout` is that of [`find_checkpoint_error`].
     """
-    names = from_everyone([path.name for path in list_checkpoints(output_dir)])[0]
+    names = all_gather_object([path.name for path in list_checkpoints(output_dir)])[0]
     for path in [Path(output_dir) / name for name in names]:
-        flaw = flaw_anywhere(path, **layout)
+        flaw = find_checkpoint_error_on_any_rank(path, **layout)
         if flaw is None:
             return path
         if not is_distributed() or torch.distributed.get_rank() == 0:
@@ -127,14 +127,14 @@ def last_whole_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
     return None
 
 
-def flaw_anywhere(directory: str | Path, **layout: Any) -> str | None:
-    """What [`find_flaw`] says in the first process in which it says something."""
-    return next(filter(None, from_everyone(find_flaw(directory, **layout))), None)
+def find_checkpoint_error_on_any_rank(directory: str | Path, **layout: Any) -> str | None:
+    """What [`find_checkpoint_error`] says in the first process in which it says something."""
+    return next(filter(None, all_gather_object(find_checkpoint_error(directory, **layout))), None)
 
 
 @contextlib.contextmanager
-def writing(checkpoint: str | Path, **layout: Any) -> Iterator[None]:
-    """Say of an error in the writing of a checkpoint what it means for the training. `layout` is that of [`find_flaw`].
+def explain_write_errors(checkpoint: str | Path, **layout: Any) -> Iterator[None]:
+    """Say of an error in the writing of a checkpoint what it means for the training. `layout` is that of [`find_checkpoint_error`].
 
     Raises:
         OSError: The checkpoint could not be written; what PyTorch says of a full disk are two numbers without a meaning.
@@ -143,11 +143,11 @@ def writing(checkpoint: str | Path, **layout: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        flaw = find_flaw(checkpoint, **layout)
+        flaw = find_checkpoint_error(checkpoint, **layout)
         if flaw is None:  # of what comes after the writing
             raise
         older = [path for path in list_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
-        whole = next((path for path in older if find_flaw(path, **layout) is None), None)
+        whole = next((path for path in older if find_checkpoint_error(path, **layout) is None), None)
         if whole is None:
             advice = "There is no other checkpoint to go on from: mend the cause and start again."
         else:

@@ -185,7 +185,7 @@ def tags_of(path: Path) -> list[str]:
     return [tag for tag in found or [] if tag not in of_methods]
 
 
-def is_persons(path: Path) -> bool:
+def is_user_edited(path: Path) -> bool:
     """Whether a card is there that a person has written or completed, which is not to be overwritten."""
     return path.is_file() and not any(mark in path.read_text(encoding="utf-8") for mark in DRAFT_MARKS)
 

@@ -82,7 +82,7 @@ def check_write_access(repo_id: str, token: str | None) -> None:
         pass
 
 
-class PushingTrainer(Trainer):
+class SafePushTrainer(Trainer):
     """A Trainer whose pushes to the Hub cost no training; [`MultiMixTrainer`] is one.
 
     Trainer raises where a push fails, in places before the model is saved, and is silent where that happens in the

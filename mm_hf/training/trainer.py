@@ -17,21 +17,21 @@ from ..wrapping.labels import check_labels
 from ..wrapping.wrapper import STATE, MixingHandle, wrap_model
 from .checkpoints import (
     LAST_FILE,
-    flaw_anywhere,
+    explain_write_errors,
+    find_checkpoint_error_on_any_rank,
     is_plain_checkpoint,
-    last_whole_checkpoint,
+    last_complete_checkpoint,
     load_weights,
     refuse_missing,
-    writing,
 )
 from .hub import MIXING_FILE, load_num_mixed, save_mixing
-from .model_card import card_tags, is_persons, tags_of, write_card
-from .push import PushingTrainer
+from .model_card import card_tags, is_user_edited, tags_of, write_card
+from .push import SafePushTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class MultiMixTrainer(PushingTrainer):
+class MultiMixTrainer(SafePushTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
     Everything else is Trainer's: evaluation and prediction run the model's own forward, checkpoints are those of the
@@ -107,8 +107,8 @@ class MultiMixTrainer(PushingTrainer):
                 "the model would not mix. Start one process for each GPU (accelerate launch, torchrun), or make one "
                 "visible (CUDA_VISIBLE_DEVICES=0)."
             )
-        together = getattr(mixing, "gather_across_devices", False) and self.args.world_size > 1
-        if self.mixes and self.args.train_batch_size < 2 and not together:
+        same_on_all_ranks = getattr(mixing, "gather_across_devices", False) and self.args.world_size > 1
+        if self.mixes and self.args.train_batch_size < 2 and not same_on_all_ranks:
             raise ValueError(
                 "per_device_train_batch_size is 1, and one example has nothing to be mixed with: make it at least 2, or use "
                 "mixing=ERM(). With several processes, gather_across_devices=True mixes the examples of all."
@@ -153,13 +153,13 @@ class MultiMixTrainer(PushingTrainer):
 
     def _whole_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
-            found = last_whole_checkpoint(str(self.args.output_dir), **self._layout)
+            found = last_complete_checkpoint(str(self.args.output_dir), **self._checkpoint_format)
             if found is None:
                 raise ValueError(
                     f"resume_from_checkpoint=True, but there is no whole checkpoint in {self.args.output_dir}: start without it."
                 )
             return str(found)
-        flaw = flaw_anywhere(str(wanted), **self._layout)
+        flaw = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
         if flaw is not None:
             raise ValueError(
                 f"The training cannot go on from the checkpoint {wanted}: {flaw}. resume_from_checkpoint=True takes the newest "
@@ -223,7 +223,7 @@ class MultiMixTrainer(PushingTrainer):
     # ---- Saving and restoring ----
 
     @property
-    def _layout(self) -> dict[str, Any]:
+    def _checkpoint_format(self) -> dict[str, Any]:
         """What this training's checkpoints are made of."""
         return {
             "process": self.args.process_index,
@@ -234,7 +234,7 @@ class MultiMixTrainer(PushingTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with writing(directory, **self._layout):
+        with explain_write_errors(directory, **self._checkpoint_format):
             if self.args.should_save:  # what an earlier training has left there is no longer whole from now on
                 (directory / LAST_FILE).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
@@ -270,7 +270,7 @@ class MultiMixTrainer(PushingTrainer):
             super()._load_best_model()
 
     def _restores(self, model: nn.Module, directory: str) -> bool:
-        return not self._layout["sharded"] and is_plain_checkpoint(model, directory)
+        return not self._checkpoint_format["sharded"] and is_plain_checkpoint(model, directory)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         model: Any = self.model
@@ -301,7 +301,7 @@ class MultiMixTrainer(PushingTrainer):
         if not self.is_world_process_zero():
             return
         path = Path(str(self.args.output_dir)) / "README.md"
-        if is_persons(path):
+        if is_user_edited(path):
             logger.info(f"{path} was written or completed by hand and is kept; delete it to have a new one made.")
             return
         tags = [tags] if isinstance(tags, str) else list(tags or [])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..distributed import from_everyone, is_distributed, refuse_join
+from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ ROUNDS = 4
 MOST = 100_000
 
 
-class Pacer:
+class AutoNumMixed:
     """Times the first steps of a training, and then says how many mixed examples each has.
 
     Between two calls of `begin` lies a whole step, data and optimiser included. On a GPU its own clock is read, once, after
@@ -36,9 +36,9 @@ class Pacer:
         self._marks: list[Any] = []  # of this step: its beginning, the loss's, the loss's end
         self._steps: list[tuple[int, list[Any]]] = []  # sizes, and marks with the next step's beginning
 
-    def __deepcopy__(self, memo: Any) -> Pacer:
+    def __deepcopy__(self, memo: Any) -> AutoNumMixed:
         """A copy of the model (EMA) starts afresh: a GPU's events cannot be copied."""
-        return Pacer(self.num_mixed)
+        return AutoNumMixed(self.num_mixed)
 
     def begin(self, device: torch.device) -> int:
         """A step begins: the number of mixed examples it is to have."""
@@ -119,6 +119,6 @@ def _agreed(size: int | None) -> int | None:
     """The smallest of all processes' numbers, or None until each has one."""
     if not is_distributed():
         return size
-    refuse_join("num_mixed='auto'", "give a number")
-    sizes = from_everyone(size)
+    raise_if_uneven_inputs("num_mixed='auto'", "give a number")
+    sizes = all_gather_object(size)
     return None if None in sizes else min(sizes)

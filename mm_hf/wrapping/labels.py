@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..functional import IGNORE_INDEX, Criterion
 from ..locations import LocationOutput
 
-CRITERIA: dict[str, Criterion] = {
+CRITERION_BY_PROBLEM_TYPE: dict[str, Criterion] = {
     "single_label_classification": "cross_entropy",
     "multi_label_classification": "binary_cross_entropy",
     "regression": "mse",
@@ -33,8 +33,10 @@ def check_labels(model: nn.Module, labels: Any) -> Criterion:
     dense = not labels.is_floating_point() and labels.ndim > 1 and problem is None
     if problem is None:
         problem = "regression" if num_labels == 1 and not dense else "single_label_classification"
-    if problem not in CRITERIA:
-        raise ValueError(f"{name} has problem_type={problem!r}; mixing supports {', '.join(CRITERIA)}.")
+    if problem not in CRITERION_BY_PROBLEM_TYPE:
+        raise ValueError(
+            f"{name} has problem_type={problem!r}; mixing supports {', '.join(CRITERION_BY_PROBLEM_TYPE)}."
+        )
     shape = tuple(labels.shape)
     if problem == "single_label_classification":
         _check_classes(name, labels, num_labels, _ignored(model))
@@ -50,7 +52,7 @@ def check_labels(model: nn.Module, labels: Any) -> Criterion:
         )
     if not dense and getattr(config, "problem_type", None) is None:
         config.problem_type = problem  # as the model itself would at its first loss
-    return CRITERIA[problem]
+    return CRITERION_BY_PROBLEM_TYPE[problem]
 
 
 def _check_classes(name: str, labels: Tensor, num_labels: int, ignored: int) -> None:
@@ -103,24 +105,24 @@ def check_shapes(model: nn.Module, logits: Tensor, labels: Tensor, criterion: Cr
     )
 
 
-def at_locations(model: nn.Module, seen: LocationOutput, labels: Tensor) -> tuple[LocationOutput, Tensor]:
+def at_locations(model: nn.Module, output: LocationOutput, labels: Tensor) -> tuple[LocationOutput, Tensor]:
     """Output and labels with one label a row of logits, where a model labels every location; else as they are.
 
     Logits (b, c, h, w) are compared with labels (b, H, W) at the labels' size, interpolated as the models themselves do;
     the locations to mix are those of the logits, each labelled as the pixel at its centre.
     """
-    if seen.logits.ndim == 2:
-        return seen, labels
-    if seen.attention is not None and seen.mask is not None:
+    if output.logits.ndim == 2:
+        return output, labels
+    if output.attention is not None and output.mask is not None:
         # One label is shared out among an example's locations. Here each has its own, and a short text no more of each.
-        seen.attention = seen.attention * seen.mask.sum(dim=1, keepdim=True)
-    if seen.logits.ndim == 3:
-        seen.labels = labels
-        return seen, labels
+        output.attention = output.attention * output.mask.sum(dim=1, keepdim=True)
+    if output.logits.ndim == 3:
+        output.labels = labels
+        return output, labels
     ignored = _ignored(model)
     labels = labels.masked_fill(labels == ignored, IGNORE_INDEX)
-    at_logits = F.interpolate(labels[:, None].double(), size=seen.logits.shape[-2:], mode="nearest-exact")
-    seen.labels = at_logits.long().flatten(1)
-    full = F.interpolate(seen.logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    seen.logits = full.flatten(2).mT
-    return seen, labels.flatten(1)
+    at_logits = F.interpolate(labels[:, None].double(), size=output.logits.shape[-2:], mode="nearest-exact")
+    output.labels = at_logits.long().flatten(1)
+    full = F.interpolate(output.logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    output.logits = full.flatten(2).mT
+    return output, labels.flatten(1)

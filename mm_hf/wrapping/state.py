@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import from_everyone, is_distributed, refuse_join
+from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
 from ..functional import Criterion
-from ..locations import Blocks, BlockTaps, LocationError, Plan, Taps, find_blocks, probe, resolve_attention
+from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, probe, resolve_attention
 from ..locations.head import check_head
 from ..locations.recording import record
-from ..locations.sharded import whole
+from ..locations.sharded import unsharded
 from ..methods import Mixing
-from .auto_num_mixed import Pacer
+from .auto_num_mixed import AutoNumMixed
 from .labels import check_labels
 
 
@@ -36,12 +36,12 @@ class MixingState:
         self.criterion: Criterion = "cross_entropy"
         self.before: dict[str, Any] = {}
         self.plan: Plan | None = plan
-        self.taps: Taps | None = None
-        self.blocks: BlockTaps | None = None
+        self.hooks: LocationHooks | None = None
+        self.blocks: BlockHooks | None = None
         self.attention: str | None = None
         self.epoch: float | None = None
         self.sharded: bool | None = None  # known from the first training step on
-        self.pacer = Pacer() if mixing.size_is_open else None
+        self.auto_num_mixed = AutoNumMixed() if mixing.is_auto else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
 
@@ -67,21 +67,21 @@ class MixingState:
             )
         if kind is not None:
             # After another adapter was chosen what is called has changed, and only a search tells.
-            given = self.plan if self.taps is None else None
-            if self.taps is not None:
-                self.taps.remove(model)
-                self.taps = None
+            given = self.plan if self.hooks is None else None
+            if self.hooks is not None:
+                self.hooks.remove(model)
+                self.hooks = None
             plan = _agreed_plan(model, forward_inputs, self.processing_class, given)
             self.attention = resolve_attention(kind, plan)
-            self.plan, self.taps = plan, Taps(model, plan)
+            self.plan, self.hooks = plan, LocationHooks(model, plan)
         elif self.mixing.needs_linear_head:
-            with whole(model, forward_inputs) as whole_inputs:
+            with unsharded(model, forward_inputs) as whole_inputs:
                 check_head(record(model, whole_inputs))
         if self.mixing.needs_blocks:
             if self.blocks is not None:
                 self.blocks.remove()
                 self.blocks = None
-            self.blocks = BlockTaps(model, _agreed_blocks(model, forward_inputs))
+            self.blocks = BlockHooks(model, _agreed_blocks(model, forward_inputs))
         if not getattr(self.mixing, "detach_attention", True) and _recomputes(model):
             raise ValueError(
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
@@ -109,7 +109,7 @@ class MixingState:
 
 def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
     """The plan that all processes have come to. They look at different batches, and one may show less than another."""
-    with whole(model, inputs) as inputs:
+    with unsharded(model, inputs) as inputs:
         plans = _everywhere(lambda: probe(model, inputs, processing_class, given).to_dict())
         first = Plan.from_dict(plans[0])
         return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
@@ -117,7 +117,7 @@ def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: 
 
 def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     """The blocks that all processes mix in: each has proved those that it found."""
-    with whole(model, inputs) as inputs:
+    with unsharded(model, inputs) as inputs:
         return Blocks(**_everywhere(lambda: dataclasses.asdict(find_blocks(model, inputs)))[0])
 
 
@@ -126,12 +126,12 @@ def _everywhere(look: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     processes = torch.distributed.get_world_size() if is_distributed() else 1
     if processes == 1:
         return [look()]
-    refuse_join("Looking at the model at the first mini-batch", "give wrap_model example_inputs")
+    raise_if_uneven_inputs("Looking at the model at the first mini-batch", "give wrap_model example_inputs")
     try:
         found = look()
     except LocationError as error:
         found = {"error": str(error)}
-    everywhere = from_everyone(found)
+    everywhere = all_gather_object(found)
     errors = [x["error"] for x in everywhere if "error" in x]
     if errors:
         raise LocationError(errors[0])

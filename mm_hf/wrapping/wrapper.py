@@ -51,12 +51,12 @@ class MixingHandle:
     @property
     def num_mixed(self) -> int | None:
         """What the clock decided, with `num_mixed="auto"`; None before it has, and for a number that was given."""
-        return None if self._state.pacer is None else self._state.pacer.num_mixed
+        return None if self._state.auto_num_mixed is None else self._state.auto_num_mixed.num_mixed
 
     @num_mixed.setter
     def num_mixed(self, value: int | None) -> None:
-        if self._state.pacer is not None:
-            self._state.pacer.num_mixed = value
+        if self._state.auto_num_mixed is not None:
+            self._state.auto_num_mixed.num_mixed = value
 
     @property
     def epoch(self) -> float | None:
@@ -89,8 +89,8 @@ class MixingHandle:
         for name in REPLACED:
             model.__dict__.pop(name, None)
         model.__dict__.update(self._state.before)
-        if self._state.taps is not None:
-            self._state.taps.remove(model)
+        if self._state.hooks is not None:
+            self._state.hooks.remove(model)
         if self._state.blocks is not None:
             self._state.blocks.remove()
 
@@ -213,11 +213,11 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
         _prepare(model, state, {**inputs, "labels": labels})
     method, inputs, targets = _choose(model, state, inputs, labels)
     try:
-        outputs, seen = _forward(model, state, method, original, inputs, targets)
+        outputs, location_output = _forward(model, state, method, original, inputs, targets)
     finally:
         if state.blocks is not None:
             state.blocks.end()
-    loss = _loss(model, state, method, seen, targets)
+    loss = _loss(model, state, method, location_output, targets)
     rest = {k: v for k, v in outputs.items() if k != "loss"}
     if "loss" in {field.name for field in dataclasses.fields(outputs)}:
         outputs = type(outputs)(**{"loss": loss, **rest})
@@ -238,14 +238,14 @@ def _forward(
     if method.attention_kind is None:
         outputs = original(model, **inputs, return_dict=True)
         return outputs, LocationOutput(logits_of(outputs))
-    assert state.taps is not None and state.attention is not None
+    assert state.hooks is not None and state.attention is not None
     detach = getattr(method, "detach_attention", True)
-    with state.taps.listening(inputs, state.attention, detach=detach):
+    with state.hooks.capture(inputs, state.attention, detach=detach):
         outputs = original(model, **inputs, return_dict=True)
-        seen = state.taps.read(
+        location_output = state.hooks.to_output(
             model, logits_of(outputs), inputs, state.attention, targets, detach, method.scores_locations
         )
-    return outputs, seen
+    return outputs, location_output
 
 
 # Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
@@ -260,11 +260,11 @@ def _choose(
     model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
 ) -> tuple[Mixing, dict[str, Any], Tensor]:
     mixing = state.mixing
-    if state.pacer is not None:
-        mixing = mixing.sized(state.pacer.begin(labels.device))
+    if state.auto_num_mixed is not None:
+        mixing = mixing.with_num_mixed(state.auto_num_mixed.begin(labels.device))
     if state.sharded is None:
         state.sharded = is_sharded(model)
-    method = mixing.for_batch(inputs, labels, epoch=state.epoch, together=state.sharded)
+    method = mixing.for_batch(inputs, labels, epoch=state.epoch, same_on_all_ranks=state.sharded)
     inputs, targets = method.mix_inputs(inputs, labels, model, state.criterion)
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.begin(method.block_mixing)
@@ -272,15 +272,15 @@ def _choose(
 
 
 @torch.compiler.disable
-def _loss(model: nn.Module, state: MixingState, method: Mixing, seen: LocationOutput, labels: Tensor) -> Tensor:
+def _loss(model: nn.Module, state: MixingState, method: Mixing, output: LocationOutput, labels: Tensor) -> Tensor:
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.check(model)
-    check_shapes(model, seen.logits, labels, state.criterion)
-    seen, labels = at_locations(model, seen, labels)
-    timed = state.pacer if isinstance(method, type(state.mixing)) else None
+    check_shapes(model, output.logits, labels, state.criterion)
+    output, labels = at_locations(model, output, labels)
+    timed = state.auto_num_mixed if isinstance(method, type(state.mixing)) else None
     if timed is not None:
         timed.loss_begins(labels.device)
-    result = method.loss(seen, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
+    result = method.loss(output, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
     if timed is not None:
         timed.loss_ends(labels.device)
     state.log(result.logs)

@@ -1,37 +1,37 @@
-"""Trainings that are killed and started again, by one process and by two. benchmarks/kill.py does it at more moments."""
+"""Trainings that are killed and started again, by one process and by two. benchmarks/crash_recovery.py does it at more moments."""
 
 import signal
 
-import kill
+import crash_recovery
 
-from mm_hf.training.checkpoints import find_flaw
+from mm_hf.training.checkpoints import find_checkpoint_error
 from tests.helpers import launch
 
 
 def test_a_training_killed_between_and_within_checkpoints_ends_with_the_same_weights(tmp_path):
-    _, reference = kill.finish(tmp_path / "uninterrupted", 1)
+    _, reference = crash_recovery.finish(tmp_path / "uninterrupted", 1)
     directory = tmp_path / "killed"
-    assert kill.kill_after(directory, 1, steps=10, seconds=0.01)
-    codes, _ = kill.finish(directory, 1, "optimizer.pt")
-    newest, flaw = kill.newest(directory, 1)
+    assert crash_recovery.kill_after(directory, 1, steps=10, seconds=0.01)
+    codes, _ = crash_recovery.finish(directory, 1, "optimizer.pt")
+    newest, flaw = crash_recovery.newest(directory, 1)
     assert codes == [-signal.SIGKILL] and flaw.startswith("optimizer.pt, of")
-    codes, result = kill.finish(directory, 1)
+    codes, result = crash_recovery.finish(directory, 1)
     assert codes == [0] and result["digest"] == reference["digest"]
-    assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - kill.SAVE_STEPS}"
+    assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
     assert f"Passing over the checkpoint {directory / newest}: {flaw}" in (directory / "log.txt").read_text()
 
 
 def test_one_of_two_processes_is_killed_while_it_writes(tmp_path):
     """The other one waits for it: the job has to end by itself, and both have to go on from the same checkpoint."""
-    codes, reference = kill.finish(tmp_path / "uninterrupted", 2)
+    codes, reference = crash_recovery.finish(tmp_path / "uninterrupted", 2)
     assert codes == [0, 0]
     directory = tmp_path / "killed"
-    done = launch.torchrun([kill.__file__, "--train", directory, "--die_writing", "rng_state_1"], timeout=240)
+    done = launch.torchrun([crash_recovery.__file__, "--train", directory, "--die_writing", "rng_state_1"], timeout=240)
     assert done.returncode != 0 and "Signal 9 (SIGKILL) received" in done.stderr
-    newest, flaw = kill.newest(directory, 2)
-    assert find_flaw(directory / newest, process=1, processes=2).startswith("rng_state_1.pth, of")
+    newest, flaw = crash_recovery.newest(directory, 2)
+    assert find_checkpoint_error(directory / newest, process=1, processes=2).startswith("rng_state_1.pth, of")
     assert flaw == "trainer_state.json is missing"  # what the first process has not written, since it waited
-    codes, result = kill.finish(directory, 2)
+    codes, result = crash_recovery.finish(directory, 2)
     assert codes == [0, 0] and result["digest"] == reference["digest"] and reference["processes"] == 2
-    assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - kill.SAVE_STEPS}"
+    assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
     assert (directory / "log.txt").read_text().count(f"Passing over the checkpoint {directory / newest}: {flaw}") > 0

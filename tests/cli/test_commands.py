@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
 
 from mm_hf.cli import commands, main
-from mm_hf.cli._progress import Board
+from mm_hf.cli._progress import ProgressTable
 from mm_hf.comparison import Run, as_methods
 from mm_hf.data import offline
 from mm_hf.data.splits import DataOptions, align, load_splits
@@ -127,12 +127,12 @@ def test_files_of_options(tmp_path, capsys):
 def test_the_board_fills_up_on_a_terminal_and_prints_lines_elsewhere(terminal, tmp_path):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     run = Run("erm", 0, {"accuracy": 0.9731, "nll": 0.1, "train_seconds": 2.0}, {}, [], [], "", tmp_path)
-    with Board(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as board:
-        board.going_on("erm", 0, "40 %")
+    with ProgressTable(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as board:
+        board.update("erm", 0, "40 %")
         first = board._table().columns[1]
         assert list(map(str, first.cells)) == ["40 %", "·"]
         board.finished(run)
-        board.going_on("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
+        board.update("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
     text = console.file.getvalue()
     if terminal:
         assert "97.3 %" in text and "multimix:alpha=[1,2]" in text

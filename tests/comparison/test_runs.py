@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, ViTForImageClassification, set_seed
 
 from mm_hf import ERM, DenseMultiMix, Mixing, MultiMix
-from mm_hf.comparison import Measures, PeakMemory, Task, as_methods, parse_method, run_comparison
+from mm_hf.comparison import EvaluationOptions, PeakMemory, Task, as_methods, parse_method, run_comparison
 from mm_hf.comparison.run import weights_digest
 from mm_hf.comparison.task import slug
 from mm_hf.data.build import ModelOptions, build_task
@@ -17,7 +17,7 @@ from mm_hf.methods import METHODS
 from tests.comparison.test_compare import COSTS, TINY
 from tests.helpers import digits
 
-NOTHING = Measures(robustness_samples=0)
+NOTHING = EvaluationOptions(robustness_samples=0)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -29,7 +29,7 @@ class Indexed(torch.utils.data.Dataset):
         self.examples = [{"pixel_values": row["pixel_values"], "labels": int(row["label"])} for row in rows]
         self.asked, self.epochs = [], []
 
-    def begin_epoch(self, seed, epoch):
+    def set_epoch(self, seed, epoch):
         self.epochs.append((seed, epoch))
 
     def __len__(self):
@@ -155,7 +155,7 @@ def test_augmentation_is_the_same_for_all_methods_and_other_in_each_epoch_and_se
 
     def batch(seed, epoch, disturbed):
         torch.manual_seed(disturbed)
-        rows.begin_epoch(seed, epoch)
+        rows.set_epoch(seed, epoch)
         return torch.stack([example["pixel_values"] for example in rows.__getitems__([5, 2, 7])])
 
     assert torch.equal(batch(0, 0, 1), batch(0, 0, 2))
@@ -199,7 +199,7 @@ def test_models_that_are_kept(tmp_path):
 
 
 def test_a_method_that_cannot_train_the_model_does_not_stop_the_others(tmp_path):
-    class Refusing(Mixing):
+    class CommandParser(Mixing):
         name = "refusing"
 
         def loss(self, output, labels, **kwargs):
@@ -218,7 +218,7 @@ def test_a_method_that_cannot_train_the_model_does_not_stop_the_others(tmp_path)
 
 def test_a_training_that_diverges_is_reported(tmp_path):
     task = small_task(training_args={"max_steps": 6, "learning_rate": 1e20}, normalisation=Normalisation([0.5], [0.5]))
-    comparison = run_comparison(task, ["erm", "multimix:num_mixed=5"], 1, tmp_path, measures=Measures(8))
+    comparison = run_comparison(task, ["erm", "multimix:num_mixed=5"], 1, tmp_path, measures=EvaluationOptions(8))
     assert np.isnan(comparison.runs["erm"][0].metrics["nll"])
     report = (tmp_path / "report.md").read_text()
     assert "| erm | nan |" in report and "The representation was not measured" in report

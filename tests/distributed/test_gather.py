@@ -81,7 +81,7 @@ def alone(name, method, steps, seed):
     total = 0.0
     for inputs, labels, _ in steps:
         common = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        multimix.process_generator = lambda device, common=common: common
+        multimix.rank_generator = lambda device, common=common: common
         loss = model(**inputs, labels=labels).loss / len(steps)
         loss.backward()
         total += float(loss)
@@ -114,12 +114,12 @@ CASES = {
 
 results = {}
 for case, (name, method, steps) in CASES.items():
-    draw = multimix.process_generator
+    draw = multimix.rank_generator
     sent.update(gathered=0, reduced=0)
     loss, grads = together(name, method, steps, seed=3)
     volume = dict(sent)
     expected, expected_grads = alone(name, method, steps, seed=3)
-    multimix.process_generator = draw
+    multimix.rank_generator = draw
     assert grads.keys() == expected_grads.keys(), case
     scale = max(float(g.abs().max()) for g in expected_grads.values())
     error = max(float((grads[n] - g).abs().max()) for n, g in expected_grads.items()) / scale

@@ -188,7 +188,7 @@ def test_audio_is_checked(tmp_path, capsys):
 
 
 def test_the_table_of_classes_is_that_of_the_tests(capsys):
-    rows = {row.name: row for row in table.coverage()}
+    rows = {row.name: row for row in table.supported_models()}
     assert set(rows) == set(zoo.class_names())
     assert {name: row.task for name, row in rows.items()} == zoo.TASKS
     for row in rows.values():
@@ -200,7 +200,7 @@ def test_the_table_of_classes_is_that_of_the_tests(capsys):
 
 def test_a_table_is_read_as_it_was_written(tmp_path, monkeypatch):
     path = tmp_path / "coverage.csv"
-    table.write_coverage(table.coverage(), path)
+    table.write_supported_models(table.supported_models(), path)
     assert path.read_text() == table.TABLE.read_text()
 
 
@@ -216,8 +216,8 @@ def test_classes_are_listed(capsys, monkeypatch):
     assert "did you mean bert?" in refused(capsys, "models", "bret")
     assert "No class with 'vit' in its name fits --task audio" in refused(capsys, "models", "vit", "--task", "audio")
     assert "invalid choice: 'pictures'" in refused(capsys, "models", "--task", "pictures")
-    new = table.Coverage("NewForImageClassification", "image", "new")
-    monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.coverage(), new))
+    new = table.SupportedModel("NewForImageClassification", "image", "new")
+    monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^NewForImageClassification +image +\? +\? +\?", said, re.MULTILINE)

@@ -26,7 +26,7 @@ from mm_hf.evaluation.plots import (
     plot_training,
     plot_validation,
 )
-from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, looks
+from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, method_styles
 from mm_hf.evaluation.statistics import Interval
 
 METHODS = ("plain training", "Dense MultiMix", "Mixup", "MultiMix")
@@ -97,7 +97,7 @@ def test_corruptions(tmp_path, seeds):
             accuracy = 100 * np.array([[np.mean([c[n][k] for n in names]) for k in range(5)] for c in curves])
             np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4, 5])
             np.testing.assert_allclose(line.get_ydata(), accuracy.mean(0))
-            assert line.get_label() == method and line.get_color() == looks(runs)[method][0]
+            assert line.get_label() == method and line.get_color() == method_styles(runs)[method][0]
         if seeds == 1:
             assert not panel.collections
             continue
@@ -220,8 +220,8 @@ def test_runs_whose_logs_tell_of_clean_images_at_other_steps_have_a_mean(tmp_pat
 
 
 def test_methods_look_different():
-    assert len(set(looks(str(k) for k in range(49)).values())) == 49
-    assert [colour for colour, _ in looks("abcdefg").values()] == list(COLOURS)
+    assert len(set(method_styles(str(k) for k in range(49)).values())) == 49
+    assert [colour for colour, _ in method_styles("abcdefg").values()] == list(COLOURS)
 
 
 def test_what_makes_no_sense_is_refused(tmp_path):
@@ -258,7 +258,7 @@ def test_differences(tmp_path, metrics):
     better, scales = {"figure 0 (%)": "lower"}, {"figure 0 (%)": 100}
     figure = plot_differences(runs, tmp_path / "x.png", baseline=METHODS[0], better=better, scales=scales)
     looks_right(figure, tmp_path / "x.png", metrics)
-    colours = looks(METHODS)
+    colours = method_styles(METHODS)
     for axes, (title, each) in zip(figure.axes, runs.items()):
         scale = scales.get(title, 1)
         assert axes.get_title() == title and axes.yaxis_inverted()

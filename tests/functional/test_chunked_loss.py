@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_hf.functional import dense_multimix_loss, mixers, multimix_loss
-from mm_hf.functional.factors import SparseFactors, sample_factors, sample_orders, sample_sparse_factors
-from mm_hf.functional.mixers import DenseMixer, SparseMixer, mixer_of
+from mm_hf.functional.factors import SparseFactors, sample_factors, sample_permutations, sample_sparse_factors
+from mm_hf.functional.mixers import DenseMixer, SparseMixer, make_mixer
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def problems(draw):
     if criterion == "cross_entropy":
         options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
     if draw(st.booleans()):
-        options["orders"] = sample_orders(r, b, generator=generator)
+        options["permutations"] = sample_permutations(r, b, generator=generator)
     return torch.randn(b, r, c, **random), labels, attention, factors, options
 
 
@@ -52,8 +52,8 @@ def loss_and_gradients(logits, labels, attention, factors, options, by_attention
 @given(problems(), st.booleans(), st.sampled_from([1, 20, 1 << 19]), st.sampled_from([1, 1 << 13]))
 def test_vertex_by_vertex_or_by_products(problem, by_attention, chunk, row):
     logits, labels, attention, factors, options = problem
-    assert isinstance(mixer_of(factors, logits.device), SparseMixer)
-    assert isinstance(mixer_of(factors.dense(), logits.device), DenseMixer)
+    assert isinstance(make_mixer(factors, logits.device), SparseMixer)
+    assert isinstance(make_mixer(factors.dense(), logits.device), DenseMixer)
     products = loss_and_gradients(logits, labels, attention, factors.dense(), options, by_attention)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixers, "CHUNK_ELEMENTS", chunk)
@@ -84,9 +84,9 @@ def test_mixing_of_pooled_features_takes_sparse_factors_too():
 def test_few_vertices_are_added_up_and_many_are_multiplied(monkeypatch):
     monkeypatch.undo()
     few, many = (sample_sparse_factors(100, 10, 0.5, num_vertices=s) for s in (8, 50))
-    assert isinstance(mixer_of(few, torch.device("cpu")), SparseMixer)
-    assert isinstance(mixer_of(many, torch.device("cpu")), DenseMixer)
-    assert isinstance(mixer_of(few, torch.device("cuda")), DenseMixer)
+    assert isinstance(make_mixer(few, torch.device("cpu")), SparseMixer)
+    assert isinstance(make_mixer(many, torch.device("cpu")), DenseMixer)
+    assert isinstance(make_mixer(few, torch.device("cuda")), DenseMixer)
 
 
 class Largest(TorchDispatchMode):
@@ -128,9 +128,9 @@ def test_no_more_than_a_chunk_is_alive(kind, c, monkeypatch):
 def test_repeatable_to_the_last_bit():
     torch.manual_seed(0)
     logits, labels, attention = torch.randn(64, 16, 20), torch.randint(20, (64,)), torch.rand(64, 16)
-    factors, orders = sample_sparse_factors(64, 3000, 0.4, num_vertices=8), sample_orders(16, 64)
+    factors, permutations = sample_sparse_factors(64, 3000, 0.4, num_vertices=8), sample_permutations(16, 64)
     runs = [
-        loss_and_gradients(logits, labels, attention, factors, {"orders": orders}, by_attention)
+        loss_and_gradients(logits, labels, attention, factors, {"permutations": permutations}, by_attention)
         for by_attention in (False, False)
     ]
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, multimix_loss, sample_factors
-from mm_hf.functional.factors import sample_orders
+from mm_hf.functional.factors import sample_permutations
 from tests.helpers import reference
 
 
@@ -225,11 +225,11 @@ def test_shared_factors_are_the_same_factors_at_every_location():
 
 def test_orders_permute_the_examples_of_shared_factors_at_each_location():
     logits, labels, attention, factors = dense_batch()
-    orders = sample_orders(5, 6)
-    assert torch.equal(orders.sort(dim=1).values, torch.arange(6).expand(5, 6))
-    by_hand = torch.stack([factors[0][order] for order in orders])
+    permutations = sample_permutations(5, 6)
+    assert torch.equal(permutations.sort(dim=1).values, torch.arange(6).expand(5, 6))
+    by_hand = torch.stack([factors[0][order] for order in permutations])
     torch.testing.assert_close(
-        dense_multimix_loss(logits, labels, attention, factors[0], orders=orders),
+        dense_multimix_loss(logits, labels, attention, factors[0], permutations=permutations),
         dense_multimix_loss(logits, labels, attention, by_hand),
     )
 
@@ -387,7 +387,7 @@ def test_a_row_of_zeros_takes_no_part(smoothing):
         ({"attention": torch.rand(6, 4)}, "attention must have the shape"),
         ({"factors": torch.rand(5, 7, 3)}, "factors must have the shape"),
         ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
-        ({"orders": torch.zeros(5, 6, dtype=torch.long)}, "orders must have the shape"),
+        ({"permutations": torch.zeros(5, 6, dtype=torch.long)}, "orders must have the shape"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
         ({"label_smoothing": 0.1, "criterion": "mse", "labels": torch.rand(6, 4)}, "does not go with criterion='mse'"),
         ({"criterion": "mse"}, r"labels must have the shape \(6, 4\)"),

@@ -1,7 +1,7 @@
-"""Every classification class of Transformers: what `make coverage` writes to docs/models.md, asserted."""
+"""Every classification class of Transformers: what `make model-table` writes to docs/models.md, asserted."""
 
-import model_coverage as coverage
 import pytest
+import supported_models
 import torch
 import transformers
 
@@ -33,7 +33,7 @@ def one_thread():
 @pytest.mark.parametrize("name", zoo.class_names())
 @pytest.mark.filterwarnings("ignore")
 def test_class(name):
-    row = coverage.check(name)
+    row = supported_models.check(name)
     if row.unavailable:
         pytest.skip(row.reason)
     if name in NOT_A_CLASSIFIER:

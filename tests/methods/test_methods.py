@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser, TrainingArguments
 
 from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method, wrap_model
-from mm_hf.distributed import process_generator
+from mm_hf.distributed import rank_generator
 from mm_hf.locations import LocationOutput
 from mm_hf.methods import METHODS, pairs
 from tests.helpers import models
@@ -216,7 +216,7 @@ def test_mixup_is_kornias_on_the_same_draws():
     inputs, targets = Mixup(alpha=0.7).mix_inputs({"pixel_values": images}, labels, model)
     # kornia's factor and partner, set to what was drawn: it returns the labels of both and the partner's share.
     torch.manual_seed(4)
-    generator = process_generator("cpu")
+    generator = rank_generator("cpu")
     factor = pairs.draw_factor(0.7, generator)
     partner = pairs.draw_partners(6, generator, torch.device("cpu"))
     params = {

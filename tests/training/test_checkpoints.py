@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mm_hf import DenseMultiMix, MultiMixTrainer
-from mm_hf.training.checkpoints import find_flaw, last_whole_checkpoint
+from mm_hf.training.checkpoints import find_checkpoint_error, last_complete_checkpoint
 from tests.helpers import digits
 
 READ = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "mixing.json", "trainer_state.json"]
@@ -46,20 +46,20 @@ def cut(file, bytes_left):
 @pytest.mark.parametrize("name", READ)
 def test_a_file_that_is_cut_off_anywhere_is_found(output_dir, name):
     checkpoint = output_dir / "checkpoint-4"
-    assert find_flaw(checkpoint) is None
+    assert find_checkpoint_error(checkpoint) is None
     size = (checkpoint / name).stat().st_size
     whole_if_shorter = 1 if name.endswith(".json") else 0  # but for the newline at its end
     for left in [size - 1 - whole_if_shorter, size // 2, 9, 1, 0]:
         cut(checkpoint / name, left)
-        assert find_flaw(checkpoint).startswith(f"{name}, of {left:,} bytes, is not whole")
+        assert find_checkpoint_error(checkpoint).startswith(f"{name}, of {left:,} bytes, is not whole")
     (checkpoint / name).unlink()
-    assert find_flaw(checkpoint) == (None if name == "mixing.json" else f"{name} is missing")
+    assert find_checkpoint_error(checkpoint) == (None if name == "mixing.json" else f"{name} is missing")
 
 
 def test_what_a_resumed_training_does_not_read_may_be_missing(output_dir):
     for name in ("training_args.bin", "config.json"):
         (output_dir / "checkpoint-4" / name).unlink()
-    assert find_flaw(output_dir / "checkpoint-4") is None
+    assert find_checkpoint_error(output_dir / "checkpoint-4") is None
 
 
 def test_weights_in_several_files_and_of_adapters(output_dir):
@@ -67,27 +67,27 @@ def test_weights_in_several_files_and_of_adapters(output_dir):
     (checkpoint / "model.safetensors").unlink()
     digits.vit().save_pretrained(checkpoint, max_shard_size="30KB")
     shards = sorted(checkpoint.glob("model-*.safetensors"))
-    assert len(shards) > 1 and find_flaw(checkpoint) is None
+    assert len(shards) > 1 and find_checkpoint_error(checkpoint) is None
     kept = shards[1].read_bytes()
     cut(shards[1], 100)
-    assert find_flaw(checkpoint).startswith(f"{shards[1].name}, of 100 bytes, is not whole")
+    assert find_checkpoint_error(checkpoint).startswith(f"{shards[1].name}, of 100 bytes, is not whole")
     shards[1].unlink()
-    assert find_flaw(checkpoint) == f"{shards[1].name} is missing"
+    assert find_checkpoint_error(checkpoint) == f"{shards[1].name} is missing"
     shards[1].write_bytes(kept)
     cut(checkpoint / "model.safetensors.index.json", 50)
-    assert find_flaw(checkpoint).startswith("model.safetensors.index.json, of 50 bytes, is not whole")
+    assert find_checkpoint_error(checkpoint).startswith("model.safetensors.index.json, of 50 bytes, is not whole")
 
     peft = pytest.importorskip("peft")
     for file in checkpoint.glob("model*"):
         file.unlink()
-    assert find_flaw(checkpoint) == "model.safetensors is missing"
+    assert find_checkpoint_error(checkpoint) == "model.safetensors is missing"
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     model = peft.get_peft_model(digits.vit(), config)
     model.add_adapter("other", config)
     model.save_pretrained(checkpoint)  # "other" in a directory of its own
-    assert find_flaw(checkpoint) is None
+    assert find_checkpoint_error(checkpoint) is None
     cut(checkpoint / "other" / "adapter_model.safetensors", 20)
-    assert find_flaw(checkpoint).startswith("adapter_model.safetensors, of 20 bytes, is not whole")
+    assert find_checkpoint_error(checkpoint).startswith("adapter_model.safetensors, of 20 bytes, is not whole")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_random_numbers_of_each_process(output_dir, there, process, processes, f
     (checkpoint / "rng_state.pth").unlink()
     for name in there:
         (checkpoint / name).write_bytes(kept)
-    assert find_flaw(checkpoint, process=process, processes=processes) == flaw
+    assert find_checkpoint_error(checkpoint, process=process, processes=processes) == flaw
 
 
 def test_checkpoints_without_an_optimizer(tmp_path):
     args = {"save_only_model": True, "max_steps": 2}
     trainer(tmp_path, **args).train()
-    assert find_flaw(tmp_path / "checkpoint-2") == "optimizer.pt is missing"
-    assert find_flaw(tmp_path / "checkpoint-2", model_only=True) is None
+    assert find_checkpoint_error(tmp_path / "checkpoint-2") == "optimizer.pt is missing"
+    assert find_checkpoint_error(tmp_path / "checkpoint-2", model_only=True) is None
     with pytest.raises(ValueError, match="cannot go on from the checkpoint .*checkpoint-2: optimizer.pt is missing"):
         trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     again = trainer(tmp_path, **{**args, "max_steps": 3})
@@ -141,7 +141,7 @@ def test_the_newest_whole_one_is_gone_on_from_and_the_others_are_told_of(output_
     expected = load_file(written / "checkpoint-4" / "model.safetensors")
     again = load_file(output_dir / "checkpoint-4" / "model.safetensors")
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in expected)
-    assert find_flaw(output_dir / "checkpoint-4") is None  # written anew
+    assert find_checkpoint_error(output_dir / "checkpoint-4") is None  # written anew
 
 
 def test_no_whole_checkpoint_and_one_that_is_asked_for_and_not_whole(output_dir):
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_is_written_over_an_older_one_is_not_whole_before_its_
     seen = []
 
     def killed(self, directory):
-        seen.append(find_flaw(directory))
+        seen.append(find_checkpoint_error(directory))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MultiMixTrainer, "_save_optimizer_and_scheduler", killed)
@@ -183,7 +183,7 @@ def test_all_processes_take_a_checkpoint_that_is_whole_for_each(output_dir, monk
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    assert last_whole_checkpoint(output_dir) == output_dir / "checkpoint-2"
+    assert last_complete_checkpoint(output_dir) == output_dir / "checkpoint-2"
 
 
 def test_the_example_scripts_take_it_as_an_option(output_dir):
@@ -201,7 +201,10 @@ def full(directory, match, **changes):
     assert f"{directory}/checkpoint-2 is whole: mend the cause and go on from it by resume_from_checkpoint=True" in str(
         caught.value
     )
-    assert find_flaw(directory / "checkpoint-2") is None and find_flaw(directory / "checkpoint-4") is not None
+    assert (
+        find_checkpoint_error(directory / "checkpoint-2") is None
+        and find_checkpoint_error(directory / "checkpoint-4") is not None
+    )
 
 
 def test_a_full_disk(tmp_path, written):

@@ -15,7 +15,7 @@ from mm_hf.training.model_card import (
     Task,
     evaluations,
     final_results,
-    is_persons,
+    is_user_edited,
     method_section,
     table,
     task_of,
@@ -216,7 +216,7 @@ def test_the_card_of_an_adapter(tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     trainer = trainer_of(tmp_path / "mine", peft.get_peft_model(digits.vit(), config), label_names=["labels"])
     trainer.save_model()  # PEFT writes a draft of its own
-    assert not is_persons(tmp_path / "mine" / "README.md")
+    assert not is_user_edited(tmp_path / "mine" / "README.md")
     card = card_of(trainer)
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-classification"
     assert {"dense-multimix", "multimix", "lora"} <= set(card.data.tags)
@@ -232,12 +232,12 @@ def test_another_method_takes_its_tags_along(tmp_path):
 def test_a_card_is_a_persons_once_the_comment_is_gone(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     path = tmp_path / "mine" / "README.md"
-    assert not is_persons(path)
+    assert not is_user_edited(path)
     card = card_of(trainer)
-    assert not is_persons(path)
+    assert not is_user_edited(path)
     card.text = body(card) + "\nFor digits of postal codes only.\n"
     card.save(path)
-    assert is_persons(path)
+    assert is_user_edited(path)
     trainer.create_model_card()
     assert "postal codes" in path.read_text()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mm_hf import DenseMultiMix, Mixing, MultiMix, MultiMixTrainer, wrap_model
 from mm_hf.training.hub import load_num_mixed
-from mm_hf.wrapping import auto_num_mixed
+from mm_hf.wrapping import auto_num_mixed as module
 from tests.helpers import digits, models
 
 AUTO = DenseMultiMix(num_mixed="auto")
@@ -21,13 +21,13 @@ class Clock:
         self.now, self.fixed, self.each, self.plain = 0.0, fixed, each, plain
         monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.time.perf_counter", lambda: self.now)
 
-    def step(self, pacer, mixes=True):
-        size = pacer.begin(torch.device("cpu"))
+    def step(self, auto_num_mixed, mixes=True):
+        size = auto_num_mixed.begin(torch.device("cpu"))
         self.now += self.plain / 3
         if mixes:
-            pacer.loss_begins(torch.device("cpu"))
+            auto_num_mixed.loss_begins(torch.device("cpu"))
             self.now += self.fixed + size * self.each
-            pacer.loss_ends(torch.device("cpu"))
+            auto_num_mixed.loss_ends(torch.device("cpu"))
         self.now += 2 * self.plain / 3
         return size
 
@@ -37,51 +37,48 @@ class Clock:
 )
 def test_the_size_chosen_costs_the_budget_and_no_more(plain, fixed, each, disturbed):
     fixed, each = fixed * plain, each * plain
-    steps = [
-        (size, fixed + size * each, plain + fixed + size * each)
-        for size in auto_num_mixed.SIZES * auto_num_mixed.ROUNDS
-    ]
+    steps = [(size, fixed + size * each, plain + fixed + size * each) for size in module.SIZES * module.ROUNDS]
     for i in disturbed:  # an evaluation in between, or another program
         steps[i] = (steps[i][0], steps[i][1] * 3, steps[i][2] + 100)
-    size = auto_num_mixed.choose_size(steps)
+    size = module.choose_size(steps)
     cost = fixed + size * each
-    if size in (auto_num_mixed.MOST, min(auto_num_mixed.SIZES)):
-        assert cost <= auto_num_mixed.BUDGET * plain * 1.1 or size == min(auto_num_mixed.SIZES)
+    if size in (module.MOST, min(module.SIZES)):
+        assert cost <= module.BUDGET * plain * 1.1 or size == min(module.SIZES)
     elif not disturbed:
-        assert 0.85 * auto_num_mixed.BUDGET * plain <= cost <= 1.001 * auto_num_mixed.BUDGET * plain
+        assert 0.85 * module.BUDGET * plain <= cost <= 1.001 * module.BUDGET * plain
     else:
-        assert cost <= 1.3 * auto_num_mixed.BUDGET * plain
+        assert cost <= 1.3 * module.BUDGET * plain
     assert size == float(f"{size:.1e}")
 
 
 def test_the_first_steps_are_timed_and_then_the_size_stays(monkeypatch):
-    clock, pacer = Clock(monkeypatch, fixed=0.01), auto_num_mixed.Pacer()
-    sizes = [clock.step(pacer) for _ in range(20)]
-    trial = auto_num_mixed.WARM_UP + auto_num_mixed.ROUNDS * len(auto_num_mixed.SIZES)
-    assert set(sizes[:trial]) == set(auto_num_mixed.SIZES)
-    assert set(sizes[trial + 1 :]) == {3000} and pacer.num_mixed == 3000
+    clock, auto_num_mixed = Clock(monkeypatch, fixed=0.01), module.AutoNumMixed()
+    sizes = [clock.step(auto_num_mixed) for _ in range(20)]
+    trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
+    assert set(sizes[:trial]) == set(module.SIZES)
+    assert set(sizes[trial + 1 :]) == {3000} and auto_num_mixed.num_mixed == 3000
 
 
 def test_steps_without_mixing_are_not_timed(monkeypatch):
-    clock, pacer = Clock(monkeypatch), auto_num_mixed.Pacer()
+    clock, auto_num_mixed = Clock(monkeypatch), module.AutoNumMixed()
     for i in range(60):
-        clock.step(pacer, mixes=i % 3 == 0)
-    assert pacer.num_mixed == 4000
+        clock.step(auto_num_mixed, mixes=i % 3 == 0)
+    assert auto_num_mixed.num_mixed == 4000
 
 
 def test_a_size_that_chance_left_out_is_waited_for(monkeypatch):
-    clock, pacer = Clock(monkeypatch), auto_num_mixed.Pacer()
+    clock, auto_num_mixed = Clock(monkeypatch), module.AutoNumMixed()
     for i in range(40):
-        clock.step(pacer, mixes=i % 2 == 0)  # always at the same one of the two sizes
-    assert pacer.num_mixed is None
-    for _ in range(2 * auto_num_mixed.ROUNDS + 1):
-        clock.step(pacer)
-    assert pacer.num_mixed == 4000
+        clock.step(auto_num_mixed, mixes=i % 2 == 0)  # always at the same one of the two sizes
+    assert auto_num_mixed.num_mixed is None
+    for _ in range(2 * module.ROUNDS + 1):
+        clock.step(auto_num_mixed)
+    assert auto_num_mixed.num_mixed == 4000
 
 
 def test_processes_decide_in_the_same_step(monkeypatch):
     """One of two has mixed less often: it is asked in every step, and the other one waits for it with its number."""
-    clock, pacer, told = Clock(monkeypatch), auto_num_mixed.Pacer(), []
+    clock, auto_num_mixed, told = Clock(monkeypatch), module.AutoNumMixed(), []
 
     def gather(sizes, size):
         told.append(size)
@@ -91,8 +88,8 @@ def test_processes_decide_in_the_same_step(monkeypatch):
     monkeypatch.setattr("mm_hf.distributed.is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    sizes = [clock.step(pacer) for _ in range(30)]
-    trial = auto_num_mixed.WARM_UP + auto_num_mixed.ROUNDS * len(auto_num_mixed.SIZES)
+    sizes = [clock.step(auto_num_mixed) for _ in range(30)]
+    trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
     assert told == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
 
 
@@ -105,11 +102,11 @@ def test_a_model_trains_with_the_size_that_its_clock_says(monkeypatch, caplog):
             terms.append(int(handle.pop_logs()["loss_terms"]))
             if handle.num_mixed is not None:
                 break
-        assert {6 + 16 * size for size in auto_num_mixed.SIZES} == set(terms[:-1])
+        assert {6 + 16 * size for size in module.SIZES} == set(terms[:-1])
         model(**inputs, labels=models.labels()).loss.backward()
         assert handle.pop_logs()["loss_terms"] == 6 + 16 * handle.num_mixed
-        assert copy.deepcopy(model).mm_hf_state.pacer.num_mixed == handle.num_mixed
-    assert MultiMix(num_mixed=3).size_is_open is False and AUTO.sized(7).num_mixed == 7 and AUTO.num_mixed == "auto"
+        assert copy.deepcopy(model).mm_hf_state.auto_num_mixed.num_mixed == handle.num_mixed
+    assert MultiMix(num_mixed=3).is_auto is False and AUTO.with_num_mixed(7).num_mixed == 7 and AUTO.num_mixed == "auto"
     assert Mixing.from_dict(AUTO.to_dict()) == AUTO
 
 

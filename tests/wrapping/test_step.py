@@ -43,7 +43,7 @@ def test_nothing_in_a_step_waits_for_the_device(name, method, monkeypatch):
         model = zoo.build(name).train()
         inputs = zoo.batch(name, model, b=16)
     # Of this device there are no generators, and no autocast.
-    monkeypatch.setattr("mm_hf.methods.multimix.process_generator", lambda device: None)
+    monkeypatch.setattr("mm_hf.methods.multimix.rank_generator", lambda device: None)
     with wrap_model(model, method, example_inputs={**inputs, "labels": models.labels(16)}):
         model.to("meta")
         for name_ in (
@@ -95,7 +95,7 @@ def test_no_mixed_feature_is_made(method):
     """Whatever has a mixed example's dimension has the width of the logits, not of the features."""
     model, inputs = models.build("vit").train(), models.batch("vit", b=16)
     width = model.config.hidden_size
-    method = method.sized(777)
+    method = method.with_num_mixed(777)
     example = {**inputs, "labels": models.labels(16)}
     with wrap_model(model, method, example_inputs=example), Shapes() as shapes:
         model(**example).loss.backward()

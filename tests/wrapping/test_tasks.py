@@ -6,7 +6,7 @@ import transformers
 from torch.nn import functional as F
 
 from mm_hf import ERM, DenseMultiMix, LocationError, Mixup, MultiMix, MultiMixTrainer, extract, wrap_model
-from mm_hf.distributed import process_generator
+from mm_hf.distributed import rank_generator
 from mm_hf.methods import pairs
 from tests.helpers import digits, models
 
@@ -72,7 +72,7 @@ def test_mixup_mixes_these_labels_too():
     torch.manual_seed(1)
     _, mixed = Mixup().mix_inputs(inputs, numbers, model, "mse")
     torch.manual_seed(1)
-    generator = process_generator("cpu")
+    generator = rank_generator("cpu")
     factor = pairs.draw_factor(1.0, generator)
     torch.testing.assert_close(mixed, numbers.lerp(numbers[torch.randperm(6, generator=generator)], 1 - factor))
 

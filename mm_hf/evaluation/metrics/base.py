@@ -61,7 +61,7 @@ def vectors_and_labels(vectors: Any, labels: Any, name: str = "logits") -> tuple
     return x, y
 
 
-class FromVectors(evaluate.Metric):
+class VectorMetric(evaluate.Metric):
     """Base of the metrics here: predictions are vectors (logits, features), references class indices.
 
     They need no network, and `evaluate.combine` takes them: it hands the same predictions and references to each and

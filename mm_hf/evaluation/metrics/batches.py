@@ -41,7 +41,7 @@ def model_logits(model: nn.Module, **inputs: Any) -> Tensor:
     return logits
 
 
-def split(
+def split_batch(
     batch: Mapping[str, Any], device: torch.device, labelled: bool = True
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Inputs and labels of a batch on a device. Labels are not handed to the model: metrics need no loss."""
@@ -59,7 +59,7 @@ def split(
 
 def image_batch(batch: Mapping[str, Any], device: torch.device) -> tuple[Tensor, dict[str, Any], Tensor]:
     """Images, other inputs and labels of the labelled examples in a batch; those labelled -100 are left out."""
-    inputs, labels = split(batch, device)
+    inputs, labels = split_batch(batch, device)
     images = inputs.pop("pixel_values", None)
     if images is None:
         raise ValueError(
@@ -102,7 +102,7 @@ def predictions(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple
     logits, labels = [], []
     with evaluation(model) as device, torch.no_grad():
         for batch in batches:
-            inputs, y = split(batch, device)
+            inputs, y = split_batch(batch, device)
             assert y is not None
             logits.append(model_logits(model, **inputs).cpu())
             labels.append(y.cpu())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from .base import FromVectors, vectors_and_labels
+from .base import VectorMetric, vectors_and_labels
 
 NUM_BINS = 15
 NAN = float("nan")
@@ -225,7 +225,7 @@ def _check_bins(num_bins: int) -> None:
         raise ValueError(f"num_bins must be at least 1, but is {num_bins}.")
 
 
-class Accuracy(FromVectors):
+class Accuracy(VectorMetric):
     """Share of examples whose largest logit is the label's: [`accuracy`].
 
     Example:
@@ -239,7 +239,7 @@ class Accuracy(FromVectors):
         return {"accuracy": accuracy(predictions, references)}
 
 
-class MacroF1(FromVectors):
+class MacroF1(VectorMetric):
     """F1 score averaged over the classes that occur: [`macro_f1`].
 
     Example:
@@ -253,7 +253,7 @@ class MacroF1(FromVectors):
         return {"macro_f1": macro_f1(predictions, references)}
 
 
-class NegativeLogLikelihood(FromVectors):
+class NegativeLogLikelihood(VectorMetric):
     """Mean negative logarithm of the probability of the label, in nats: [`negative_log_likelihood`].
 
     Example:
@@ -267,7 +267,7 @@ class NegativeLogLikelihood(FromVectors):
         return {"nll": negative_log_likelihood(predictions, references)}
 
 
-class BrierScore(FromVectors):
+class BrierScore(VectorMetric):
     """Squared distance of the class probabilities from the one-hot label, in [0, 2]: [`brier_score`].
 
     Example:
@@ -281,7 +281,7 @@ class BrierScore(FromVectors):
         return {"brier": brier_score(predictions, references)}
 
 
-class CalibrationError(FromVectors):
+class CalibrationError(VectorMetric):
     """Expected calibration error of the most probable class, l1, 15 bins of equal width: [`calibration_error`].
 
     Example:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import FromVectors, as_tensor
+from .base import VectorMetric, as_tensor
 
 
 def max_softmax_score(logits: Any) -> Tensor:
@@ -161,7 +161,7 @@ def _scores(scores: Any, name: str) -> Tensor:
     return scores
 
 
-class OutOfDistribution(FromVectors):
+class OutOfDistribution(VectorMetric):
     """AUROC and FPR95 of maximum softmax probability and energy: [`ood_metrics`].
 
     References are 1 for an example of the known classes and 0 for one of others.

@@ -18,10 +18,10 @@ from ...locations import LocationError, Plan, probe
 from ...locations.head import affine_layer, check_head
 from ...locations.plan import as_tokens
 from ...locations.pools import pool_tokens
-from ...locations.recording import record, without_zero_weights
+from ...locations.recording import nonzero_head_weights, record
 from ...locations.tolerance import is_vector
-from .base import FromVectors, as_tensor, vectors_and_labels
-from .batches import evaluation, model_logits, split
+from .base import VectorMetric, as_tensor, vectors_and_labels
+from .batches import evaluation, model_logits, split_batch
 
 CHUNK = 2**22  # distances at a time, 32 MB
 
@@ -143,9 +143,9 @@ def class_spread(features: Any, labels: Any) -> dict[str, float]:
     intra = inter = 0.0
     for rows, squared in _squared_distances(x):
         squared[torch.arange(len(rows)), rows] = 0
-        distance, same = squared.sqrt(), y[rows][:, None] == y
-        intra += float(distance[same].sum())
-        inter += float(distance[~same].sum())
+        distance, same_class = squared.sqrt(), y[rows][:, None] == y
+        intra += float(distance[same_class].sum())
+        inter += float(distance[~same_class].sum())
     intra, inter = intra / same_pairs, inter / other_pairs
     ratio = intra / inter if inter else math.nan
     return {"intra_class_distance": intra, "inter_class_distance": inter, "class_spread": ratio}
@@ -195,7 +195,7 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     with evaluation(model) as device:
-        name, plan = _last_linear(model, split(first, device, labelled=False)[0])
+        name, plan = _last_linear(model, split_batch(first, device, labelled=False)[0])
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             kept.append(args[0] if args else next(iter(kwargs.values())))
@@ -204,7 +204,7 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
         try:
             with torch.no_grad():
                 for batch in chain([first], rest):
-                    inputs, y = split(batch, device, labelled=False)
+                    inputs, y = split_batch(batch, device, labelled=False)
                     kept.clear()
                     logits.append(model_logits(model, **inputs).cpu())
                     x = kept[-1]
@@ -225,7 +225,7 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
 
 def _last_linear(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Plan | None]:
     """Name of the last linear layer and, where it scores every token, the plan that says which of them the head reads."""
-    with torch.inference_mode(False), torch.enable_grad(), without_zero_weights(model):
+    with torch.inference_mode(False), torch.enable_grad(), nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
         last = affine_layer(recording, recording.logits)
@@ -264,7 +264,7 @@ def _squared_distances(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield rows, (2 - 2 * x[rows] @ x.T).clamp_(min=0)
 
 
-class Representation(FromVectors):
+class Representation(VectorMetric):
     """Alignment, uniformity and class spread of features: [`alignment`], [`uniformity`], [`class_spread`].
 
     Example:

@@ -213,12 +213,12 @@ def _attack(
             pixels = pixels.detach().requires_grad_()
             logits = model_logits(model, pixel_values=normalisation.to_values(pixels).to(given.dtype), **inputs)
             # The parameters' gradients are no part of this: nothing is accumulated in them.
-            (gradient,) = torch.autograd.grad(_misleading(logits, labels), pixels)
+            (gradient,) = torch.autograd.grad(_log_odds_against_label(logits, labels), pixels)
             pixels = (pixels.detach() + step_size * gradient.sign()).clamp(low, high)
         return normalisation.to_values(pixels).to(given.dtype)
 
 
-def _misleading(logits: Tensor, labels: Tensor) -> Tensor:
+def _log_odds_against_label(logits: Tensor, labels: Tensor) -> Tensor:
     """What the attacks raise: log of the odds against the label, summed over the examples.
 
     Its gradient is that of cross-entropy, divided by the probability of the other classes: the same sign, on which the

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
-from .style import WIDTH, drawn, grid_of, not_empty
+from .style import WIDTH, grid_of, not_empty, saved_figure
 
 POINTS = 72  # an inch
 FONT, LINE, GAP = 8.0, 14.0, 5.0  # points: letters, a line, and the space between tokens
@@ -52,7 +52,7 @@ def plot_image_attention(
     images, attention = np.asarray(images), np.asarray(attention)
     not_empty(images, "images")
     grid = map_shape(attention.shape[1], *images.shape[1:3])
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         rows, columns = grid_of(len(images))
         figure = plt.figure(figsize=(WIDTH, WIDTH / columns / 2 * rows + 0.25 * rows), layout="constrained")
         figures.append(figure)
@@ -127,7 +127,7 @@ def plot_token_attention(
                 f"attention must have a weight for each of the {len(words)} tokens of text {i}, got {len(weights)}."
             )
     scale = Normalize(0, max(float(np.max(weights, initial=0.0)) for weights in attention) or 1.0)
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         placed, lines = _place(tokens, titles, max_tokens)
         figure = plt.figure(figsize=(WIDTH, max(lines * LINE / POINTS, 1.2)))
         figures.append(figure)

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from ..metrics.classification import NUM_BINS, calibration_error, reliability
 from ..metrics.ood import SCORES, auroc, fpr95, threshold95
-from .style import COLUMN, KNOWN, OTHER, WIDTH, drawn, grid_of, legend_below, not_empty, panel_grid
+from .style import COLUMN, KNOWN, OTHER, WIDTH, grid_of, legend_below, not_empty, panel_grid, saved_figure
 
 SCORE_NAMES = {"max_softmax": "maximum softmax probability", "energy": "negative energy (nats)"}
 OOD_BINS = 40
@@ -49,7 +49,7 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
     """
     not_empty(runs, "runs")
     rows, columns = grid_of(len(runs))
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure = plt.figure(figsize=(COLUMN if columns == 1 else WIDTH, 2.9 * rows + 0.3), layout="constrained")
         figures.append(figure)
         cells = figure.add_gridspec(2 * rows, columns, height_ratios=[4, 1] * rows)
@@ -115,7 +115,7 @@ def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: st
     not_empty(runs, "runs")
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, panels = panel_grid(len(runs), 2.35)
         figures.append(figure)
         scores = {name: [SCORES[score](x).numpy() for x in logits] for name, logits in runs.items()}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..statistics import Interval
-from .style import WIDTH, drawn, legend_below, looks, not_empty, panel_grid
+from .style import WIDTH, legend_below, method_styles, not_empty, panel_grid, saved_figure
 
 BETTER = {"higher": "better →", "lower": "← better", "": ""}
 
@@ -57,10 +57,10 @@ def plot_differences(
     if any(list(each) != methods for each in runs.values()):
         raise ValueError("Every figure must have the differences of the same methods, in the same order.")
     # The baseline has the first look in every plot, and so each method its own.
-    colours = looks([baseline, *methods])
+    colours = method_styles([baseline, *methods])
     columns = min(len(runs), 2)
     rows = -(-len(runs) // columns)
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, axes = plt.subplots(
             rows, columns, figsize=(WIDTH if columns > 1 else WIDTH / 1.6, (0.75 + 0.24 * len(methods)) * rows + 0.1),
             layout="constrained", squeeze=False, sharey=True,
@@ -120,8 +120,8 @@ def plot_cost(
     """
     not_empty(runs, "runs")
     methods = list(next(iter(runs.values())))
-    colours = looks([baseline, *(name for name in methods if name != baseline)])
-    with drawn(path) as figures:
+    colours = method_styles([baseline, *(name for name in methods if name != baseline)])
+    with saved_figure(path) as figures:
         figure, axes = plt.subplots(
             1, len(runs), figsize=(WIDTH if len(runs) > 1 else WIDTH / 1.6, 0.75 + 0.25 * len(methods)),
             layout="constrained", squeeze=False, sharey=True,
@@ -176,9 +176,9 @@ def plot_validation(
     """
     not_empty(runs, "runs")
     names = list(runs) if baseline is None else [baseline, *(name for name in runs if name != baseline)]
-    colours = looks(names)
+    colours = method_styles(names)
     panels = (("eval_nll", 1, "validation NLL (nats)"), ("eval_accuracy", 100, "validation accuracy (%)"))
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, cells = panel_grid(2, 2.4)
         figures.append(figure)
         for cell, (key, scale, title) in zip(cells, panels, strict=True):

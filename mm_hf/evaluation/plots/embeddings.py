@@ -11,7 +11,17 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..metrics.base import as_tensor, vectors_and_labels
-from .style import CLASS_COLOURS, COLUMN, MARKERS, drawn, legend_below, legend_rows, looks, not_empty, panel_grid
+from .style import (
+    CLASS_COLOURS,
+    COLUMN,
+    MARKERS,
+    legend_below,
+    legend_rows,
+    method_styles,
+    not_empty,
+    panel_grid,
+    saved_figure,
+)
 
 PROJECTIONS = ("pca", "tsne")
 
@@ -56,7 +66,7 @@ def plot_embeddings(
     classes = sorted({int(y) for _, labels, _ in maps.values() for y in labels})
     if class_names is not None and classes[-1] >= len(class_names):
         raise ValueError(f"class_names has {len(class_names)} names, and there are labels up to {classes[-1]}.")
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, panels = panel_grid(len(runs), 2.3 if len(runs) > 1 else 3.2)
         figures.append(figure)
         for panel, (name, (points, labels, axes_said)) in zip(panels, maps.items(), strict=True):
@@ -130,11 +140,11 @@ def plot_alignment_uniformity(runs: Mapping[str, Sequence[tuple[float, float]]],
     for name, pairs in points.items():
         if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
             raise ValueError(f"runs[{name!r}] must be pairs (alignment, uniformity), one a seed, got {pairs.shape}.")
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         height = 2.5 + 0.18 * legend_rows(points, COLUMN)  # the legend takes from the height
         figure, axes = plt.subplots(figsize=(COLUMN, height), layout="constrained")
         figures.append(figure)
-        for name, (colour, marker) in looks(runs).items():
+        for name, (colour, marker) in method_styles(runs).items():
             x, y = points[name].T
             axes.scatter(x, y, s=14, color=colour, marker=marker, alpha=0.4, linewidths=0)
             axes.scatter(

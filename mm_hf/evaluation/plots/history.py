@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .style import COLOURS, drawn, legend_below, panel_grid
+from .style import COLOURS, legend_below, panel_grid, saved_figure
 
 LABELS = {
     "loss": "training",
@@ -46,7 +46,7 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
     if len(logged.get("loss", [[]])[0]) < 2:
         raise ValueError("history has fewer than two entries with a loss: there is no curve to draw.")
     score = next((name for name in SCORES if len(_curve(history, f"eval_{name}")[0]) > 1), None)
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, cells = panel_grid(2 if score else 1, 2.4)
         figures.append(figure)
         for (name, curve), colour in zip(logged.items(), COLOURS, strict=False):

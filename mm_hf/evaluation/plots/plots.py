@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from .style import COLOURS, looks
+from .style import COLOURS, method_styles
 
 
 def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path) -> None:
@@ -30,7 +30,7 @@ def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str 
         (right, ("eval_accuracy",), "accuracy on held-out images (%)"),
     ]
     for axes, keys, title in panels:
-        for (colour, _), (name, histories) in zip(looks(runs).values(), runs.items(), strict=True):
+        for (colour, _), (name, histories) in zip(method_styles(runs).values(), runs.items(), strict=True):
             curves = [_curve(history, keys) for history in histories]
             scale = 100 if keys[0] == "eval_accuracy" else 1
             for steps, values in curves:

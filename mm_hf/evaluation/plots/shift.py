@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..statistics import confidence_half_width
-from .style import drawn, grid_of, legend_below, looks, not_empty, panel_grid
+from .style import grid_of, legend_below, method_styles, not_empty, panel_grid, saved_figure
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -60,11 +60,11 @@ def plot_corruptions(
         panels |= {name.replace("_", " "): [name] for name in names}
     columns = grid_of(len(panels))[1]
     x = np.asarray(severities)
-    with drawn(path) as figures:
+    with saved_figure(path) as figures:
         figure, cells = panel_grid(len(panels), 1.75 if len(panels) > 1 else 2.6, sharex=True, sharey=True)
         figures.append(figure)
         for i, (cell, (title, members)) in enumerate(zip(cells, panels.items(), strict=True)):
-            for method, (colour, marker) in looks(runs).items():
+            for method, (colour, marker) in method_styles(runs).items():
                 accuracy = 100 * np.array([np.mean([curves[m] for m in members], axis=0) for curves in runs[method]])
                 mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
                 cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)

@@ -21,7 +21,7 @@ CLASS_COLOURS = (
 KNOWN, OTHER = COLOURS[2], COLOURS[1]
 WIDTH = 6.9  # inches, the text width of most papers
 COLUMN = 3.4  # one column of two
-PRINT: Any = {
+RC_PARAMS: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -40,17 +40,17 @@ PRINT: Any = {
 }
 
 
-def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+def method_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each method, in order; none comes twice together before 49 methods."""
     n = len(COLOURS)
     return {name: (COLOURS[i % n], MARKERS[(i + i // n) % n]) for i, name in enumerate(names)}
 
 
 @contextmanager
-def drawn(path: str | Path | None) -> Iterator[list[Figure]]:
+def saved_figure(path: str | Path | None) -> Iterator[list[Figure]]:
     """Sizes for print inside the block; the figure put into the list is written to `path`, if there is one, and closed."""
     holder: list[Figure] = []
-    with plt.rc_context(PRINT):
+    with plt.rc_context(RC_PARAMS):
         try:
             yield holder
             if path is not None:

@@ -134,7 +134,7 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
         finally:
             mapping["eager"] = eager
 
-    def seen(function: str, count: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def on_result(function: str, count: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         where, base = innermost(), f"{function}[{count}]"
         if inside[0]:
             nested.append(base)
@@ -154,7 +154,7 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
     mapping.update({name: watched(name, function) for name, function in saved.items()})
     mapping["eager"] = eager
     try:
-        with FunctionWatch(seen, lambda: getattr(innermost(), "began", None)):
+        with FunctionWatch(on_result, lambda: getattr(innermost(), "began", None)):
             yield calls
     finally:
         mapping.clear()
@@ -165,9 +165,9 @@ def watch_attention(innermost: Callable[[], Running | None]) -> Iterator[list[At
 class FunctionWatch(TorchFunctionMode):
     """Tells of each softmax and scaled dot product attention, and how many came before it in the same call (`scope`)."""
 
-    def __init__(self, seen: Callable[..., None], scope: Callable[[], Any]):
+    def __init__(self, on_result: Callable[..., None], scope: Callable[[], Any]):
         super().__init__()
-        self.seen, self.scope = seen, scope
+        self.on_result, self.scope = on_result, scope
         self.counts: dict[Any, int] = {}
 
     def __torch_function__(
@@ -179,7 +179,7 @@ class FunctionWatch(TorchFunctionMode):
         if name is not None and result is not None:
             key = (name, self.scope())
             self.counts[key] = self.counts.get(key, -1) + 1
-            self.seen(name, self.counts[key], args, kwargs or {}, result)
+            self.on_result(name, self.counts[key], args, kwargs or {}, result)
         return output
 
 
@@ -195,7 +195,7 @@ def _sdpa_rows(module: nn.Module, bound: Mapping[str, Any], index: Any) -> Tenso
     )
 
 
-class AttentionTap:
+class AttentionHook:
     """Reads one query's row of one attention module: the cost of one row, whatever the implementation computes.
 
     A module that runs registered functions alone is given a copy of its config that names a function of ours. The
@@ -227,7 +227,7 @@ class AttentionTap:
             config: Any = copy.copy(self._own_config)
             config._attn_implementation_internal = _register(base.removesuffix(REPORTED))
             module.config = config
-        module.mm_hf_tap = self  # type: ignore[assignment]
+        module.mm_hf_hook = self  # type: ignore[assignment]
 
     @property
     def implementation(self) -> str:
@@ -240,9 +240,9 @@ class AttentionTap:
             hook.remove()
         if self._own_config is not None:
             module.config = self._own_config
-        del module.mm_hf_tap
+        del module.mm_hf_hook
 
-    def keep(self, weights: Callable[[Any], Tensor]) -> None:
+    def store(self, weights: Callable[[Any], Tensor]) -> None:
         """Keep the row, given a function that computes rows (b, h, 1 or n, n)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
             self.row = weights(self.index).float().mean(dim=(1, 2))
@@ -252,9 +252,9 @@ class AttentionTap:
         n = weights.shape[-1]
         every = weights.reshape(self.batch, -1, n, n)
         if isinstance(self.index, Tensor):
-            self.keep(lambda index: every[torch.arange(self.batch, device=every.device), :, index][:, :, None])
+            self.store(lambda index: every[torch.arange(self.batch, device=every.device), :, index][:, :, None])
         else:
-            self.keep(lambda index: every if index is None else every[:, :, index, None])
+            self.store(lambda index: every if index is None else every[:, :, index, None])
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self.active:
@@ -273,7 +273,7 @@ class AttentionTap:
             self.keep_reported(output)
         else:
             bound = _sdpa_signature.bind(*args, **kwargs).arguments
-            self.keep(lambda index: _sdpa_rows(nn.Identity(), bound, index))
+            self.store(lambda index: _sdpa_rows(nn.Identity(), bound, index))
 
 
 def _register(base: str) -> str:
@@ -282,21 +282,21 @@ def _register(base: str) -> str:
 
     name = PREFIX + base
 
-    def tapped(
+    def attention_with_hook(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        tap: Any = module.mm_hf_tap
+        hook: Any = module.mm_hf_hook
         # The implementation may have been changed since, and the mask that comes is made for the one in use.
-        current = base_function(module, tap.implementation)
+        current = base_function(module, hook.implementation)
         output, weights = current(module, query, key, value, attention_mask, **kwargs)
-        if tap.active and tap.base.endswith(REPORTED) and weights is not None:
-            tap.keep_reported(weights)
-        elif tap.active:
-            tap.keep(lambda index: attention_rows(module, query, key, attention_mask, index, **kwargs))
+        if hook.active and hook.base.endswith(REPORTED) and weights is not None:
+            hook.keep_reported(weights)
+        elif hook.active:
+            hook.store(lambda index: attention_rows(module, query, key, attention_mask, index, **kwargs))
         return output, weights
 
     if name not in AttentionInterface._global_mapping:
-        AttentionInterface.register(name, tapped)
+        AttentionInterface.register(name, attention_with_hook)
     return name
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from ..plan import EVERY, Plan
-from ..recording import Recording, logits_of, plain_call, traceless
+from ..recording import Recording, logits_of, plain_call, restore_on_exit
 from ..tolerance import tolerance
-from .capture import REPORTED, AttentionTap
+from .capture import REPORTED, AttentionHook
 
 
 def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
@@ -40,19 +40,19 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
 def _changes_nothing(recording: Recording, plan: Plan) -> bool:
     """Whether the model gives the same logits with its attention tapped.
 
-    The tap goes by a name in the module's config, and there are modules that look at this name and do something else for
+    The hook goes by a name in the module's config, and there are modules that look at this name and do something else for
     one that they do not know.
     """
     assert plan.attention is not None and plan.attention_base is not None
     module = recording.model.get_submodule(plan.attention)
     if not hasattr(module, "config"):
         return False
-    tap = AttentionTap(module, plan.attention_base)
+    hook = AttentionHook(module, plan.attention_base)
     try:
-        with traceless(recording.model), torch.no_grad():
+        with restore_on_exit(recording.model), torch.no_grad():
             logits = logits_of(plain_call(recording.model, recording.inputs))
     finally:
-        tap.remove(module)
+        hook.remove(module)
     return bool((logits - recording.logits).abs().max() <= tolerance(logits) * recording.logits.abs().max())
 
 

@@ -1,10 +1,10 @@
 """Kill trainings at random moments and while they write a checkpoint, resume them, and compare the weights bit for bit.
 
-    python benchmarks/kill.py
+    python benchmarks/crash_recovery.py
 
 A small ViT on scikit-learn's digits, float32 on the CPU, with dropout, by one process and by two (gloo). At random moments
 all processes are sent SIGKILL; one that writes half of a file is killed alone. The training is then started again. One row a
-kill is written to benchmarks/results/kill.csv. The processes are forked from one that has imported everything, with the
+kill is written to benchmarks/results/crash_recovery.csv. The processes are forked from one that has imported everything, with the
 environment that torchrun gives; tests/benchmarks/test_crash_recovery.py kills under torchrun itself.
 """
 
@@ -34,7 +34,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments, ViTCo
 
 from mm_hf import DenseMultiMix, MultiMixTrainer
 from mm_hf.data.offline import load_digits
-from mm_hf.training.checkpoints import find_flaw, last_whole_checkpoint, list_checkpoints
+from mm_hf.training.checkpoints import find_checkpoint_error, last_complete_checkpoint, list_checkpoints
 
 STEPS, SAVE_STEPS = 60, 4
 WRITTEN = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")
@@ -72,7 +72,7 @@ def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
         ViTForImageClassification(config), arguments, mixing=DenseMultiMix(num_mixed=20), train_dataset=rows,
         callbacks=[Progress(directory / "steps")],
     )  # fmt: skip
-    last = last_whole_checkpoint(directory, process=arguments.process_index, processes=arguments.world_size)
+    last = last_complete_checkpoint(directory, process=arguments.process_index, processes=arguments.world_size)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last is not None)
     digest = hashlib.sha256()
@@ -194,7 +194,7 @@ def newest(directory: Path, processes: int) -> tuple[str, str]:
     checkpoints = list_checkpoints(directory)
     if not checkpoints:
         return "none", ""
-    flaws = [find_flaw(checkpoints[0], process=i, processes=processes) for i in range(processes)]
+    flaws = [find_checkpoint_error(checkpoints[0], process=i, processes=processes) for i in range(processes)]
     return checkpoints[0].name, next(filter(None, flaws), "")
 
 
@@ -238,7 +238,7 @@ def main() -> None:
             for row in kills(processes, args.moments, random.Random(processes), Path(root) / str(processes)):
                 print(row, flush=True)
                 rows.append(row)
-                harness.write("kill.csv", rows)
+                harness.write("crash_recovery.csv", rows)
     assert all(row["same weights"] for row in rows)
 
 

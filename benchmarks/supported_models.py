@@ -4,7 +4,7 @@ For each class: plain MultiMix, manifold mixup, the probe and its plan, the iden
 the attention against what eager attention reports, a training step by the locations' loss alone (gradients reach the first
 layer and all of the head), and a checkpoint that loads as a plain model. The table is what `mm-hf models` shows.
 
-    python benchmarks/model_coverage.py [--classes ViTForImageClassification ...]       (or: make coverage)
+    python benchmarks/supported_models.py [--classes ViTForImageClassification ...]       (or: make model-table)
 """
 
 import argparse
@@ -24,7 +24,7 @@ import transformers
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  # noqa: E402
-from mm_hf.data.supported_models import TABLE, Coverage, write_coverage  # noqa: E402
+from mm_hf.data.supported_models import TABLE, SupportedModel, write_supported_models  # noqa: E402
 from mm_hf.evaluation.model_check import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
 from mm_hf.locations.pools import pool_rows  # noqa: E402
@@ -176,7 +176,7 @@ def table(rows, seconds):
     lines = [
         "# Models",
         "",
-        f"Written by `make coverage` ({seconds:.0f} s of one CPU core): tiny random models of all "
+        f"Written by `make model-table` ({seconds:.0f} s of one CPU core): tiny random models of all "
         f"{len(rows)} classes of the four auto mappings for sequence, image, audio and video classification in Transformers "
         f"{transformers.__version__}, each probed without knowledge of its architecture.",
         "",
@@ -213,9 +213,9 @@ def table(rows, seconds):
     return "\n".join(lines) + "\n"
 
 
-def coverage_of(row) -> Coverage:
+def coverage_of(row) -> SupportedModel:
     """A row of the package's table."""
-    return Coverage(
+    return SupportedModel(
         row.name, zoo.TASKS[row.name], architecture(row.name), row.multimix, row.dense and row.trained, row.blocks,
         row.auto, row.pool, row.head, row.reason.split(". Tried were")[0], "" if row.unavailable else transformers.__version__,
     )  # fmt: skip
@@ -243,7 +243,7 @@ def main() -> None:
     text = table(rows, time.process_time() - start)
     if len(names) == len(zoo.class_names()):
         (ROOT / "docs" / "models.md").write_text(text)
-        write_coverage(map(coverage_of, rows), TABLE)
+        write_supported_models(map(coverage_of, rows), TABLE)
     print("\n".join(text.splitlines()[4:10]))
 
 
