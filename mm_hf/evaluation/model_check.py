@@ -17,12 +17,12 @@ from ..functional.factors import sample_factors
 from ..locations import LocationError, Plan, extract, probe, resolve_attention
 from ..locations.head import check_head, is_affine
 from ..locations.hooks import temporary_hooks
+from ..locations.modes import evaluation_mode
 from ..locations.plan import EVERY, as_tokens, pooled_logits
 from ..locations.recording import Recording, logits_of, record
 from ..locations.tolerance import relative_error
 from ..methods import ERM, METHODS, Mixing
 from ..wrapping.wrapper import wrap_model
-from .metrics.batches import evaluation
 
 MIXED = 1000
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}  # of relative errors; other dtypes: 2e-2
@@ -151,7 +151,7 @@ def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tup
         The larger of two errors: of the logits that `extract` gives, and of those that the plan makes of the features;
         and how many locations the longest example has.
     """
-    with evaluation(model):
+    with evaluation_mode(model):
         output = extract(model, "uniform", **inputs)
         assert output.mask is not None
         error = relative_error(output.logits, logits_of(model(**inputs)))
@@ -208,7 +208,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     for parameter in gradients:
         parameter.grad = None  # not zeroed in place
     try:
-        with torch.random.fork_rng(), evaluation(model):
+        with evaluation_mode(model):
             yield
     finally:
         for parameter, gradient in gradients.items():

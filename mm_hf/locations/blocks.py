@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .modes import nonzero_head_weights, probing_mode
 from .plan import LocationError
 from .pools import MASKS
 from .recording import (
@@ -21,10 +22,8 @@ from .recording import (
     batch_size,
     is_features,
     logits_of,
-    nonzero_head_weights,
     plain_call,
     record,
-    restore_on_exit,
 )
 from .tolerance import relative_error
 
@@ -191,7 +190,7 @@ def _distinct_examples(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _carries_everything(model: nn.Module, blocks: Blocks, inputs: dict[str, Any]) -> bool:
     hooks = BlockHooks(model, blocks)
     try:
-        with restore_on_exit(model), nonzero_head_weights(model), torch.no_grad():
+        with probing_mode(model), nonzero_head_weights(model), torch.no_grad():
             logits = logits_of(plain_call(model, inputs))
             partner = torch.arange(len(logits), device=logits.device).roll(1)
             limit = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .modes import probing_mode
 from .plan import ACTIVATIONS, LocationError
-from .recording import Call, Recording, restore_on_exit
+from .recording import Call, Recording
 from .tolerance import is_close, returns, tolerance
 
 
@@ -68,7 +69,7 @@ def is_affine(recording: Recording, call: Call) -> bool:
     module = recording.model.get_submodule(call.name)
     if not any(True for _ in module.parameters()):
         return False
-    with restore_on_exit(recording.model), torch.no_grad():
+    with probing_mode(recording.model), torch.no_grad():
         other = 3 * x.flip(0) + x.std()
         try:
             ends, middle = (module(x) + module(other)) / 2, module((x + other) / 2)

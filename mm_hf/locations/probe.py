@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .attention.selection import with_attention
 from .head import averaged_heads, check_head, location_scorers
+from .modes import nonzero_head_weights, probing_mode
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
-from .recording import Call, Recording, nonzero_head_weights, pad_id, record, restore_on_exit
+from .recording import Call, Recording, pad_id, record
 from .registry import is_registered, registered
 from .tolerance import is_close, is_vector, mismatch, relative_error, scale_between, tolerance
 
@@ -254,7 +255,7 @@ def _identity_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
     """How far, relatively, the plan's own way to the logits ends from the model's."""
     if plan.pool == EVERY:
         return 0.0
-    with restore_on_exit(recording.model), torch.no_grad():
+    with probing_mode(recording.model), torch.no_grad():
         try:
             logits = pooled_logits(recording.model, plan, tokens, recording.inputs)
         except Exception:  # a module that cannot take one token: not a way to per-location logits

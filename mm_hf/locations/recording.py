@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention.capture import AttentionCall, Running, watch_attention
+from .modes import probing_mode
 from .plan import LocationError
 from .pools import MASKS
 
@@ -94,7 +94,7 @@ def _record(model: nn.Module, inputs: dict[str, Any]) -> Recording:
 
     handles: list[Any] = []
     try:
-        with restore_on_exit(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
+        with probing_mode(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
             for name, module in model.named_modules():
                 if name:
                     handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
@@ -208,45 +208,6 @@ def _varied(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | None:
 def pad_id(model: nn.Module) -> int | None:
     config: Any = model.config
     return getattr(config.get_text_config(), "pad_token_id", None)
-
-
-@contextmanager
-def restore_on_exit(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, float arithmetic and gradients also for frozen weights, and everything as it was afterwards."""
-    device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False), torch.enable_grad():
-            for module in modes:
-                module.training = False
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-@contextmanager
-def nonzero_head_weights(model: nn.Module) -> Iterator[None]:
-    """Numbers in place of weights that are all zero, and zeros again afterwards.
-
-    A head that starts at zero gives the same logits whatever it reads: they would prove any plan, and depend on nothing.
-    """
-    zero = [p for p in model.parameters() if p.ndim > 1 and p.shape[0] == model.config.num_labels and not p.any()]  # type: ignore[union-attr]
-    with torch.no_grad():
-        for parameter in zero:
-            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).sin().view_as(parameter))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter in zero:
-                parameter.zero_()
 
 
 def _tensors(output: Any) -> dict[str | int | None, Tensor]:

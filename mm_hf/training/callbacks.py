@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..evaluation.metrics import Normalisation
-from ..evaluation.metrics.batches import evaluation
 from ..locations import LocationOutput, Plan, extract, probe
 from ..locations.hooks import HOOKS, temporary_hooks
+from ..locations.modes import evaluation_mode, restore_random_state
 
 TAG = "attention_map"
 TRACKERS = (TensorBoardCallback, TrackioCallback, WandbCallback)
@@ -91,7 +90,7 @@ class AttentionMapCallback(TrainerCallback):
         self.every = every
         self.plan: Plan | None = None
         self.directory = None if directory is None else Path(directory)
-        with _random_state_kept():
+        with restore_random_state():
             self.batch = _batch(trainer, examples, max_examples)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -119,7 +118,7 @@ class AttentionMapCallback(TrainerCallback):
 
     def picture(self, model: nn.Module) -> Any:
         """The figure of the examples as the model sees them now, which is left as it is."""
-        with _random_state_kept(), evaluation(model) as device, torch.no_grad():
+        with evaluation_mode(model) as device, torch.no_grad():
             batch = {k: v.to(device) for k, v in self.batch.items()}
             inputs = {k: v for k, v in batch.items() if k not in LABELS}
             with self._taps(model, inputs):
@@ -200,15 +199,3 @@ def _send(tracker: Any, pixels: np.ndarray, step: int) -> None:
         return
     library: Any = getattr(tracker, "_trackio", None) or getattr(tracker, "_wandb", None)
     library.log({TAG: library.Image(pixels), "train/global_step": step})
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Whatever is drawn inside, the generators of torch, numpy and Python are as before."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -6,28 +6,15 @@ is the model's; results are on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...locations.modes import evaluation_mode
 from ...locations.recording import logits_of
 from .base import IGNORE_INDEX
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode for the time of a block, each module's own mode again afterwards; gives the model's device."""
-    modes = {module: module.training for module in model.modules()}
-    parameter = next(model.parameters(), None)
-    try:
-        model.eval()
-        yield torch.device("cpu") if parameter is None else parameter.device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def model_logits(model: nn.Module, **inputs: Any) -> Tensor:
@@ -100,7 +87,7 @@ def predictions(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple
         (torch.Size([8, 3]), True)
     """
     logits, labels = [], []
-    with evaluation(model) as device, torch.no_grad():
+    with evaluation_mode(model) as device, torch.no_grad():
         for batch in batches:
             inputs, y = split_batch(batch, device)
             assert y is not None

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import evaluation, image_batch, model_logits
+from ...locations.modes import evaluation_mode
+from .batches import image_batch, model_logits
 from .normalisation import TOLERANCE, Normalisation
 
 NOISE_DEVIATION = (0.08, 0.12, 0.18, 0.26, 0.38)  # of pixels in [0, 1]
@@ -128,7 +129,7 @@ def corruption_accuracy(
     normalisation = Normalisation() if normalisation is None else normalisation
     right = {name: [0] * len(severities) for name in names}
     seen = 0
-    with evaluation(model) as device, torch.no_grad():
+    with evaluation_mode(model) as device, torch.no_grad():
         for batch in batches:
             values, inputs, labels = image_batch(batch, device)
             pixels = normalisation.to_pixels(values)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ...locations import LocationError, Plan, probe
 from ...locations.head import affine_layer, check_head
+from ...locations.modes import evaluation_mode, nonzero_head_weights
 from ...locations.plan import as_tokens
 from ...locations.pools import pool_tokens
-from ...locations.recording import nonzero_head_weights, record
+from ...locations.recording import record
 from ...locations.tolerance import is_vector
 from .base import VectorMetric, as_tensor, vectors_and_labels
-from .batches import evaluation, model_logits, split_batch
+from .batches import model_logits, split_batch
 
 CHUNK = 2**22  # distances at a time, 32 MB
 
@@ -194,7 +195,7 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
     found: list[Tensor] = []
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
-    with evaluation(model) as device:
+    with evaluation_mode(model) as device:
         name, plan = _last_linear(model, split_batch(first, device, labelled=False)[0])
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import evaluation, image_batch, model_logits
+from ...locations.modes import evaluation_mode
+from .batches import image_batch, model_logits
 from .normalisation import Normalisation
 
 NO_NORMALISATION = Normalisation()
@@ -162,7 +163,7 @@ def robust_accuracy(
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}.")
     generator = torch.Generator().manual_seed(seed)
     seen = right = robust = 0
-    with evaluation(model) as device:
+    with evaluation_mode(model) as device:
         for batch in batches:
             images, inputs, labels = image_batch(batch, device)
             if not len(images):
@@ -200,7 +201,7 @@ def _attack(
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != pixel_values.shape[:1]:
         said = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
         raise ValueError(f"labels must be one class index for each of {len(pixel_values)} images, got {said}.")
-    with evaluation(model) as device, torch.inference_mode(False), torch.enable_grad():
+    with evaluation_mode(model) as device, torch.inference_mode(False), torch.enable_grad():
         # Cloned: tensors made in inference mode take no part in a backward pass.
         inputs = {k: v.to(device).clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
         given, labels = pixel_values.detach().to(device).clone(), labels.to(device).clone()

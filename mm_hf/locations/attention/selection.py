@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from ..modes import probing_mode
 from ..plan import EVERY, Plan
-from ..recording import Recording, logits_of, plain_call, restore_on_exit
+from ..recording import Recording, logits_of, plain_call
 from ..tolerance import tolerance
 from .capture import REPORTED, AttentionHook
 
@@ -49,7 +50,7 @@ def _changes_nothing(recording: Recording, plan: Plan) -> bool:
         return False
     hook = AttentionHook(module, plan.attention_base)
     try:
-        with restore_on_exit(recording.model), torch.no_grad():
+        with probing_mode(recording.model), torch.no_grad():
             logits = logits_of(plain_call(recording.model, recording.inputs))
     finally:
         hook.remove(module)
