@@ -44,7 +44,8 @@ def test_modes_and_random_state_are_restored_after_an_error(mode):
             draws()
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert [m.training for m in layers.modules()] == [True, True, True, False]
     assert draws() == expected
 
