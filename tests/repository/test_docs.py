@@ -101,7 +101,7 @@ def check_command(command, monkeypatch):
     while "=" in words[0]:
         words = words[1:]
     if words[0] == "make":
-        targets = re.findall(r"^([\w ]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert "=" in words[1] or words[1] in " ".join(targets).split(), command
         return True
     if words[0] == "mm-hf":
