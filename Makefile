@@ -6,13 +6,19 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test oldest check format bench model-table crash-recovery evidence docs pictures dist clean
+.PHONY: demo test test-fast oldest check format bench model-table crash-recovery evidence docs pictures dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
 	$(BIN)/python examples/demo.py
 
+# One worker per core, one thread per worker. A free worker takes over half of the tests that another one has left.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv-newest CONSTRAINTS=/dev/null
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev  ## the tests without a mark, for the minute after a change
+	$(PYTEST) -m "not (zoo or distributed or end_to_end or slow)"
 
 oldest:  ## all tests with the oldest versions that setup.py admits
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

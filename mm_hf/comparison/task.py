@@ -31,7 +31,7 @@ class Task:
         model_init: Makes the model anew for each run; called after the seed is set, so that all methods of a seed start
             from the same weights.
         train_dataset: Of examples as the model takes them, with `labels`, of known length. If it has a method
-            `set_epoch(seed, epoch)`, that is called before each epoch: augmentation that depends on these and not on
+            `seed_augmentation(seed, epoch)`, that is called before each epoch: augmentation that depends on these and not on
             global random numbers is the same for all methods.
         test_dataset: Likewise; it is predicted once for each run, at the end.
         validation_dataset: Likewise; predicted after each epoch, for training curves and choices.
@@ -128,8 +128,8 @@ class _Epochs(TrainerCallback):
         self.data = data
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(args.seed, int(state.epoch or 0))
+        if hasattr(self.data, "seed_augmentation"):
+            self.data.seed_augmentation(args.seed, int(state.epoch or 0))
 
 
 def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:

@@ -116,8 +116,11 @@ class ImageDataset(Dataset):
         if not transform.random and values <= IN_MEMORY:
             self.prepared = self._prepare(range(len(rows)))
 
-    def set_epoch(self, seed: int, epoch: int) -> None:
-        """What the augmentation of the coming batches depends on."""
+    def seed_augmentation(self, seed: int, epoch: int) -> None:
+        """Set the seed and the epoch that the augmentation of the next batches depends on.
+
+        The name is not `set_epoch`, which Accelerate's data loaders call with the number of times they were iterated.
+        """
         self.seed, self.epoch = seed, epoch
 
     def __len__(self) -> int:

@@ -9,25 +9,13 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
 
 from mm_hf.cli import commands, main
 from mm_hf.cli._progress import ProgressTable
 from mm_hf.comparison import Run, as_methods
 from mm_hf.data import offline
 from mm_hf.data.splits import DataOptions, align, load_splits
-from tests.comparison.test_compare import OPTIONS, figures
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]
-
-
-def refused(capsys, *arguments):
-    """The one sentence that a wrong command line gets."""
-    assert main([str(x) for x in arguments]) == 2
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err and captured.err.count("\n") == 1
-    return captured.err
+from tests.helpers.commands import OPTIONS, read_results, refused
 
 
 def test_help_is_quick_and_complete():
@@ -141,28 +129,6 @@ def test_the_board_fills_up_on_a_terminal_and_prints_lines_elsewhere(terminal, t
         assert "seed 0: not possible: because [this] is so" in text and "\x1b" not in text
 
 
-@pytest.fixture
-def reviews(tmp_path):
-    """Sentences whose class is a word in them, and a small BERT's tokenizer and model for them."""
-    rows = [
-        {"text": f"{adverb} {word} {noun}", "sentiment": "up" if word in ("good", "fine") else "down", "id": i}
-        for i, (adverb, word, noun) in enumerate(
-            (a, w, n) for _ in range(4) for a in ("very", "not") for w in WORDS[:4] for n in ("film", "book")
-        )
-    ]
-    folder = tmp_path / "reviews"
-    folder.mkdir()
-    for split, part in {"train": rows, "validation": rows[::3], "test": rows[1::3]}.items():
-        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=16)
-    tokenizer.save_pretrained(tmp_path / "bert")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = AutoConfig.for_model("bert", vocab_size=13, max_position_embeddings=16, num_labels=2, **sizes)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "bert")
-    return folder, tmp_path / "bert"
-
-
 def test_texts_are_compared_and_analyzed(reviews, tmp_path, capsys):
     data, model = reviews
     options = [
@@ -185,7 +151,7 @@ def test_texts_are_compared_and_analyzed(reviews, tmp_path, capsys):
     ]
     out = tmp_path / "out"
     assert main(["compare", *options, *training, "--seeds", "1", "--output_dir", str(out)]) == 0
-    rows = figures(out / "results.csv")
+    rows = read_results(out / "results.csv")
     metrics = {row["metric"] for row in rows}
     assert {"accuracy", "nll", "alignment"} <= metrics and not {"fgsm_accuracy", "corruption_accuracy"} & metrics
     settings = json.loads((out / "settings.json").read_text())["task"]

@@ -22,10 +22,8 @@ from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions
 from mm_hf.evaluation.metrics import classification_metrics, predictions
 from mm_hf.training.hub import load_mixing, load_plan
-from tests.cli.test_commands import refused, reviews  # noqa: F401
-from tests.comparison.test_compare import TINY
+from tests.helpers.commands import TINY, refused
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = (
     f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 --max_validation_samples 40 "
     "--max_test_samples 80 --augmentation crop --per_device_train_batch_size 32 --learning_rate 3e-3 --use_cpu"
@@ -48,7 +46,6 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained") / "model"
-    torch.set_num_threads(1)  # as in the tests that repeat it
     run("--mixing", "dense_multimix", "--num_mixed", 30, "--num_train_epochs", 3, "--output_dir", directory)
     return directory
 
@@ -175,7 +172,7 @@ def test_mistakes_are_sentences_before_any_training(given, sentence, capsys, mon
     assert message.count("\n") == 1
 
 
-def test_texts(reviews, tmp_path, capsys):  # noqa: F811
+def test_texts(reviews, tmp_path, capsys):
     data, model = reviews
     given = ["--dataset_name", data, "--label_column_name", "sentiment", "--model_name_or_path", model, "--use_cpu"]
     given += ["--cache_dir", tmp_path / "cache", "--num_train_epochs", 1, "--mixing", "multimix", "--num_mixed", 9]

@@ -1,13 +1,10 @@
 """Comparisons from end to end, through the command: what it writes, stopped and gone on with, and one model alone."""
 
-import csv
 import json
-import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,21 +13,7 @@ from transformers import ViTImageProcessorPil, set_seed
 from mm_hf.cli import main
 from mm_hf.comparison import compare
 from tests.helpers import digits
-
-TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4,num_channels=1"
-OPTIONS = (
-    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 --max_validation_samples 40 "
-    "--max_test_samples 80 --augmentation crop --num_train_epochs 2 --per_device_train_batch_size 32 --learning_rate 3e-3 "
-    "--per_device_eval_batch_size 40 --use_cpu --robustness_samples 20"
-).split()
-pytestmark = pytest.mark.usefixtures("one_thread")
-COSTS = ("train_seconds", "peak_memory_mib")
-
-
-def figures(path):
-    """Rows of results.csv, but for what no two trainings have in common."""
-    with Path(path).open() as file:
-        return [row for row in csv.DictReader(file) if row["metric"] not in COSTS]
+from tests.helpers.commands import COSTS, OPTIONS, read_results
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +22,7 @@ def compared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("compared")
     command = [sys.executable, "-m", "mm_hf", "compare", *OPTIONS, "--ood_classes", "8", "9", "--seeds", "2"]
     command += ["--methods", "erm", "few=dense_multimix:num_mixed=20,attention=gap", "--output_dir", str(directory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests that repeat its figures
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, done.stdout
 
@@ -49,7 +31,7 @@ def test_the_command_compares_methods(compared):
     directory, output = compared
     lines = [line for line in output.splitlines() if re.match(r"(erm|few), seed \d: accuracy .* runs\)", line)]
     assert len(lines) == 4 and "(4 of 4 runs)" in lines[-1]
-    rows = figures(directory / "results.csv")
+    rows = read_results(directory / "results.csv")
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("erm", "few") for s in "01"}
     metrics = {row["metric"] for row in rows}
     assert {
@@ -116,7 +98,7 @@ def test_the_report_is_one_file_with_all_pictures(compared):
 
 def test_the_report_says_what_the_figures_say(compared):
     directory, _ = compared
-    rows = figures(directory / "results.csv")
+    rows = read_results(directory / "results.csv")
     values = [100 * float(r["value"]) for r in rows if (r["method"], r["metric"]) == ("erm", "accuracy")]
     assert f"| erm | {np.mean(values):.2f} ± " in (directory / "report.md").read_text()
 
@@ -186,4 +168,4 @@ def test_stopped_between_runs_the_command_goes_on(tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "parts" / "results.csv").exists()
     assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 0
     assert calls == ["erm", "multimix:num_mixed=10", "multimix:num_mixed=10", "erm", "multimix:num_mixed=10"]
-    assert figures(tmp_path / "parts" / "results.csv") == figures(tmp_path / "whole" / "results.csv")
+    assert read_results(tmp_path / "parts" / "results.csv") == read_results(tmp_path / "whole" / "results.csv")

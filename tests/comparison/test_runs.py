@@ -14,11 +14,10 @@ from mm_hf.data.splits import DataOptions
 from mm_hf.evaluation.metrics import Normalisation, classification_metrics, predictions
 from mm_hf.locations import LocationError
 from mm_hf.methods import METHODS
-from tests.comparison.test_compare import COSTS, TINY
 from tests.helpers import digits
+from tests.helpers.commands import COSTS, TINY
 
 NOTHING = EvaluationOptions(robustness_samples=0)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Indexed(torch.utils.data.Dataset):
@@ -29,7 +28,7 @@ class Indexed(torch.utils.data.Dataset):
         self.examples = [{"pixel_values": row["pixel_values"], "labels": int(row["label"])} for row in rows]
         self.asked, self.epochs = [], []
 
-    def set_epoch(self, seed, epoch):
+    def seed_augmentation(self, seed, epoch):
         self.epochs.append((seed, epoch))
 
     def __len__(self):
@@ -155,7 +154,7 @@ def test_augmentation_is_the_same_for_all_methods_and_other_in_each_epoch_and_se
 
     def batch(seed, epoch, disturbed):
         torch.manual_seed(disturbed)
-        rows.set_epoch(seed, epoch)
+        rows.seed_augmentation(seed, epoch)
         return torch.stack([example["pixel_values"] for example in rows.__getitems__([5, 2, 7])])
 
     assert torch.equal(batch(0, 0, 1), batch(0, 0, 2))

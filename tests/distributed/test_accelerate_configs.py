@@ -12,9 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 SCRIPT = """
 import os, sys
 sys.path[:0] = os.environ["TEST_PATH"].split(":")
-import torch
 from tests.helpers import loop
-torch.set_num_threads(1)
 loop.run(sys.argv[1], num_train_epochs=1, mixing="multimix")
 """
 # What Accelerate makes of each: the launcher, processes, machines, and what shards.

@@ -1,7 +1,6 @@
 """The script for audio classification, on tones that are made here; and the recordings it comes with, where they are."""
 
 import json
-import sys
 
 import numpy as np
 import offline_voices
@@ -14,9 +13,8 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from mm_hf import DenseMultiMix, extract, probe
 from mm_hf.training.hub import load_mixing, load_plan
-from tests.end_to_end.test_image_script import EXAMPLES
+from tests.helpers.scripts import RECIPES, run_script
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 needs_voices = pytest.mark.skipif(
     not (offline_voices.SOUNDS / "ru_RU_f_IvrvoiceRU").is_dir(),
     reason="needs the Debian packages asterisk-core-sounds-{en,es,fr,it,ru}-wav",
@@ -51,13 +49,12 @@ def tone(pitch, seconds, rate=RATE, seed=0):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """The script with these options, in this process; what it has written is in `tmp_path/out`."""
+def run(tmp_path):
+    """Return a function that runs the script with options and returns the results in `tmp_path/out`."""
 
     def start(*options):
-        where = ["--output_dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["run_audio_classification.py", *map(str, options), *where])
-        audio.main()
+        where = [] if str(options[0]).endswith(".yaml") else ["--output_dir", tmp_path / "out"]
+        run_script("run_audio_classification", *options, *where)
         return json.loads((tmp_path / "out" / "all_results.json").read_text())
 
     return start
@@ -184,15 +181,14 @@ def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_pat
 
 @needs_voices
 def test_the_recipe_for_spoken_prompts(run, tmp_path):
-    options = yaml.safe_load((EXAMPLES / "recipes" / "spoken_prompts.yaml").read_text())
+    options = yaml.safe_load((RECIPES / "spoken_prompts.yaml").read_text())
     options |= {"max_train_samples": 64, "max_eval_samples": 40, "max_steps": 3, "save_strategy": "no", "use_cpu": True}
     options |= {"output_dir": str(tmp_path / "out"), "disable_tqdm": True}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
-    sys.argv = ["run_audio_classification.py", str(tmp_path / "options.yaml")]
-    audio.main()
+    run(tmp_path / "options.yaml")
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "out").config.id2label[4] == "ru"
 
 
 def test_the_recipe_is_what_the_parser_takes():
-    _, data_args, training_args, mixing = audio.parse_arguments([str(EXAMPLES / "recipes" / "spoken_prompts.yaml")])
+    _, data_args, training_args, mixing = audio.parse_arguments([str(RECIPES / "spoken_prompts.yaml")])
     assert data_args.dataset_name in offline_voices.OFFLINE and training_args.do_train and mixing == DenseMultiMix()

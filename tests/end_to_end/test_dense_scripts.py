@@ -31,7 +31,7 @@ from mm_hf import DenseMultiMix
 from mm_hf.data.models import configuration, override
 from mm_hf.data.offline import load_digits
 from mm_hf.training.hub import load_mixing
-from tests.end_to_end.test_image_script import EXAMPLES, run
+from tests.helpers.scripts import RECIPES, run_script
 
 # Before, SegFormer's processor for PIL images asks for torchvision.
 needs_processor = pytest.mark.skipif(transformers.__version__ < "5.23", reason="the script asks for Transformers 5.23")
@@ -47,7 +47,7 @@ SENTENCES = [  # tokens and tags
 
 def recipe(name, tmp_path, **changes):
     """A recipe with a small budget, in a file."""
-    options = yaml.safe_load((EXAMPLES / "recipes" / name).read_text())
+    options = yaml.safe_load((RECIPES / name).read_text())
     file = tmp_path / "options.yaml"
     file.write_text(yaml.safe_dump({**options, **SHORT, "output_dir": str(tmp_path / "out"), **changes}))
     return file
@@ -72,7 +72,7 @@ def as_arrays(split):
 
 def test_the_recipe_for_tokens(tmp_path):
     file = recipe("stdlib_tokens.yaml", tmp_path, max_train_samples=48, max_eval_samples=40)
-    assert "'loss_dense'" in run("run_token_classification.py", file)
+    assert "'loss_dense'" in run_script("run_token_classification", file)
     out = tmp_path / "out"
     results = json.loads((out / "all_results.json").read_text())
     assert 0 <= results["eval_f1"] <= 1 and 0 < results["eval_accuracy"] <= 1 and results["train_loss"] > 0
@@ -93,8 +93,8 @@ def test_token_classification_of_files_from_scratch(tmp_path, form):
         file.write_text("\n".join(json.dumps(row) for row in rows))
     else:
         file.write_text("words,tags\n" + "\n".join(f"{words},{tags}" for words, tags in SENTENCES))
-    run(
-        "run_token_classification.py",
+    run_script(
+        "run_token_classification",
         *f"--train_file {file} --text_column_name words --label_column_name tags --train_val_split 0.25".split(),
         *f"--tokenizer_name minilm --config_overrides {TINY_BERT} --label_all_tokens --max_seq_length 16".split(),
         *f"--mixing dense_multimix --num_mixed 10 --do_train --do_eval --output_dir {tmp_path}/out".split(),
@@ -108,7 +108,7 @@ def test_token_classification_of_files_from_scratch(tmp_path, form):
 @needs_processor
 def test_the_recipe_for_scenes(tmp_path):
     file = recipe("digit_scenes.yaml", tmp_path, max_train_samples=48, max_eval_samples=20)
-    assert "'loss_dense'" in run("run_semantic_segmentation.py", file)
+    assert "'loss_dense'" in run_script("run_semantic_segmentation", file)
     out = tmp_path / "out"
     results = json.loads((out / "all_results.json").read_text())
     assert 0 < results["eval_mean_iou"] < 1 and 0 < results["eval_overall_accuracy"] < 1
@@ -144,7 +144,7 @@ def test_segmentation_of_a_directory_of_images_with_names_of_classes(tmp_path):
         "augmentation": "crop_flip",
         "image_size": 24,
     }
-    run("run_semantic_segmentation.py", recipe("digit_scenes.yaml", tmp_path, **changes))
+    run_script("run_semantic_segmentation", recipe("digit_scenes.yaml", tmp_path, **changes))
     out = tmp_path / "out"
     assert AutoModelForSemanticSegmentation.from_pretrained(out).config.id2label == {0: "road", 1: "car"}
     assert json.loads((out / "preprocessor_config.json").read_text())["do_reduce_labels"] is True
@@ -155,7 +155,7 @@ def test_the_recipes_are_what_the_parsers_take():
         (tokens, "stdlib_tokens.yaml", offline_tokens.OFFLINE),
         (segmentation, "digit_scenes.yaml", offline_scenes.OFFLINE),
     ]:
-        _, data_args, training_args, mixing = script.parse_arguments([str(EXAMPLES / "recipes" / name)])
+        _, data_args, training_args, mixing = script.parse_arguments([str(RECIPES / name)])
         assert data_args.dataset_name in offline and training_args.do_train and training_args.do_eval
         assert mixing == DenseMultiMix()
 

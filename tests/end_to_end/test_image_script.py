@@ -1,5 +1,6 @@
-"""The example scripts, run as a person would run them, on a small budget."""
+"""The scripts for image classification and the demo, on a small budget."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -17,23 +18,21 @@ from mm_hf.data import offline
 from mm_hf.data.images import ImageTransform
 from mm_hf.data.models import image_processor
 from mm_hf.training.hub import load_mixing
+from tests.helpers.scripts import EXAMPLES, RECIPES, run_script
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = (
     "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,initializer_range=0.1"
 )
 
 
-def run(script, *options):
-    command = [sys.executable, str(EXAMPLES / script), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+@pytest.mark.parametrize("path", [*sorted(EXAMPLES.glob("run_*.py")), EXAMPLES / "demo.py"], ids=lambda path: path.stem)
+def test_script_calls_main(path):
+    """The other tests call `main()`; one of them, below, starts a script as a user would."""
+    assert ast.unparse(ast.parse(path.read_text()).body[-1]) == "if __name__ == '__main__':\n    main()"
 
 
 def test_image_classification_by_options(tmp_path):
-    output = run(
-        "run_image_classification.py",
+    options = [
         *[
             "--dataset_name",
             "digits",
@@ -59,8 +58,11 @@ def test_image_classification_by_options(tmp_path):
             "1",
         ],
         *f"--per_device_train_batch_size 32 --report_to none --output_dir {tmp_path}".split(),
-    )
-    assert "'loss_dense'" in output
+    ]
+    command = [sys.executable, str(EXAMPLES / "run_image_classification.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'loss_dense'" in done.stdout
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert 0 <= results["eval_accuracy"] <= 1 and results["train_loss"] > 0
     for name in ("model.safetensors", "preprocessor_config.json", "trainer_state.json", "train_results.json"):
@@ -94,17 +96,17 @@ def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_pat
         "report_to": "none",
     }
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
-    run("run_image_classification.py", tmp_path / "options.yaml")
+    run_script("run_image_classification", tmp_path / "options.yaml")
     assert load_mixing(tmp_path / "out") == MultiMix(num_mixed=20)
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 3
 
 
 @pytest.mark.skipif(not offline.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 def test_the_fashion_mnist_recipe(tmp_path):
-    options = yaml.safe_load((EXAMPLES / "recipes" / "fashion_mnist.yaml").read_text())
+    options = yaml.safe_load((RECIPES / "fashion_mnist.yaml").read_text())
     options |= {"output_dir": str(tmp_path / "out"), "max_steps": 3, "max_eval_samples": 100, "save_strategy": "no"}
     (tmp_path / "options.json").write_text(json.dumps(options))
-    run("run_image_classification.py", tmp_path / "options.json")
+    run_script("run_image_classification", tmp_path / "options.json")
     assert (tmp_path / "out" / "README.md").exists() and (tmp_path / "out" / "eval_results.json").exists()
 
 
@@ -112,7 +114,7 @@ def test_the_recipes_are_what_the_parser_takes():
     from run_image_classification import parse_arguments
 
     for name in offline.OFFLINE_IMAGES:
-        _, data_args, training_args, mixing = parse_arguments([str(EXAMPLES / "recipes" / f"{name}.yaml")])
+        _, data_args, training_args, mixing = parse_arguments([str(RECIPES / f"{name}.yaml")])
         assert data_args.dataset_name == name and training_args.do_train
         assert mixing == DenseMultiMix()
 
@@ -125,7 +127,7 @@ def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, l
     from run_image_classification import load_model, parse_arguments
 
     path = tmp_path / f"{name}.yaml"
-    path.write_text((EXAMPLES / "recipes" / path.name).read_text() + "use_cpu: true\n")
+    path.write_text((RECIPES / path.name).read_text() + "use_cpu: true\n")
     model_args, data_args, training_args, mixing = parse_arguments([str(path)])
     assert mixing.clean_weight == (not paper) and mixing.num_mixed == 1000 and training_args.bf16
     assert data_args.dataset_name == name.split("_")[0].replace("imagenet", "imagenet-1k")
@@ -162,7 +164,7 @@ def test_a_missing_data_set_names_its_package(monkeypatch):
 
 
 def test_the_demo_on_a_small_budget(tmp_path):
-    output = run("demo.py", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
+    output = run_script("demo", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
     assert "Dense" in output and "calibration" in output
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["seeds"] == [0] and results["versions"]["torch"] == torch.__version__

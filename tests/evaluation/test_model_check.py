@@ -20,10 +20,10 @@ from mm_hf.data import supported_models as table
 from mm_hf.data.dummy_inputs import SENTENCES, example_batch, load, task_of
 from mm_hf.evaluation.model_check import mixed_error
 from mm_hf.methods import METHODS
-from tests.cli.test_commands import refused
 from tests.helpers import digits, models, zoo
+from tests.helpers.commands import refused
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 MULTIMIX_ONLY = "PerceiverForSequenceClassification"
 
 

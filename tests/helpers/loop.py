@@ -1,18 +1,15 @@
 """Runs of `examples/run_image_classification_no_trainer.py` in this process, one after another."""
 
-import sys
-from pathlib import Path
-
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from tests.helpers.scripts import run_script
 
 TINY = (
     "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,num_channels=1,image_size=8,"
     "patch_size=2,hidden_dropout_prob=0.1"
 )
-# 100 examples in mini-batches of 16, the last one of 4; two mini-batches an update.
+# 100 examples in mini-batches of 16, the last one of 4; two mini-batches per update.
 OPTIONS = {
     "dataset_name": "digits",
     "max_train_samples": 100,
@@ -30,16 +27,10 @@ OPTIONS = {
 
 
 def run(output_dir, *flags, **options):
-    """Weights that the script saves, by name."""
-    import run_image_classification_no_trainer as script
-
+    """Run the script and return the weights that it saves, by name."""
     GradientState._reset_state()
     AcceleratorState._reset_state(reset_partial_state=True)
     options = {**OPTIONS, "output_dir": output_dir, **options}
-    before = sys.argv
-    sys.argv = ["script", *(f"--{name}={value}" for name, value in options.items() if value is not None), *flags]
-    try:
-        script.main()
-    finally:
-        sys.argv = before
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    run_script("run_image_classification_no_trainer", *given, *flags)
     return load_file(f"{output_dir}/model.safetensors")

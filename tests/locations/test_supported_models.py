@@ -2,7 +2,6 @@
 
 import pytest
 import supported_models
-import torch
 import transformers
 
 from mm_hf import LocationError, probe
@@ -21,12 +20,7 @@ NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # its logits are two 
 OTHER_EAGER = {"FalconForSequenceClassification"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are too small for more
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.zoo
 
 
 @pytest.mark.skipif(transformers.__version__ < "5.23", reason="the list of classes is that of Transformers 5.23")

@@ -18,7 +18,6 @@ from mm_hf import ERM, AttentionMapCallback, DenseMultiMix, MultiMixTrainer, ext
 from mm_hf.evaluation.plots import plot_image_attention, plot_token_attention
 from tests.helpers import digits, models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TERMS = {"loss", "loss_clean", "loss_dense", "loss_terms", "mean_largest_factor", "attention_entropy"}
 
 

@@ -81,7 +81,7 @@ def text_trainer(directory):
 # ---- what is pushed ----
 
 
-def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, one_thread, monkeypatch):
+def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkeypatch):
     """One channel, three channels and text; a private repository; by the lines that the card shows."""
     monkeypatch.setattr("mm_hf.training.model_card._picture", picture)
     grey = train(tmp_path / "grey", hub_private_repo=True)
