@@ -49,7 +49,7 @@ setup(
     license_expression="Apache-2.0",
     project_urls={"Source": url, "Changes": f"{url}/blob/v{version}/CHANGELOG.md"} if url else {},
     packages=find_packages(include=["mm_hf", "mm_hf.*"]),
-    package_data={"mm_hf": ["py.typed"], "mm_hf.data": ["coverage.csv"]},
+    package_data={"mm_hf": ["py.typed"], "": ["*.csv", "*.jinja"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.10",
