@@ -29,15 +29,15 @@ OUTPUT = Path("outputs/evidence_ablation")
 # Without input mixup, which half of the mini-batches would get: it is Dense MultiMix itself whose settings are varied.
 # m is varied with alpha = 1, all mixtures of m examples being equally likely: with a fixed number of effective examples
 # alpha would make up for it.
-dense = functools.partial(DenseMultiMix, input_mixup=0.0)
+dense = functools.partial(DenseMultiMix, input_mixing="none")
 ABLATIONS: dict[str, Mixing] = {
     "n = 1,000, of 8, 3 effective": dense(),
     "n = 10": dense(num_mixed=10),
     "n = 100": dense(num_mixed=100),
     "n = 10,000": dense(num_mixed=10_000),
-    "m = 2, alpha = 1": dense(alpha=1.0, num_vertices=2),
-    "m = 4, alpha = 1": dense(alpha=1.0, num_vertices=4),
-    "m = 16, alpha = 1": dense(alpha=1.0, num_vertices=16),
+    "m = 2, alpha = 1": dense(alpha=1.0, examples_per_mix=2),
+    "m = 4, alpha = 1": dense(alpha=1.0, examples_per_mix=4),
+    "m = 16, alpha = 1": dense(alpha=1.0, examples_per_mix=16),
     "m = b = 64, alpha = 1": dense(alpha=1.0),
     "attention: gap": dense(attention="gap"),
     "attention: cam": dense(attention="cam"),

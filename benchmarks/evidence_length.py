@@ -27,8 +27,8 @@ OUTPUT = Path("outputs/evidence_length")
 SHOWN = ("accuracy", "nll", "calibration_error")
 TITLES = {
     "erm": "plain training",
-    "dense_multimix_alone": "DenseMultiMix(input_mixup=0)",
-    "dense_multimix_and_mixup": 'DenseMultiMix(preset="mixup")',
+    "dense_multimix_alone": "DenseMultiMix(input_mixing='none')",
+    "dense_multimix_and_mixup": "DenseMultiMix(input_mixing='mixup', input_mixing_start=0)",
     "dense_multimix": "DenseMultiMix()",
 }
 

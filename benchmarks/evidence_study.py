@@ -34,8 +34,10 @@ METHODS: dict[str, Callable[[], Mixing]] = {
         name: get_method(name)
         for name in ("mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix")
     },
-    "dense_multimix_alone": lambda: get_method("dense_multimix").from_dict({"input_mixup": 0.0}),
-    "dense_multimix_and_mixup": lambda: get_method("dense_multimix").from_dict({"preset": "mixup"}),
+    "dense_multimix_alone": lambda: get_method("dense_multimix").from_dict({"input_mixing": "none"}),
+    "dense_multimix_and_mixup": lambda: get_method("dense_multimix").from_dict(
+        {"input_mixing": "mixup", "input_mixing_start": 0.0}
+    ),
     "dense_multimix_paper": lambda: get_method("dense_multimix").from_dict({"preset": "paper"}),
 }
 

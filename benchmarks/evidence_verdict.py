@@ -18,7 +18,7 @@ from mm_hf.evaluation.statistics import Interval, mean_interval
 
 JUDGED = {
     "dense_multimix": "The default, `DenseMultiMix()`",
-    "dense_multimix_and_mixup": 'With input mixup from the first step, `DenseMultiMix(preset="mixup")`',
+    "dense_multimix_and_mixup": 'With input mixup from the first step, `DenseMultiMix(input_mixing="mixup", input_mixing_start=0)`',
 }
 RIVALS = ("label_smoothing", "mixup", "cutmix", "manifold_mixup", "transmix")
 SHIFTS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc")

@@ -33,7 +33,7 @@ ADVANCED_OPTIONS = frozenset(
         *("max_train_samples", "max_validation_samples", "max_test_samples"),
         *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),
         *("robustness_samples", "epsilon"),
-        *("num_vertices", "otherwise", "detach_attention", "confidence_weighted", "gather_across_devices"),
+        *("examples_per_mix", "detach_attention", "confidence_weighted", "gather_across_devices"),
     )
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..distributed import GlobalBatch
 from ..locations import LocationOutput
 from ..locations.attention.weights import KINDS
-from .multimix import DEFAULTS, PAPER, WITH_MIXUP, MultiMix, setting
+from .multimix import DEFAULTS, PAPER, MultiMix, setting
 
 
 @dataclass
@@ -31,7 +31,8 @@ class DenseMultiMix(MultiMix):
         detach_attention: Treat the attention as a constant.
         confidence_weighted: A mixed example counts with the attention it is made of within its location.
 
-    The other arguments are those of [`MultiMix`]; `pooled_weight` is 0 by default, `input_mixup` 0.5.
+    The other arguments are those of [`MultiMix`]. `pooled_weight` is 0 by default. Images, videos and audio with one
+    label per example get input mixup in half of the mini-batches after three epochs.
 
     Source:
         Venkataramanan et al., NeurIPS 2023, section 3.3. Weights and defaults are ours, and so is the use of CLS
@@ -45,9 +46,10 @@ class DenseMultiMix(MultiMix):
     """
 
     name: ClassVar[str] = "dense_multimix"
-    defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0, "input_mixup": 0.5}
+    defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0}
     # A ViT's head reads its CLS token: the paper's recipe needs the pooled loss beside the dense one to train it.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}, "mixup": WITH_MIXUP}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}}
+    default_input_mixing: ClassVar[str] = "mixup"
 
     dense_weight: float = setting(None, "Weight of the loss of mixed features at every location. Default: 1.")
     attention: Literal["auto", "cls", "mean", "gap", "cam", "uniform"] = setting(
@@ -67,8 +69,7 @@ class DenseMultiMix(MultiMix):
 
     @property
     def takes_dense_labels(self) -> bool:
-        mixes_inputs = self.otherwise == "mixup" and self.probability < 1
-        return not self.pooled_weight and not mixes_inputs
+        return not self.pooled_weight and self.input_mixing in (None, "none")
 
     def _terms(
         self, output: LocationOutput, labels: Tensor, how: dict[str, Any], global_batch: GlobalBatch | None

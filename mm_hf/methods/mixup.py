@@ -35,6 +35,14 @@ class Mixup(PairMixing):
     def __post_init__(self) -> None:
         check_beta(self.alpha)
 
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
+        if inputs.get("input_ids") is None and not numbers:
+            raise ValueError(
+                "Mixup mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this batch "
+                f"has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
+            )
+
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
@@ -45,11 +53,6 @@ class Mixup(PairMixing):
             inputs = {**inputs, "inputs_embeds": embed(inputs["input_ids"])}
             del inputs["input_ids"]
         mixable = real_inputs(inputs, b)
-        if not mixable:
-            raise ValueError(
-                "Mixup mixes inputs that are real numbers (pixel_values, input_values) or token ids, and this batch has "
-                f"only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
-            )
         generator = rank_generator("cpu")
         factor = draw_factor(self.alpha, generator)
         partner = draw_partners(b, generator, labels.device)

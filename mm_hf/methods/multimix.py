@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..distributed import GlobalBatch, is_distributed, raise_if_uneven_inputs, rank_generator
+from ..distributed import GlobalBatch, is_distributed, rank_generator
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss, sample_factors
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss
-from .erm import ERM
-from .mixup import Mixup, real_inputs
+from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -33,12 +32,17 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
 
 
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
-DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "probability": 1.0, "otherwise": "clean", "input_mixup": 0.0}
-WITH_MIXUP = {"probability": 0.5, "otherwise": "mixup", "input_mixup": 0.0}
-SIGNALS = {"pixel_values", "pixel_values_videos", "input_values", "input_features"}  # images, videos, sounds
-# What the paper states (mixed examples only, alpha per mixed example from U[0.5, 2]); that the probability is 0.5 and
-# that the other mini-batches get input mixup is our reading.
-PAPER = {**WITH_MIXUP, "alpha": (0.5, 2.0), "clean_weight": 0.0, "pooled_weight": 1.0}
+DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "input_mixing_prob": 0.5, "input_mixing_start": 3.0}
+# The paper states: mixed examples only, alpha of each mixed example from U[0.5, 2], and a probability of input mixing.
+# That this probability is 0.5 and that the inputs get mixup is our reading.
+PAPER = {
+    "alpha": (0.5, 2.0),
+    "clean_weight": 0.0,
+    "pooled_weight": 1.0,
+    "input_mixing": "mixup",
+    "input_mixing_prob": 0.5,
+    "input_mixing_start": 0.0,
+}
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -54,32 +58,32 @@ class MultiMix(Mixing):
     of the mixed examples. Works with every model whose last layer is linear.
 
     Args:
-        num_mixed: Mixed examples a step (n), for each process. "auto": as many as keep a step within 1.05 times plain
-            training, by the clock of the first steps (`mm_hf.wrapping.auto_num_mixed`).
-        alpha: Concentration of the Dirichlet distribution of the factors; a pair draws it for each mixed example from
-            that interval. Give this or `effective_examples`.
-        effective_examples: Of how many examples a mixed one is made: sets alpha from the size of the mini-batch, and
-            so means the same at every size. Default: 3, if `alpha` is not given.
-        num_vertices: How many examples of the mini-batch are drawn for each mixed one, which mixes those alone (the
-            paper's m). Default: all of them if `alpha` is given; with `effective_examples` k, 2 k + 2, which mix as
-            strongly, at a fraction of the cost.
+        num_mixed: Number of mixed examples per step and rank (n). "auto" takes as many as keep a step within 1.05 times
+            the time of plain training, measured in the first steps (`mm_hf.wrapping.auto_num_mixed`).
+        alpha: Concentration of the Dirichlet distribution of the interpolation factors. A pair of numbers draws it
+            uniformly from that interval for each mixed example. Give `alpha` or `effective_examples`, not both.
+        effective_examples: Effective number of examples in a mixed example. It sets alpha from the batch size, and so
+            has the same meaning at every batch size. Default: 3 if `alpha` is not given.
+        examples_per_mix: Number of examples of the mini-batch that are drawn for each mixed example (the paper's m); the
+            others have the factor 0. Default: the complete mini-batch if `alpha` is given; 2 k + 2 with
+            `effective_examples=k`, which mixes as strongly and costs less.
         clean_weight: Weight of the cross-entropy of the clean examples.
         pooled_weight: Weight of the loss of the mixed examples.
-        probability: Share of the mini-batches that are mixed.
-        otherwise: What happens to the other mini-batches: "clean" training or input "mixup".
-        input_mixup: Share of the mixed mini-batches whose inputs are mixed instead, pair by pair, once the training has
-            gone over its examples often enough to overfit; where inputs are real numbers (images, sounds; not texts)
-            and a label is one of a whole example. Default: 0 ([`DenseMultiMix`]: 0.5).
-        input_mixup_after: After how many epochs that begins: in shorter trainings it costs accuracy. `MultiMixTrainer`
-            counts epochs, a loop of one's own by `handle.epoch`; where nobody does, inputs are never mixed.
-        gather_across_devices: Mix the mini-batches of all processes as one, of which each process takes its share of the
-            `num_mixed` mixed examples; else each process mixes its own, as in the paper.
-        preset: "paper" sets what the paper states: mixed examples only, alpha from (0.5, 2), and half of the
-            mini-batches (our reading) with input mixup instead. "mixup": the defaults, and likewise half of the
-            mini-batches with input mixup, of texts, too, and from the first step. Arguments that are given win.
+        input_mixing: Mixing in input space that some mini-batches get instead of mixing in embedding space: "none",
+            "mixup", "cutmix" or "mixup_cutmix" (one of the two, with equal probability, per mini-batch). Default: "none"
+            for `MultiMix`. For [`DenseMultiMix`], mixup of images, videos and audio with one label per example, and no
+            input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
+        input_mixing_prob: Share of the mini-batches that get input mixing. Default: 0.5.
+        input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs accuracy
+            in shorter trainings. `MultiMixTrainer` counts the epochs. A custom loop sets `handle.epoch`; without it, the
+            epoch is 0.
+        gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
+            mixed examples. By default each rank mixes its own mini-batch, as in the paper.
+        preset: "paper" selects the paper's recipe: mixed examples only, alpha from (0.5, 2), and input mixup in half of
+            the mini-batches (our reading). Arguments that are given override it.
 
     Raises:
-        ValueError: A setting makes no sense.
+        ValueError: A setting is invalid; or, at the first mini-batch, `input_mixing` does not support the inputs.
 
     Source:
         Venkataramanan et al., NeurIPS 2023, section 3.2. Weights, effective examples and defaults are ours.
@@ -93,49 +97,42 @@ class MultiMix(Mixing):
 
     name: ClassVar[str] = "multimix"
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER, "mixup": WITH_MIXUP}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
+    default_input_mixing: ClassVar[str] = "none"
 
     num_mixed: Count = setting(
-        1000, "Mixed examples a step, for each process, or 'auto': as many as a step can have at 1.05 times the time."
+        1000, "Mixed examples per step and rank, or 'auto': as many as keep a step within 1.05 times the time."
     )
     alpha: Alpha | None = setting(
         None, "Concentration of the Dirichlet distribution of the factors: a number, or the two ends of an interval.",
         nargs="+",
     )  # fmt: skip
     effective_examples: float | None = setting(
-        None, "Of how many examples a mixed one is made, in place of alpha. Default: 3."
+        None, "Effective number of examples in a mixed example, instead of alpha. Default: 3."
     )
-    num_vertices: int | None = setting(
-        None,
-        "How many examples of the mini-batch are drawn for each mixed one. Default: all, or few with effective_examples.",
+    examples_per_mix: int | None = setting(
+        None, "Examples drawn for each mixed example. Default: all; with effective_examples k, 2 k + 2."
     )
-    # None stands for what the preset says, or else `defaults`; after construction none of these is None.
+    # None selects the value of the preset or else of `defaults`; none of these is None after construction.
     clean_weight: float = setting(None, "Weight of the cross-entropy of the clean examples. Default: 1.")
     pooled_weight: float = setting(None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).")
-    probability: float = setting(None, "Share of the mini-batches that are mixed. Default: 1.")
-    otherwise: Literal["clean", "mixup"] = setting(None, "What happens to the other mini-batches. Default: clean.")
-    input_mixup: float = setting(
+    # None is the method's default, which depends on the inputs.
+    input_mixing: Literal["none", "mixup", "cutmix", "mixup_cutmix"] | None = setting(
         None,
-        "Share of the mixed mini-batches that get input mixup instead, after input_mixup_after epochs. Default: 0 "
-        "(dense_multimix: 0.5).",
+        "Mixing in input space that some mini-batches get instead. Default: none (dense_multimix: mixup of images, "
+        "videos and audio with one label per example).",
     )
-    input_mixup_after: float = setting(3.0, "How many epochs of a training are without input mixup.")
-    gather_across_devices: bool = setting(False, "Mix the mini-batches of all processes as one.")
-    preset: Literal["paper", "mixup"] | None = field(
-        default=None,
-        compare=False,
-        metadata={
-            "help": "'paper': the paper's recipe. 'mixup': half of the mini-batches by mixup from the first step."
-        },
+    input_mixing_prob: float = setting(None, "Share of the mini-batches that get input mixing. Default: 0.5.")
+    input_mixing_start: float = setting(None, "Epochs of training before input mixing begins. Default: 3.")
+    gather_across_devices: bool = setting(False, "Mix the mini-batches of all ranks as one.")
+    preset: Literal["paper"] | None = field(
+        default=None, compare=False, metadata={"help": "'paper' selects the paper's recipe."}
     )
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in self.presets:
             raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
-        if self.otherwise == "mixup" and self.probability not in (None, 1):
-            # Who says when inputs are mixed wants no more of it.
-            defaults["input_mixup"] = 0.0
         for name, value in defaults.items():
             excluded = name == "alpha" and self.effective_examples is not None
             if getattr(self, name) is None and not excluded:
@@ -152,65 +149,57 @@ class MultiMix(Mixing):
         self._validate()
 
     def _validate(self) -> None:
-        if self.num_mixed != "auto" and not _whole(self.num_mixed, 1):
-            raise ValueError(f"num_mixed must be a whole number of at least 1, or 'auto', got {self.num_mixed!r}.")
-        if self.num_vertices is not None:
-            if not _whole(self.num_vertices, 2):
-                raise ValueError(f"num_vertices must be a whole number of at least 2, got {self.num_vertices!r}.")
-            if self.effective_examples is not None and not self.effective_examples < self.num_vertices:
+        if self.num_mixed != "auto" and not _is_int(self.num_mixed, 1):
+            raise ValueError(f"num_mixed must be an integer of at least 1 or 'auto', got {self.num_mixed!r}.")
+        if self.examples_per_mix is not None:
+            if not _is_int(self.examples_per_mix, 2):
+                raise ValueError(f"examples_per_mix must be an integer of at least 2, got {self.examples_per_mix!r}.")
+            if self.effective_examples is not None and not self.effective_examples < self.examples_per_mix:
                 raise ValueError(
-                    f"num_vertices ({self.num_vertices}) must be greater than effective_examples "
-                    f"({self.effective_examples}): so many examples cannot be made of fewer."
+                    f"examples_per_mix must be greater than effective_examples, got {self.examples_per_mix} and "
+                    f"{self.effective_examples}."
                 )
         if self.alpha is not None:
             check_alpha(self.alpha)
         else:
             alpha_for(self.effective_examples, 2)  # type: ignore[arg-type]
-        for name in ("probability", "input_mixup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], but is {getattr(self, name)}.")
-        after = self.input_mixup_after
-        if isinstance(after, bool) or not isinstance(after, (int, float)) or not after >= 0:
-            raise ValueError(f"input_mixup_after is a number of epochs, at least 0, but is {after!r}.")
-        if self.otherwise not in ("clean", "mixup"):
-            raise ValueError(f"otherwise must be 'clean' or 'mixup', got {self.otherwise!r}.")
+        if self.input_mixing is not None and self.input_mixing not in list(INPUT_METHODS):
+            raise ValueError(f"input_mixing must be one of {', '.join(INPUT_METHODS)}, got {self.input_mixing!r}.")
+        if not _is_number(self.input_mixing_prob) or not 0 <= self.input_mixing_prob <= 1:
+            raise ValueError(f"input_mixing_prob must lie in [0, 1], got {self.input_mixing_prob!r}.")
+        if not _is_number(self.input_mixing_start) or not self.input_mixing_start >= 0:
+            raise ValueError(
+                f"input_mixing_start must be a number of epochs of at least 0, got {self.input_mixing_start!r}."
+            )
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
         for name, weight in weights.items():
-            if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ValueError(f"{name} must be a number and not be negative, but is {weight!r}.")
+            if not _is_number(weight) or not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}.")
         if not any(weights.values()):
             raise ValueError(
-                f"At least one of {', '.join(weights)} must be positive: with all at 0 nothing is trained."
+                f"At least one of {', '.join(weights)} must be positive: with all of them 0 the loss is 0."
             )
 
     @property
     def needs_linear_head(self) -> bool:
         return True
 
-    def choose(self) -> Mixing:
-        return self._chosen(late=False, same_on_all_ranks=self.gathers)
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        for method in INPUT_METHODS[self.input_mixing or "none"]:
+            method.check_inputs(inputs)
 
     def for_batch(
         self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
-        """Itself, or input mixup in late epochs, or what happens to mini-batches that are not mixed."""
-        late = epoch is not None and epoch >= self.input_mixup_after and has_mixable_inputs(inputs, labels)
-        return self._chosen(late, same_on_all_ranks or self.gathers)
-
-    def _chosen(self, late: bool, same_on_all_ranks: bool) -> Mixing:
-        if self.probability == 1 and not self.input_mixup:
+        """Return this method, or the input-space method that this mini-batch gets instead."""
+        methods = INPUT_METHODS[self.input_mixing or self.default_input_mixing]
+        if not methods or not self.input_mixing_prob:
             return self
-        # Drawn on the CPU whatever the device: the choice is Python's, and a draw on a GPU would have to be waited for.
-        mixed = self.probability == 1 or float(torch.rand(())) < self.probability
-        inputs = mixed and late and float(torch.rand(())) < self.input_mixup
-        if same_on_all_ranks and is_distributed():  # else one process would wait for the others for ever
-            raise_if_uneven_inputs("Choosing alike how a mini-batch is mixed", "use input_mixup=0 and probability=1")
-            chosen = [mixed, inputs]
-            torch.distributed.broadcast_object_list(chosen)
-            mixed, inputs = chosen
-        if mixed:
-            return Mixup() if inputs else self
-        return Mixup() if self.otherwise == "mixup" else ERM()
+        is_eligible = (epoch or 0.0) >= self.input_mixing_start
+        if self.input_mixing is None:
+            is_eligible = is_eligible and is_mixable(inputs, labels)
+        prob = self.input_mixing_prob if is_eligible else 0.0
+        return draw_input_method(methods, prob, same_on_all_ranks or self.gathers) or self
 
     @property
     def gathers(self) -> bool:
@@ -231,19 +220,19 @@ class MultiMix(Mixing):
     ) -> Tensor | SparseFactors:
         """Factors (b, n) for a mini-batch of b examples, by default this process's own."""
         assert self.num_mixed != "auto", "The wrapper decides on a size first."
-        vertices = num_examples
-        if self.num_vertices is not None:
-            vertices = min(num_examples, self.num_vertices)
+        drawn = num_examples
+        if self.examples_per_mix is not None:
+            drawn = min(num_examples, self.examples_per_mix)
         elif self.effective_examples is not None:
-            vertices = min(num_examples, math.ceil(2 * self.effective_examples) + 2)
+            drawn = min(num_examples, math.ceil(2 * self.effective_examples) + 2)
         alpha = self.alpha
         if alpha is None:
             assert self.effective_examples is not None
-            alpha = alpha_for(self.effective_examples, vertices)
+            alpha = alpha_for(self.effective_examples, drawn)
         where: dict[str, Any] = {"device": device, "generator": generator or rank_generator(device)}
-        if vertices == num_examples:
+        if drawn == num_examples:
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
-        return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=vertices, **where)
+        return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=drawn, **where)
 
     def loss(
         self,
@@ -342,15 +331,9 @@ def largest(factors: Tensor | SparseFactors) -> Tensor:
     return factors.amax(dim=-2).mean()
 
 
-def has_mixable_inputs(inputs: Mapping[str, Any], labels: Tensor) -> bool:
-    """Whether a mini-batch is one that input mixup is good for: images, videos or sounds, no text, a label an example."""
-    of_examples = labels.ndim == 1 or labels.is_floating_point()
-    text = any(inputs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
-    # With shapes of their own (NaFlex), the same place in two images' rows of patches is not the same place in the images.
-    shaped = inputs.get("spatial_shapes") is not None
-    known = SIGNALS & set(real_inputs(inputs, len(labels)))
-    return of_examples and len(labels) > 1 and bool(known) and not text and not shaped
-
-
-def _whole(value: Any, least: int) -> bool:
+def _is_int(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

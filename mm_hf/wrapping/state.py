@@ -63,7 +63,7 @@ class MixingState:
         if dense_labels and not self.mixing.takes_dense_labels:
             raise ValueError(
                 f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label an example. Use "
-                'DenseMultiMix(pooled_weight=0, otherwise="clean"), or ERM().'
+                'DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'
             )
         if kind is not None:
             # After another adapter was chosen what is called has changed, and only a search tells.

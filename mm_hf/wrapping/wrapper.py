@@ -33,7 +33,7 @@ class MixingHandle:
         num_mixed: The number of mixed examples a step that "auto" has come to. Setting it, as a resumed training does, ends
             the search.
         epoch: How many epochs the training has behind it, in fractions; None at first. `MultiMixTrainer` keeps it, a loop
-            of one's own sets it at the start of each epoch: `DenseMultiMix(input_mixup_after=...)` counts in it.
+            of one's own sets it at the start of each epoch: `DenseMultiMix(input_mixing_start=...)` counts in it.
     """
 
     def __init__(self, model: nn.Module, state: MixingState):

@@ -101,7 +101,7 @@ options = {"num_mixed": 50, "gather_across_devices": True}
 CASES = {
     "vit, all terms": ("vit", DenseMultiMix(pooled_weight=0.5, **options), [(*batch("vit", sum(uneven), 1), uneven)]),
     "vit, dense factors": ("vit", DenseMultiMix(alpha=0.5, **options), [(*batch("vit", sum(even), 2), even)]),
-    "vit, few vertices": ("vit", DenseMultiMix(effective_examples=1.5, num_vertices=2, **options), [(*batch("vit", sum(even), 2), even)]),
+    "vit, few vertices": ("vit", DenseMultiMix(effective_examples=1.5, examples_per_mix=2, **options), [(*batch("vit", sum(even), 2), even)]),
     "vit, accumulated": ("vit", DenseMultiMix(**options), [(*batch("vit", sum(even), 3), even), (*batch("vit", sum(uneven), 4), uneven)]),
     "vit, attention has a gradient": ("vit", DenseMultiMix(detach_attention=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
     "vit, all mixed ones the same": ("vit", DenseMultiMix(confidence_weighted=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
@@ -125,9 +125,9 @@ for case, (name, method, steps) in CASES.items():
     error = max(float((grads[n] - g).abs().max()) for n, g in expected_grads.items()) / scale
     results[case] = {"loss": loss, "expected": expected, "error": error, "volume": volume}
 
-# Applied with a probability, all processes mix or none does: else one would wait for the others for ever.
+# All ranks choose the same method for a mini-batch: different choices would deadlock.
 torch.manual_seed(rank)
-method = DenseMultiMix(probability=0.5, **options)
+method = DenseMultiMix(input_mixing="mixup_cutmix", input_mixing_prob=0.5, **options)
 images = {"pixel_values": torch.zeros(4, 3)}
 results["chosen"] = [type(method.for_batch(images, torch.arange(4), epoch=3.0)).__name__ for _ in range(40)]
 json.dump(results, open(f"{sys.argv[1]}/rank{rank}.json", "w"))
@@ -140,7 +140,7 @@ dist.destroy_process_group()
 def test_processes_that_mix_as_one(tmp_path, processes):
     results = launch.launch(tmp_path, SCRIPT, processes)
     chosen = [result.pop("chosen") for result in results]
-    assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "ERM", "Mixup"}
+    assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "CutMix", "Mixup"}
     for result in results:
         for case, got in result.items():
             assert got["loss"] == pytest.approx(got["expected"], rel=1e-5, abs=1e-6), case

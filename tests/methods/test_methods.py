@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import HfArgumentParser, TrainingArguments
 
-from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method, wrap_model
+from mm_hf import ERM, CutMix, DenseMultiMix, Mixing, Mixup, MultiMix, clean_loss, get_method, wrap_model
 from mm_hf.distributed import rank_generator
 from mm_hf.locations import LocationOutput
 from mm_hf.methods import METHODS, pairs
@@ -19,11 +19,10 @@ settings = st.fixed_dictionaries(
         "num_mixed": st.integers(1, 5000),
         "clean_weight": st.floats(0.1, 3),
         "pooled_weight": st.floats(0, 3),
-        "probability": st.floats(0, 1),
-        "input_mixup": st.floats(0, 1),
-        "input_mixup_after": st.floats(0, 100),
-        "otherwise": st.sampled_from(["clean", "mixup"]),
-        "preset": st.sampled_from(["paper", "mixup", None]),
+        "input_mixing": st.sampled_from([None, "none", "mixup", "cutmix", "mixup_cutmix"]),
+        "input_mixing_prob": st.floats(0, 1),
+        "input_mixing_start": st.floats(0, 100),
+        "preset": st.sampled_from(["paper", None]),
     },
 )
 strength = st.one_of(
@@ -49,13 +48,13 @@ def test_the_registry_knows_every_method_by_name():
         assert Mixing.from_dict({"method": name}) == cls()
 
 
-def test_the_papers_preset_and_what_is_given_beside_it():
+def test_paper_preset_sets_the_papers_recipe_and_given_arguments_override_it():
     method = DenseMultiMix(preset="paper")
     assert (method.alpha, method.clean_weight, method.pooled_weight, method.dense_weight) == ((0.5, 2.0), 0.0, 1.0, 1.0)
-    assert (method.probability, method.otherwise, method.effective_examples) == (0.5, "mixup", None)
-    assert DenseMultiMix(preset="mixup") == DenseMultiMix(probability=0.5, otherwise="mixup")
-    method = MultiMix(preset="paper", otherwise="clean", clean_weight=1.0, effective_examples=4)
-    assert (method.otherwise, method.clean_weight, method.effective_examples, method.alpha) == ("clean", 1.0, 4, None)
+    assert (method.input_mixing, method.input_mixing_prob, method.input_mixing_start) == ("mixup", 0.5, 0.0)
+    assert method.effective_examples is None
+    method = MultiMix(preset="paper", input_mixing="none", clean_weight=1.0, effective_examples=4)
+    assert (method.input_mixing, method.clean_weight, method.effective_examples, method.alpha) == ("none", 1.0, 4, None)
 
 
 def test_the_default_recipe():
@@ -63,6 +62,8 @@ def test_the_default_recipe():
     assert (method.clean_weight, method.pooled_weight, method.dense_weight) == (1.0, 0.0, 1.0)
     assert (method.num_mixed, method.effective_examples, method.alpha) == (1000, 3.0, None)
     assert MultiMix().pooled_weight == 1.0
+    for default in (DenseMultiMix(), MultiMix()):
+        assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 0.5, 3.0)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -76,35 +77,44 @@ def test_the_command_line_of_dense_multimix():
     parse = lambda line: parser.parse_args_into_dataclasses(line.split())[0]  # noqa: E731
     assert parse("--alpha 0.5 2.0 --num_mixed 7") == DenseMultiMix(alpha=(0.5, 2.0), num_mixed=7)
     assert parse("--alpha 0.3 --attention gap") == DenseMultiMix(alpha=0.3, attention="gap")
-    assert parse("--preset paper --otherwise clean") == DenseMultiMix(preset="paper", otherwise="clean")
+    assert parse("--preset paper --input_mixing none") == DenseMultiMix(preset="paper", input_mixing="none")
+    assert parse("--input_mixing mixup_cutmix --input_mixing_prob 0.2 --input_mixing_start 1 --examples_per_mix 9") == (
+        DenseMultiMix(input_mixing="mixup_cutmix", input_mixing_prob=0.2, input_mixing_start=1.0, examples_per_mix=9)
+    )
     assert parse("--no_detach_attention --dense_weight 2") == DenseMultiMix(detach_attention=False, dense_weight=2.0)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_mixed": 0}, "num_mixed must be a whole number of at least 1, or .auto., got 0"),
-        ({"num_mixed": 2.5}, "num_mixed must be a whole number"),
+        ({"num_mixed": 0}, "num_mixed must be an integer of at least 1 or 'auto', got 0"),
+        ({"num_mixed": 2.5}, "num_mixed must be an integer"),
         ({"alpha": 0.0}, "alpha must be a positive number or an interval"),
         ({"alpha": (1.0, 2.0, 3.0)}, "alpha must be a positive number or an interval"),
         ({"effective_examples": float("nan")}, "effective_examples must be greater than 1"),
-        ({"clean_weight": float("inf")}, "clean_weight must be a number"),
+        ({"clean_weight": float("inf")}, "clean_weight must be a finite number of at least 0, got inf"),
         ({"alpha": (2.0, 1.0)}, "alpha must be a positive number or an interval"),
         ({"alpha": 1.0, "effective_examples": 3}, "give one of the two"),
         ({"effective_examples": 1.0}, "effective_examples must be greater than 1"),
-        ({"probability": 1.5}, r"probability must lie in \[0, 1\]"),
-        ({"input_mixup": -0.5}, r"input_mixup must lie in \[0, 1\]"),
-        ({"input_mixup_after": -1}, "input_mixup_after is a number of epochs"),
-        ({"input_mixup_after": float("nan")}, "input_mixup_after is a number of epochs"),
-        ({"input_mixup_after": None}, "input_mixup_after is a number of epochs"),
-        ({"clean_weight": -1.0}, "clean_weight must be a number and not be negative"),
+        ({"examples_per_mix": 1}, "examples_per_mix must be an integer of at least 2, got 1"),
+        ({"examples_per_mix": 2.0}, "examples_per_mix must be an integer of at least 2, got 2.0"),
+        ({"examples_per_mix": 3}, "examples_per_mix must be greater than effective_examples, got 3 and 3.0"),
+        ({"input_mixing": "cut"}, "input_mixing must be one of none, mixup, cutmix, mixup_cutmix, got 'cut'"),
+        ({"input_mixing": ["mixup"]}, r"input_mixing must be one of .*, got \['mixup'\]"),
+        ({"input_mixing_prob": 1.5}, r"input_mixing_prob must lie in \[0, 1\], got 1.5"),
+        ({"input_mixing_prob": float("nan")}, r"input_mixing_prob must lie in \[0, 1\], got nan"),
+        ({"input_mixing_prob": True}, r"input_mixing_prob must lie in \[0, 1\], got True"),
+        ({"input_mixing_prob": "0.5"}, r"input_mixing_prob must lie in \[0, 1\], got '0.5'"),
+        ({"input_mixing_start": -1}, "input_mixing_start must be a number of epochs of at least 0, got -1"),
+        ({"input_mixing_start": float("nan")}, "input_mixing_start must be a number of epochs of at least 0, got nan"),
+        ({"input_mixing_start": "3"}, "input_mixing_start must be a number of epochs of at least 0, got '3'"),
+        ({"clean_weight": -1.0}, "clean_weight must be a finite number of at least 0, got -1.0"),
         ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
         ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
-        ({"otherwise": "cutmix"}, "otherwise must be 'clean' or 'mixup'"),
-        ({"preset": "ours"}, "preset must be one of paper"),
+        ({"preset": "mixup"}, "preset must be one of paper, got 'mixup'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_with_a_sentence(values, message):
+def test_invalid_settings_raise_a_value_error(values, message):
     with pytest.raises(ValueError, match=message):
         DenseMultiMix(**values)
 
@@ -150,50 +160,84 @@ def test_terms_of_weight_zero_are_not_computed():
     assert ERM().attention_kind is None and not ERM().needs_linear_head
 
 
-def test_a_probability_chooses_between_the_method_and_what_happens_otherwise():
+IMAGES, LABELS = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
+TEXTS = {"input_ids": torch.ones(4, 8, dtype=torch.long)}
+
+
+def choices(method, inputs=IMAGES, labels=LABELS, epoch=3.0, draws=2000):
+    """Return the share of each method's class among the choices for mini-batches."""
     torch.manual_seed(0)
-    chosen = [MultiMix(probability=0.3, otherwise="mixup").choose() for _ in range(2000)]
-    share = sum(isinstance(method, MultiMix) for method in chosen) / 2000
-    assert abs(share - 0.3) < 0.04 and {type(method) for method in chosen} == {MultiMix, Mixup}
-    assert isinstance(MultiMix(probability=0.0).choose(), ERM)
+    chosen = [type(method.for_batch(inputs, labels, epoch=epoch)) for _ in range(draws)]
+    return {cls: chosen.count(cls) / draws for cls in set(chosen)}
 
 
-def test_late_in_a_training_inputs_are_mixed_up_where_they_can_be():
-    torch.manual_seed(0)
-    images, labels = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
-    late = [DenseMultiMix().for_batch(images, labels, epoch=3.0) for _ in range(2000)]
-    share = sum(isinstance(method, Mixup) for method in late) / 2000
-    assert abs(share - 0.5) < 0.04 and {type(method) for method in late} == {DenseMultiMix, Mixup}
-
-    always = DenseMultiMix(input_mixup=1.0)
-
-    def ever(method=always, inputs=images, labels=labels, epoch=3.0):
-        return isinstance(method.for_batch(inputs, labels, epoch=epoch), Mixup)
-
-    assert ever() and ever(labels=torch.rand(4, 3)) and ever(epoch=70.0)
-    assert not ever(epoch=2.999) and not ever(epoch=None)
-    assert ever(DenseMultiMix(input_mixup=1.0, input_mixup_after=0.5), epoch=0.5)
-    assert not ever(labels=torch.zeros(4, 16, dtype=torch.long))  # of locations
-    assert not ever(inputs={"input_ids": torch.ones(4, 8, dtype=torch.long), **images})
-    assert not ever(inputs={"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
-    assert not ever(DenseMultiMix(input_mixup=0.0)) and not any(ever(MultiMix()) for _ in range(50))
-    assert not ever(labels=labels[:1], inputs={"pixel_values": torch.zeros(1, 1, 8, 8)})  # one has no partner
-    assert not ever(inputs={"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)})
-    assert not ever(inputs={**images, "spatial_shapes": torch.ones(4, 2)})
-    assert ever(inputs={"input_features": torch.zeros(4, 80, 30)})
+@pytest.mark.parametrize("cls", [MultiMix, DenseMultiMix])
+def test_input_mixing_is_drawn_with_its_probability(cls):
+    shares = choices(cls(input_mixing="mixup", input_mixing_prob=0.3))
+    assert set(shares) == {cls, Mixup} and shares[Mixup] == pytest.approx(0.3, abs=0.04)
+    shares = choices(cls(input_mixing="mixup_cutmix", input_mixing_prob=0.6))
+    assert set(shares) == {cls, Mixup, CutMix}
+    assert shares[Mixup] == pytest.approx(0.3, abs=0.04) and shares[CutMix] == pytest.approx(0.3, abs=0.04)
+    assert choices(cls(input_mixing="cutmix", input_mixing_prob=1.0), draws=20) == {CutMix: 1}
+    assert choices(cls(input_mixing="cutmix", input_mixing_prob=0.0), draws=20) == {cls: 1}
+    assert choices(cls(input_mixing="none", input_mixing_prob=1.0), draws=20) == {cls: 1}
 
 
-def test_who_says_when_inputs_are_mixed_gets_no_more_of_it():
-    assert DenseMultiMix().input_mixup == 0.5 and MultiMix().input_mixup == 0.0
-    for method in (
-        DenseMultiMix(preset="mixup"),
-        DenseMultiMix(preset="paper"),
-        DenseMultiMix(probability=0.5, otherwise="mixup"),
-    ):
-        assert method.input_mixup == 0.0 and method.otherwise == "mixup"
-    assert DenseMultiMix(preset="mixup", input_mixup=0.2).input_mixup == 0.2
-    assert DenseMultiMix(otherwise="mixup").input_mixup == 0.5  # with probability 1 there is no otherwise
-    assert DenseMultiMix().takes_dense_labels  # whose labels are of locations: there no inputs are mixed
+def test_input_mixing_begins_after_its_number_of_epochs():
+    method = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=1.0, input_mixing_start=1.5)
+    for epoch, expected in ((None, DenseMultiMix), (1.499, DenseMultiMix), (1.5, CutMix), (70.0, CutMix)):
+        assert choices(method, epoch=epoch, draws=20) == {expected: 1}
+    from_start = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=1.0, input_mixing_start=0)
+    assert choices(from_start, epoch=None, draws=20) == {CutMix: 1}  # a custom loop that sets no epoch
+
+
+def test_dense_multimix_mixes_real_valued_inputs_of_late_epochs_by_default():
+    shares = choices(DenseMultiMix())
+    assert set(shares) == {DenseMultiMix, Mixup} and shares[Mixup] == pytest.approx(0.5, abs=0.04)
+    always = DenseMultiMix(input_mixing_prob=1.0)
+
+    def mixes(inputs=IMAGES, labels=LABELS, epoch=3.0):
+        return choices(always, inputs, labels, epoch, draws=5) == {Mixup: 1}
+
+    assert mixes() and mixes(labels=torch.rand(4, 3)) and mixes({"input_features": torch.zeros(4, 80, 30)})
+    assert not mixes(epoch=2.999) and not mixes(epoch=None)
+    assert not mixes(labels=torch.zeros(4, 16, dtype=torch.long))  # one label per location
+    assert not mixes({**TEXTS, **IMAGES})
+    assert not mixes({"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
+    assert not mixes({"pixel_values": torch.zeros(1, 1, 8, 8)}, LABELS[:1])  # no partner
+    assert not mixes({"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)})
+    assert not mixes({**IMAGES, "spatial_shapes": torch.ones(4, 2)})
+    assert choices(MultiMix(), draws=50) == {MultiMix: 1}
+
+
+def test_the_default_draws_one_number_for_an_eligible_mini_batch_and_none_for_another():
+    """Draws are part of what a resumed run reproduces: mixup if one uniform number is below the probability."""
+    for inputs, epoch, draws in ((IMAGES, 3.0, 1), (IMAGES, 2.0, 0), (TEXTS, 3.0, 0)):
+        torch.manual_seed(7)
+        chosen = DenseMultiMix().for_batch(inputs, LABELS, epoch=epoch)
+        after = torch.rand(())
+        torch.manual_seed(7)
+        uniform = torch.rand(draws)
+        assert isinstance(chosen, Mixup) == bool((uniform < 0.5).any()) and torch.rand(()) == after
+
+
+def test_explicit_mixup_also_mixes_texts():
+    assert choices(DenseMultiMix(input_mixing="mixup", input_mixing_prob=1.0), TEXTS, draws=5) == {Mixup: 1}
+
+
+@pytest.mark.parametrize("input_mixing", ["cutmix", "mixup_cutmix"])
+def test_explicit_cutmix_of_texts_is_rejected_before_training(input_mixing):
+    model, inputs = models.build("bert").train(), models.batch("bert")
+    with pytest.raises(ValueError, match=r"CutMix .* this batch has input_ids"):
+        wrap_model(
+            model, DenseMultiMix(input_mixing=input_mixing), example_inputs={**inputs, "labels": models.labels()}
+        )
+    assert "forward" not in model.__dict__
+
+
+def test_input_mixing_and_labels_of_locations():
+    assert DenseMultiMix().takes_dense_labels and DenseMultiMix(input_mixing="none").takes_dense_labels
+    assert not DenseMultiMix(input_mixing="mixup").takes_dense_labels
 
 
 def test_clean_loss_is_cross_entropy():
@@ -243,9 +287,9 @@ def test_mixup_of_text_mixes_word_embeddings(name):
     assert model(**mixed).logits.isfinite().all()
 
 
-def test_mixup_needs_something_to_mix():
-    with pytest.raises(ValueError, match="Mixup mixes inputs that are real numbers"):
-        Mixup().mix_inputs({"position_ids": torch.arange(6)}, models.labels(), models.build("vit"))
+def test_mixup_rejects_inputs_that_it_cannot_mix():
+    with pytest.raises(ValueError, match="Mixup mixes floating-point inputs .* only position_ids"):
+        Mixup().check_inputs({"position_ids": torch.arange(6)})
     with pytest.raises(ValueError, match="alpha must be positive"):
         Mixup(alpha=0)
 

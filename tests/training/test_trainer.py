@@ -21,7 +21,7 @@ DENSE = DenseMultiMix(num_mixed=20)
 
 
 def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
-    mixing = DenseMultiMix(num_mixed=20, input_mixup=0.0)
+    mixing = DenseMultiMix(num_mixed=20, input_mixing="none")
     trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": mixing})
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -208,13 +208,16 @@ def test_metrics_early_stopping_and_best_model(tmp_path):
     digits.same_weights(digits.weights(trainer.model), kept[6])
 
 
-SOMETIMES = DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0), probability=0.7, otherwise="mixup")
-LATE = DenseMultiMix(num_mixed=20, input_mixup_after=1.0)
+SOMETIMES = DenseMultiMix(
+    num_mixed=20, alpha=(0.5, 2.0), input_mixing="mixup_cutmix", input_mixing_prob=0.4, input_mixing_start=0
+)
+LATE = DenseMultiMix(num_mixed=20, input_mixing_start=1.0)
+SOMETIMES_TEXT = DenseMultiMix(num_mixed=20, input_mixing="mixup", input_mixing_prob=0.4, input_mixing_start=0)
 
 
 @pytest.mark.parametrize(
     ("architecture", "mixing"),
-    [("vit", SOMETIMES), ("vit", LATE), ("bert", SOMETIMES), ("vit", TransMix()), ("bert", ManifoldMixup())],
+    [("vit", SOMETIMES), ("vit", LATE), ("bert", SOMETIMES_TEXT), ("vit", TransMix()), ("bert", ManifoldMixup())],
     ids=lambda value: getattr(value, "name", value),
 )
 @pytest.mark.parametrize("stop_at", [3, 4])

@@ -130,5 +130,5 @@ def test_a_resumed_training_keeps_the_size(tmp_path, caplog):
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, "most", None, True])
 def test_a_size_is_a_number_or_auto(value):
-    with pytest.raises(ValueError, match="num_mixed must be a whole number of at least 1, or 'auto'"):
+    with pytest.raises(ValueError, match="num_mixed must be an integer of at least 1 or 'auto'"):
         MultiMix(num_mixed=value)

@@ -116,7 +116,7 @@ def test_a_compiled_model_has_its_inputs_mixed_late():
     torch._dynamo.reset()
     model, inputs, counter = models.build("vit").train(), models.batch("vit"), CompileCounter()
     model.apply(lambda m: m.eval() if isinstance(m, nn.Dropout) else None)
-    mixing = DenseMultiMix(num_mixed=10, input_mixup=0.5, input_mixup_after=1.0)
+    mixing = DenseMultiMix(num_mixed=10, input_mixing_start=1.0)
     losses, frames = [], []
     for call in (model, torch.compile(model, backend=counter)):
         torch.manual_seed(0)
