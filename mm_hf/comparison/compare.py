@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import TrainerCallback, set_seed
 
-from ..evaluation.statistics import REPLICATES, STATISTICS, Interval, example_scores, mean_interval, paired_bootstrap
+from ..evaluation.metrics import compared_metrics, example_scores
+from ..evaluation.statistics import REPLICATES, Interval, mean_interval, paired_bootstrap
 from ..locations import LocationError
 from ..methods import Mixing
 from .evaluate import EvaluationOptions
@@ -72,7 +73,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """For accuracy, NLL, Brier score and calibration error: each method less the baseline, by paired bootstrap."""
+        """For each metric with a per-example statistic, each method minus the baseline, with its bootstrap interval."""
         if self.baseline is None or len(self.runs) < 2:
             return {}
         scores = {
@@ -80,17 +81,18 @@ class Comparison:
             for name, runs in self.runs.items()
         }
         return {
-            metric: {
+            info.name: {
                 name: paired_bootstrap(
-                    np.stack([s[metric] for s in scores[name]]),
-                    np.stack([s[metric] for s in scores[self.baseline]]),
-                    statistic=statistic,
+                    np.stack([s[info.name] for s in scores[name]]),
+                    np.stack([s[info.name] for s in scores[self.baseline]]),
+                    statistic=info.statistic.reduce,
                     replicates=self.replicates,
                 )
                 for name in self.runs
                 if name != self.baseline
             }
-            for metric, statistic in STATISTICS.items()
+            for info in compared_metrics()
+            if info.statistic is not None
         }
 
     def rows(self) -> list[dict[str, Any]]:

@@ -6,13 +6,19 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.evaluation.metrics import accuracy, brier_score, calibration_error, negative_log_likelihood
+from mm_hf.evaluation.metrics import (
+    METRICS,
+    accuracy,
+    brier_score,
+    calibration_error,
+    compared_metrics,
+    example_scores,
+    negative_log_likelihood,
+)  # fmt: skip
 from mm_hf.evaluation.statistics import (
-    STATISTICS,
     Interval,
     binned_gap,
     confidence_half_width,
-    example_scores,
     mean_interval,
     paired_bootstrap,
     weighted_mean,
@@ -47,7 +53,7 @@ def test_scores_add_up_to_the_metrics():
     for name, metric in {
         "accuracy": accuracy, "nll": negative_log_likelihood, "brier": brier_score, "calibration_error": calibration_error,
     }.items():  # fmt: skip
-        assert STATISTICS[name](scores[name], ones)[0] == pytest.approx(metric(logits, labels), abs=2e-6)
+        assert METRICS[name].statistic.reduce(scores[name], ones)[0] == pytest.approx(metric(logits, labels), abs=2e-6)
 
 
 def test_counts_are_the_same_as_repeating_the_examples():
@@ -56,8 +62,9 @@ def test_counts_are_the_same_as_repeating_the_examples():
     drawn = generator.integers(60, size=60)
     counts = np.bincount(drawn, minlength=60)[None].astype(float)
     scores, repeated = example_scores(logits, labels), example_scores(logits[drawn], labels[drawn])
-    for name, statistic in STATISTICS.items():
-        assert statistic(scores[name], counts) == pytest.approx(statistic(repeated[name], np.ones((1, 60))), abs=1e-12)
+    for info in compared_metrics():
+        reduce, name = info.statistic.reduce, info.name
+        assert reduce(scores[name], counts) == pytest.approx(reduce(repeated[name], np.ones((1, 60))), abs=1e-12)
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 99))

@@ -1,7 +1,7 @@
-"""What a trained model is worth: functions of logits, features and models, and `evaluate.Metric`s that work offline.
+"""Metrics of logits, features and models, a registry of them, and `evaluate.Metric`s that work offline.
 
-All take plain arrays or tensors, or a model and batches as a data loader gives them; libraries that only some of them
-need (torchmetrics, kornia: `pip install 'mm-hf[metrics]'`) are imported when they are used.
+Functions take arrays, tensors or nested lists, or a model and batches from a data loader. The libraries that some of them
+need (scikit-learn, scipy, kornia: `pip install 'mm-hf[metrics]'`) are imported at the first call.
 
 >>> from mm_hf.evaluation.metrics import classification_metrics
 >>> from transformers import EvalPrediction
@@ -13,37 +13,28 @@ need (torchmetrics, kornia: `pip install 'mm-hf[metrics]'`) are imported when th
 
 from .batches import predictions
 from .classification import (
-    Accuracy,
-    BrierScore,
-    CalibrationError,
-    MacroF1,
-    NegativeLogLikelihood,
     Reliability,
     accuracy,
     brier_score,
     calibration_error,
-    classification_metrics,
     macro_f1,
     negative_log_likelihood,
     reliability,
 )
+from .compute import classification_metrics, compute_metrics, example_scores, load_metric
 from .corruptions import CORRUPTIONS, corrupt, corruption_accuracy
 from .normalisation import Normalisation
-from .ood import OutOfDistribution, auroc, energy_score, fpr95, max_softmax_score, ood_metrics
-from .representation import Representation, alignment, class_spread, features, pair_alignment, uniformity
+from .ood import auroc, energy_score, fpr95, max_softmax_score, ood_metrics
+from .registry import METRICS, MetricInfo, compared_metrics, get_metric, metrics_of, register_metric
+from .representation import alignment, class_spread, features, pair_alignment, uniformity
 from .robustness import fgsm, pgd, robust_accuracy
 
 __all__ = [
     "CORRUPTIONS",
-    "Accuracy",
-    "BrierScore",
-    "CalibrationError",
-    "MacroF1",
-    "NegativeLogLikelihood",
+    "METRICS",
+    "MetricInfo",
     "Normalisation",
-    "OutOfDistribution",
     "Reliability",
-    "Representation",
     "accuracy",
     "alignment",
     "auroc",
@@ -51,19 +42,26 @@ __all__ = [
     "calibration_error",
     "class_spread",
     "classification_metrics",
+    "compared_metrics",
+    "compute_metrics",
     "corrupt",
     "corruption_accuracy",
     "energy_score",
+    "example_scores",
     "features",
     "fgsm",
     "fpr95",
+    "get_metric",
+    "load_metric",
     "macro_f1",
     "max_softmax_score",
+    "metrics_of",
     "negative_log_likelihood",
     "ood_metrics",
     "pair_alignment",
     "pgd",
     "predictions",
+    "register_metric",
     "reliability",
     "robust_accuracy",
     "uniformity",

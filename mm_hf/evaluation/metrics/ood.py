@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import VectorMetric, as_tensor
+from .base import as_tensor
 
 
 def max_softmax_score(logits: Any) -> Tensor:
@@ -159,31 +159,3 @@ def _scores(scores: Any, name: str) -> Tensor:
     if scores.isnan().any():
         raise ValueError(f"{name} hold {int(scores.isnan().sum())} values that are no numbers: they have no order.")
     return scores
-
-
-class OutOfDistribution(VectorMetric):
-    """AUROC and FPR95 of maximum softmax probability and energy: [`ood_metrics`].
-
-    References are 1 for an example of the known classes and 0 for one of others.
-
-    Example:
-        >>> logits = [[4.0, 0.0], [0.0, 3.0], [1.0, 0.0]]
-        >>> OutOfDistribution().compute(predictions=logits, references=[1, 1, 0])["max_softmax_auroc"]
-        1.0
-    """
-
-    description = "AUROC and FPR95 of maximum softmax probability and energy for examples of unknown classes."
-    references = "1 for an example of the known classes, 0 for another"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        logits, known = _logits(predictions, "predictions"), as_tensor(references, "references")
-        if set(known.tolist()) != {0, 1}:
-            raise ValueError(
-                "references must be 1 (of the known classes) and 0 (not), and both must occur, got "
-                f"{sorted(set(known.tolist()))[:5]}."
-            )
-        return {
-            f"{score}_{name}": value
-            for score in SCORES
-            for name, value in ood_metrics(logits[known == 1], logits[known == 0], score).items()
-        }

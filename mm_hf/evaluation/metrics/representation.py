@@ -21,7 +21,7 @@ from ...locations.plan import as_tokens
 from ...locations.pools import pool_tokens
 from ...locations.recording import record
 from ...locations.tolerance import is_vector
-from .base import VectorMetric, as_tensor, vectors_and_labels
+from .base import as_tensor, vectors_and_labels
 from .batches import model_logits, split_batch
 
 CHUNK = 2**22  # distances at a time, 32 MB
@@ -263,20 +263,3 @@ def _squared_distances(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of the matrix of all squared distances of unit vectors, a few at a time."""
     for rows in torch.arange(len(x)).split(max(CHUNK // len(x), 1)):
         yield rows, (2 - 2 * x[rows] @ x.T).clamp_(min=0)
-
-
-class Representation(VectorMetric):
-    """Alignment, uniformity and class spread of features: [`alignment`], [`uniformity`], [`class_spread`].
-
-    Example:
-        >>> features = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
-        >>> Representation().compute(predictions=features, references=[0, 0, 1])["alignment"]
-        0.0
-    """
-
-    description = "Alignment and uniformity on the hypersphere, mean distances within and between classes."
-    predictions = "features of each example"
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        x, y = vectors_and_labels(predictions, references, "features")
-        return {"alignment": alignment(x, y), "uniformity": uniformity(x), **class_spread(x, y)}
