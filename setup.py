@@ -56,6 +56,7 @@ setup(
         "datasets>=4.0",
         "evaluate>=0.4",
         "huggingface_hub>=1.31",
+        "jinja2>=3.1",
         "torch>=2.7",
         "transformers>=5.20",
     ],
