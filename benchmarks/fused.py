@@ -37,7 +37,7 @@ def problem(shape: tuple[int, ...], kind: str) -> dict[str, Any]:
     b, r, d, c, n = shape
     factors: Tensor | SparseFactors = sample_factors(b, n, 1.0)
     if kind == "3 examples":  # as DenseMultiMix() draws them
-        factors = sample_sparse_factors(b, n, alpha_for(3, min(8, b)), num_vertices=min(8, b))
+        factors = sample_sparse_factors(b, n, alpha_for(3, min(8, b)), examples_per_mix=min(8, b))
     return {
         "features": torch.randn(b, r, d, requires_grad=True),
         "weight": (0.05 * torch.randn(c, d)).requires_grad_(),

@@ -165,7 +165,7 @@ def step() -> list[list[str]]:
                 (NUM_MIXED, 20),
                 *([(NUM_MIXED, 25)] if c == 1000 else [(100, 20), (100, 25)] if c > 1000 else []),
             ]:
-                with mock.patch("mm_hf.functional.mixers.CHUNK_ELEMENTS", 1 << chunk):
+                with mock.patch("mm_hf.functional.mixers.chunk_elements", return_value=1 << chunk):
                     started, held = starts(BATCH, r, c, n), memory(BATCH, r, c, n)
                 flops = [3 * BATCH * m["flops"], head(BATCH, r, d, c), products(BATCH, r, c, n)]
                 sizes = [name, f"{c:,}", f"{n:,}", f"2^{chunk}", *(f"{x / 1e12:,.2f} TFLOP" for x in flops)]

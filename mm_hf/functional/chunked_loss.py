@@ -1,9 +1,32 @@
-"""The dense MultiMix loss and its gradient in one walk, without ever making a mixed feature.
+"""The Dense MultiMix loss and its gradient, computed chunk by chunk without mixed features.
 
-The classifier is linear and the columns of the mixing matrix sum to 1, so mixing its inputs equals mixing its outputs:
-only the per-location logits are needed. Confidence, order and normalisation are moved from the mixing matrix to what it
-multiplies, so that locations which share factors are mixed together. Labels of many classes are not mixed as numbers: each
-example's share goes to its class. What is kept for the backward pass is the gradient alone.
+The classifier is linear and the factors of a mixed example sum to 1, so mixing its inputs equals mixing its outputs:
+the loss needs only the logits at every location. With logits S (b, r, c), targets Y (b, c), confidence a (r, b) and
+factors Λ (b, n), it computes, for locations j and mixed examples k::
+
+    for j in range(r):                                # vectorized over a chunk of locations
+        mass[k] = Σ_i a[j, i] Λ[i, k]
+        weight[k] = mass[k] / Σ_k mass[k]             # or uniform over mass[k] > 0
+        for k in range(n):                            # vectorized over a chunk of mixed examples
+            m = a[j] * Λ[:, k] / mass[k]              # (b,), sums to 1
+            z, y = m @ S[:, j], m @ Y                 # mixed logits and mixed targets (c,)
+            loss[j] += weight[k] * criterion(z, y)
+            S.grad[:, j] += weight[k] * outer(m, d criterion(z, y) / dz)
+    loss = mean of loss[j] over the locations j that have any mass
+
+Confidence, permutations and normalization move from the mixing matrix to the tensors that it multiplies, so one matrix
+product with Λ mixes many locations. The gradient is computed in the forward pass, and it is all that is saved for the
+backward pass.
+
+Call tree::
+
+    losses.dense_multimix_loss                  checks the arguments, computes targets and confidence
+    └── DenseMixingLoss.forward                 loops over chunks of locations
+        ├── _Inputs.chunk                       takes a chunk's tensors and packs them for the mixer
+        └── _loss_and_grads                     loops over chunks of mixed examples
+            ├── Mixer.mix                       mixed logits and mixed targets (mixers.py)
+            ├── CRITERIA[criterion]             losses and gradients of mixed logits (criteria.py)
+            └── Mixer.mix_transpose             gradients of the logits
 """
 
 from __future__ import annotations
@@ -20,65 +43,71 @@ from .criteria import CRITERIA, ClassTargets
 from .factors import SparseFactors
 from .mixers import Mixer, make_mixer
 
-# So few classes are mixed as numbers by a product: it costs as much as adding up by class does at about this many,
-# whatever the other sizes.
+# Up to this many classes, a matrix product with one-hot targets is faster than adding up the shares of each class.
 FEW_CLASSES = 64
-MASKED = -1e30  # classes are masked out by logits down to the smallest number, a mean of which is minus infinity
+# Replaces smaller logits, shifted to a maximum of 0: a mean of the smallest float32 numbers would be minus infinity.
+MASKED = -1e30
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Settings of the loss.
+
+    Attributes:
+        criterion: A key of `CRITERIA`.
+        label_smoothing: Share of each target that is spread over the classes, for "cross_entropy".
+        confidence_weighted: Weigh the mixed examples of a location by their mass; otherwise all that have mass weigh
+            the same.
+        columns: The mixed examples to compute. The loss is then their contribution to the mean over all.
+    """
+
+    criterion: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    confidence_weighted: bool = True
+    columns: slice | None = None
 
 
 class DenseMixingLoss(torch.autograd.Function):
-    """Mean over occupied locations of the weighted loss of all mixed examples there.
+    """Mean over occupied locations of the weighted loss of all mixed examples.
 
-    Inputs: `logits` (b, r, c) of any floating type, `targets` (b, c), or (b, r, c) for targets of each location's own, or
-    class indices (b,) or (b, r), `confidence` (r, b) >= 0 of the type to compute in (float32 or float64), `factors`
-    (r or 1, b, n) of that type, or sparse, and `orders` (r, b) or None, for one matrix of factors in an order of
-    examples of its own at each location. With M = confidence * factors and s its column sums, mixed example k of a
-    location has logits and target mixed by M / s, and weighs s if `weighted`, else 1 if s > 0. `criterion` is a name of
-    `CRITERIA`; rows of targets sum to 1 for "cross_entropy", and `smoothing` spreads that share of them over the classes.
-    With `columns`, what these mixed examples contribute to the mean over all.
+    Inputs of `apply`:
+        logits: (b, r, c), of any floating type.
+        confidence: (r, b) >= 0, of the type to compute in (float32 or float64).
+        targets: (b, c), or (b, r, c) if they differ between locations; or class indices (b,) or (b, r). Rows of targets
+            sum to 1 for "cross_entropy".
+        factors: (r, b, n), (b, n) or sparse, of the type of `confidence`.
+        permutations: (r, b) or None: example i has row `permutations[j, i]` of the factors at location j.
+        options: The settings.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
-        targets: Tensor,
         confidence: Tensor,
+        targets: Tensor,
         factors: Tensor | SparseFactors,
         permutations: Tensor | None,
-        weighted: bool,
-        criterion: str,
-        smoothing: float,
-        columns: slice | None = None,
+        options: LossOptions,
     ) -> Tensor:
-        need_logits, _, need_confidence, *_ = ctx.needs_input_grad
+        need_logits, need_confidence, *_ = ctx.needs_input_grad
         b, r, c = logits.shape
         mixer = make_mixer(factors, logits.device)
-        # On a GPU the rows of a class would be added up in an order that changes from run to run, and products are cheap.
-        many = mixer.prefers_class_indices or c > FEW_CLASSES
-        add_up = many and not targets.is_floating_point() and not need_confidence and logits.device.type == "cpu"
-        inverse_permutation = None  # puts the examples of each location into the order of the factors' rows
-        if permutations is not None:
-            inverse_permutation = permutations.argsort(dim=1)
-            confidence = confidence.gather(1, inverse_permutation)
+        inputs = _Inputs(logits, confidence, targets, permutations, mixer, options, need_logits, need_confidence)
+        logits_grad = confidence.new_empty(b, r, c) if need_logits else None
+        confidence_grad = torch.empty_like(confidence) if need_confidence else None
         loss, occupied = confidence.new_zeros(()), confidence.new_zeros(())
-        gradients = confidence.new_empty(b, r, c) if need_logits else None
-        confidence_gradients = torch.empty_like(confidence) if need_confidence else None
         locations_at_once, mixed_at_once = mixer.chunk_sizes(r, c)
         for locations in _slices(r, locations_at_once):
-            block = _Chunk.at(
-                locations, inverse_permutation, logits, targets, confidence, criterion, smoothing, add_up, mixer
-            )
-            parts = _slices(mixer.num_mixed, mixed_at_once, columns)
-            local = _loss_and_grads(mixer, block, parts, columns, weighted, criterion, need_logits, need_confidence)
-            loss, occupied = loss + local.loss, occupied + local.occupied
-            order = None if permutations is None else permutations[locations]
-            if gradients is not None:
-                gradients[:, locations] = _in_order(local.gradients, order).transpose(0, 1)
-            if confidence_gradients is not None:
-                confidence_gradients[locations] = _in_order(local.confidence_gradients, order)
+            result = _loss_and_grads(inputs, inputs.chunk(locations), mixed_at_once)
+            loss, occupied = loss + result.loss, occupied + result.occupied
+            permutation = None if permutations is None else permutations[locations]
+            if logits_grad is not None:
+                logits_grad[:, locations] = _permute(result.logits_grad, permutation).transpose(0, 1)
+            if confidence_grad is not None:
+                confidence_grad[locations] = _permute(result.confidence_grad, permutation)
         occupied = occupied.clamp_(min=1)
-        ctx.gradients = [None if g is None else g.div_(occupied) for g in (gradients, confidence_gradients)]
+        ctx.grads = [None if grad is None else grad.div_(occupied) for grad in (logits_grad, confidence_grad)]
         ctx.logits_dtype = logits.dtype
         return loss / occupied
 
@@ -86,27 +115,28 @@ class DenseMixingLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
-                "MultiMix losses keep their gradient and nothing to differentiate it by: call backward() or "
-                "torch.autograd.grad() without create_graph=True."
+                "MultiMix losses have no second derivative: call backward() or torch.autograd.grad() without "
+                "create_graph=True."
             )
-        logits_grad, confidence_grad = (None if g is None else g * grad for g in ctx.gradients)
+        logits_grad, confidence_grad = (None if saved is None else saved * grad for saved in ctx.grads)
         if logits_grad is not None:
             logits_grad = logits_grad.to(ctx.logits_dtype)
-        return logits_grad, None, confidence_grad, *[None] * 6
+        return logits_grad, confidence_grad, None, None, None, None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Chunk:
-    """What the examples have at q locations that are walked together, in the order of the factors' rows.
+    """Tensors of the examples at q locations, in the order of the factors' rows.
 
     Attributes:
-        here: Which locations.
+        locations: The locations.
         logits: (q, b, c).
         confidence: (q, b).
-        classes: (q, b), for labels that are added up.
-        targets: (q or 1, b, c), for others.
-        laid_out: Confidence times logits, as the mixer wants them.
-        laid_out_targets: Confidence times targets.
+        classes: (q, b), class indices whose shares are added up; or None.
+        targets: (q or 1, b, c), for other labels; or None.
+        packed_confidence: The confidence in the mixer's layout.
+        packed_logits: Confidence times logits in the mixer's layout.
+        packed_targets: Confidence times targets in the mixer's layout; or None.
     """
 
     locations: slice
@@ -114,146 +144,161 @@ class _Chunk:
     confidence: Tensor
     classes: Tensor | None
     targets: Tensor | None
-    packed: Tensor
+    packed_confidence: Tensor
+    packed_logits: Tensor
     packed_targets: Tensor | None
-    smoothing: float
-
-    @classmethod
-    def at(
-        cls,
-        locations: slice,
-        inverse_permutation: Tensor | None,
-        logits: Tensor,
-        targets: Tensor,
-        confidence: Tensor,
-        criterion: str,
-        smoothing: float,
-        add_up: bool,
-        mixer: Mixer,
-    ) -> _Chunk:
-        local, confidence = _take(logits, locations, inverse_permutation).to(confidence.dtype), confidence[locations]
-        if criterion == "cross_entropy":
-            # A shift of all classes changes no loss, and a large common offset would cost digits.
-            local = (local - local.amax(dim=-1, keepdim=True)).clamp_(min=MASKED)
-        classes, soft, laid_out_soft = None, None, None
-        if targets.is_floating_point():
-            soft = _take(targets, locations, inverse_permutation, local=targets.ndim == 3)
-        else:
-            classes = _take(targets, locations, inverse_permutation, local=targets.ndim == 2)
-            soft = None if add_up else F.one_hot(classes, logits.shape[-1]).to(local.dtype)
-        if soft is not None:
-            soft = (1 - smoothing) * soft + smoothing / logits.shape[-1] if smoothing else soft
-            laid_out_soft = mixer.pack(confidence[..., None] * soft)
-        packed = mixer.pack(confidence[..., None] * local)
-        return cls(locations, local, confidence, classes, soft, packed, laid_out_soft, smoothing)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _ChunkResult:
-    """What a block contributes: sums over its locations, and gradients (q, b, c) and (q, b), not to be read unless asked for."""
+    """Sums over a chunk's locations, and gradients in the order of the factors' rows.
+
+    Attributes:
+        loss: Sum of the locations' losses.
+        occupied: Number of locations that have any mass.
+        logits_grad: (q, b, c), valid only if the logits or the confidence need a gradient.
+        confidence_grad: (q, b), valid only if the confidence needs a gradient.
+    """
 
     loss: Tensor
     occupied: Tensor
-    gradients: Tensor
-    confidence_gradients: Tensor
+    logits_grad: Tensor
+    confidence_grad: Tensor
 
 
-def _loss_and_grads(
-    mixer: Mixer,
-    block: _Chunk,
-    parts: list[slice],
-    columns: slice | None,
-    weighted: bool,
-    criterion: str,
-    need_logits: bool,
-    need_confidence: bool,
-) -> _ChunkResult:
-    """Loss and gradient of all mixed examples at a block of locations, a part of the mixed examples at a time."""
-    locations = block.locations
-    packed = mixer.pack(block.confidence[..., None])
-    mass = torch.cat(
-        [mixer.unpack_weights(mixer.mix(packed, locations, mixed_slice)[:, 0]) for mixed_slice in parts], dim=1
+class _Inputs:
+    """Inputs of the loss at all locations, cut into chunks by `chunk`."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        confidence: Tensor,
+        targets: Tensor,
+        permutations: Tensor | None,
+        mixer: Mixer,
+        options: LossOptions,
+        need_logits: bool,
+        need_confidence: bool,
+    ):
+        self.logits, self.targets, self.mixer, self.options = logits, targets, mixer, options
+        self.need_logits, self.need_confidence = need_logits, need_confidence
+        self.inverse_permutations = None if permutations is None else permutations.argsort(dim=1)
+        self.confidence = confidence
+        if self.inverse_permutations is not None:
+            self.confidence = confidence.gather(1, self.inverse_permutations)
+        # On a GPU, adding up by class is not deterministic, and a matrix product costs little.
+        many_classes = mixer.prefers_class_indices or logits.shape[-1] > FEW_CLASSES
+        on_cpu = logits.device.type == "cpu"
+        self.add_up_classes = many_classes and on_cpu and not targets.is_floating_point() and not need_confidence
+
+    def chunk(self, locations: slice) -> _Chunk:
+        """Take the tensors at some locations and pack them for the mixer."""
+        confidence, options, num_classes = self.confidence[locations], self.options, self.logits.shape[-1]
+        logits = self._take(self.logits, locations, per_location=True).to(confidence.dtype)
+        if options.criterion == "cross_entropy":
+            # The loss does not depend on a common shift of all classes, and a large one would cost precision.
+            logits = (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=MASKED)
+        classes, targets, packed_targets = None, None, None
+        if self.targets.is_floating_point():
+            targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3)
+        else:
+            classes = self._take(self.targets, locations, per_location=self.targets.ndim == 2)
+            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(logits.dtype)
+        if targets is not None:
+            if options.label_smoothing:
+                targets = (1 - options.label_smoothing) * targets + options.label_smoothing / num_classes
+            packed_targets = self.mixer.pack(confidence[..., None] * targets)
+        packed_confidence = self.mixer.pack(confidence[..., None])
+        packed_logits = self.mixer.pack(confidence[..., None] * logits)
+        return _Chunk(locations, logits, confidence, classes, targets, packed_confidence, packed_logits, packed_targets)
+
+    def _take(self, x: Tensor, locations: slice, per_location: bool) -> Tensor:
+        """Take (q, b, ...) of `x`, which is (b, r, ...) if it differs between locations and otherwise (b, ...)."""
+        taken = (
+            x[:, locations].transpose(0, 1) if per_location else x.expand(locations.stop - locations.start, *x.shape)
+        )
+        return _permute(taken, None if self.inverse_permutations is None else self.inverse_permutations[locations])
+
+
+def _loss_and_grads(inputs: _Inputs, chunk: _Chunk, mixed_at_once: int) -> _ChunkResult:
+    """Compute the loss of all mixed examples at a chunk of locations, and its gradients."""
+    mixer, options, locations = inputs.mixer, inputs.options, chunk.locations
+    weighted, criterion, need_confidence = (
+        options.confidence_weighted,
+        CRITERIA[options.criterion],
+        inputs.need_confidence,
     )
-    inverse = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
+    slices = _slices(mixer.num_mixed, mixed_at_once, options.columns)
+
+    mass = torch.cat(
+        [mixer.unpack_weights(mixer.mix(chunk.packed_confidence, locations, mixed)[:, 0]) for mixed in slices], dim=1
+    )
+    inverse_mass = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
     weight = mass if weighted else (mass > 0).to(mass.dtype)
     total = weight.sum(dim=1, keepdim=True)
     total.masked_fill_(total == 0, 1)
     weight = weight / total
 
     loss = mass.new_zeros(len(mass), 1)
-    grads = torch.zeros_like(block.packed)
-    target_slopes = torch.zeros_like(block.packed) if need_confidence else grads
-    mass_slopes = []
-    for mixed_slice in parts:
-        if columns is not None and not columns.start <= mixed_slice.start < columns.stop:  # another process's
-            mass_slopes.append(torch.zeros_like(mass[:, mixed_slice]))
-            continue
-        scale, share = (mixer.pack_weights(x[:, mixed_slice])[:, None] for x in (inverse, weight))
-        losses, grad, target_slope, lost = _mixed_loss(mixer, block, mixed_slice, scale, criterion, need_confidence)
+    logits_grad = torch.zeros_like(chunk.packed_logits)
+    targets_grad = torch.zeros_like(chunk.packed_logits) if need_confidence else logits_grad
+    mass_grad = torch.zeros_like(mass) if need_confidence else mass
+    for mixed in slices:
+        if options.columns is not None and not options.columns.start <= mixed.start < options.columns.stop:
+            continue  # computed by another rank
+        scale, share = (mixer.pack_weights(x[:, mixed])[:, None] for x in (inverse_mass, weight))
+        logits = mixer.mix(chunk.packed_logits, locations, mixed).mul_(scale)
+        targets = _mix_targets(inputs, chunk, mixed, scale)
+        original_logits = logits.clone() if need_confidence else logits  # the criteria overwrite their input
+        losses, grad, target_grad = criterion(logits, targets, need_confidence)
         loss += mixer.unpack_weights(losses * share[:, 0]).sum(dim=1, keepdim=True)
         share = share * scale
-        if need_logits or need_confidence:
-            grads += mixer.mix_transpose(grad.mul_(share), locations, mixed_slice)
-        if target_slope is not None and lost is not None:
-            target_slopes += mixer.mix_transpose(target_slope.mul_(share), locations, mixed_slice)
-            mass_slope = mixer.unpack_weights(-share[:, 0] * lost)
-            mass_slopes.append(mass_slope + mixer.unpack_weights(losses) / total if weighted else mass_slope)
-        del grad, target_slope  # before the next ones are made
-    by_mixed = mixer.unpack(grads)
-    local = block.confidence
+        if target_grad is not None:
+            assert isinstance(targets, Tensor)
+            scale_grad = (grad * original_logits).sum(dim=1) + (target_grad * targets).sum(dim=1)
+            targets_grad += mixer.mix_transpose(target_grad.mul_(share), locations, mixed)
+            mass_grad[:, mixed] = mixer.unpack_weights(-share[:, 0] * scale_grad)
+            if weighted:
+                mass_grad[:, mixed] += mixer.unpack_weights(losses) / total
+        if inputs.need_logits or need_confidence:
+            logits_grad += mixer.mix_transpose(grad.mul_(share), locations, mixed)
+        del logits, targets, original_logits, grad, target_grad  # free them before the next ones are allocated
+
+    unpacked_grad, confidence_grad = mixer.unpack(logits_grad), chunk.confidence
     if need_confidence:
-        assert block.targets is not None
-        local = (by_mixed * block.logits + mixer.unpack(target_slopes) * block.targets).sum(dim=-1)
-        for mixed_slice, mass_slope in zip(parts, mass_slopes, strict=True):
-            mass_slope = mass_slope - loss / total if weighted else mass_slope
-            mass_slope = mass_slope.masked_fill(mass[:, mixed_slice] == 0, 0)
-            local = (
-                local
-                + mixer.unpack(mixer.mix_transpose(mixer.pack_weights(mass_slope)[:, None], locations, mixed_slice))[
-                    ..., 0
-                ]
+        assert chunk.targets is not None
+        confidence_grad = (unpacked_grad * chunk.logits + mixer.unpack(targets_grad) * chunk.targets).sum(dim=-1)
+        if weighted:
+            mass_grad -= loss / total
+        mass_grad.masked_fill_(mass == 0, 0)
+        for mixed in slices:
+            packed = mixer.mix_transpose(
+                mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
             )
+            confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
     occupied = (mass > 0).any(dim=1).sum()
-    return _ChunkResult(loss.sum(), occupied, by_mixed * block.confidence[..., None], local)
+    return _ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
 
 
-def _mixed_loss(
-    mixer: Mixer, block: _Chunk, mixed_slice: slice, scale: Tensor, criterion: str, targets_need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Losses (o, i) of a part of the mixed examples, slopes (o, c, i) by mixed logits and targets, and by the scale."""
-    mixed = mixer.mix(block.packed, block.locations, mixed_slice).mul_(scale)
-    targets: Tensor | ClassTargets
-    if block.packed_targets is not None:
-        targets = mixer.mix(block.packed_targets, block.locations, mixed_slice).mul_(scale)
-    else:
-        assert block.classes is not None
-        c = block.logits.shape[-1]
-        targets = mixer.labels(block.classes, block.confidence, scale, c, block.smoothing, block.locations, mixed_slice)
-    unmixed = mixed.clone() if targets_need_grad else mixed  # the criteria work in place
-    losses, grad, target_slope = CRITERIA[criterion](mixed, targets, targets_need_grad)
-    if target_slope is None:
-        return losses, grad, None, None
-    assert isinstance(targets, Tensor)
-    return losses, grad, target_slope, (grad * unmixed).sum(dim=1) + (target_slope * targets).sum(dim=1)
+def _mix_targets(inputs: _Inputs, chunk: _Chunk, mixed: slice, scale: Tensor) -> Tensor | ClassTargets:
+    """Mix the targets of a chunk, with each mixed example's column scaled by `scale` (o, 1, i)."""
+    if chunk.packed_targets is not None:
+        return inputs.mixer.mix(chunk.packed_targets, chunk.locations, mixed).mul_(scale)
+    assert chunk.classes is not None
+    index, shares, examples = inputs.mixer.class_shares(
+        chunk.classes, chunk.confidence, scale, chunk.logits.shape[-1], chunk.locations, mixed
+    )
+    return ClassTargets(index, shares, examples, inputs.options.label_smoothing)
 
 
 def _slices(length: int, at_once: int, columns: slice | None = None) -> list[slice]:
-    """All of a length in slices; none reaches over the ends of `columns`."""
+    """Cut a range into slices; none crosses an end of `columns`."""
     ends = [0, length] if columns is None else sorted({0, columns.start, columns.stop, length})
     return [
         slice(start, min(start + at_once, end)) for first, end in pairwise(ends) for start in range(first, end, at_once)
     ]
 
 
-def _take(x: Tensor, locations: slice, inverse_permutation: Tensor | None, local: bool = True) -> Tensor:
-    """What the examples have at a block of locations, in the order `back` (r, b): (q, b) or (q, b, c).
-
-    `x` is (b, r) or (b, r, c) if it is `local`, else (b,) or (b, c), and the same at all locations.
-    """
-    block = x[:, locations].transpose(0, 1) if local else x.expand(locations.stop - locations.start, *x.shape)
-    return _in_order(block, None if inverse_permutation is None else inverse_permutation[locations])
-
-
-def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
-    """The examples of each location of `x` (q, b, ...) in the order (q, b)."""
-    return x if order is None else x[torch.arange(len(x), device=x.device)[:, None], order]
+def _permute(x: Tensor, permutations: Tensor | None) -> Tensor:
+    """Permute the examples of each location: `x` (q, b, ...) by (q, b)."""
+    return x if permutations is None else x[torch.arange(len(x), device=x.device)[:, None], permutations]

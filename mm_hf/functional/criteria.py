@@ -1,7 +1,7 @@
-"""Losses of mixed logits against mixed targets, with their slopes, in place where they can be.
+"""Losses of mixed logits against mixed targets, and their gradients, computed in place where possible.
 
-All take mixed logits (o, c, i): mixed examples and locations are the outer and the inner dimension, whichever way round
-whoever mixed them has laid them out.
+Mixed logits have the shape (o, c, i). Mixed examples and locations are the outer dimension o and the inner dimension i,
+in the order that the mixer chooses.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-# Losses (o, i), their slopes by the logits, which may take the place of the logits, and by the targets if asked for.
-Slopes = tuple[Tensor, Tensor, Tensor | None]
+# Losses (o, i), and their gradients with respect to the logits, which may overwrite the logits, and to the targets. The
+# gradient of the targets is None unless asked for.
+LossAndGrads = tuple[Tensor, Tensor, Tensor | None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClassTargets:
-    """Mixed labels of examples that have one class each, not yet added up by class.
+    """Mixed labels of examples that have one class each, as the share of each example in each mixed example.
 
     Attributes:
-        index: Where in the logits, flattened to (o, c i) or (o c, i), each example's class is: (o, x) or (x,).
-        shares: (o, x) or (x, i), of each example in each mixed one; over the examples of a mixed one they sum to 1.
-        examples: How many of them, neighbours along x's outermost dimension, make a mixed one.
+        index: (o, x) or (x,), the position of each example's class in the logits flattened to (o, c i) or (o c, i).
+        shares: (o, x) or (x, i), the share of each example; the shares in a mixed example sum to 1.
+        examples: Number of examples in a mixed example, adjacent along the outermost dimension of x.
         smoothing: Share of the target that is spread over the classes.
     """
 
@@ -32,18 +33,18 @@ class ClassTargets:
     examples: int
     smoothing: float
 
-    def agreement(self, x: Tensor) -> Tensor:
-        """Sum over the classes of target times `x` (o, c, i): (o, i)."""
+    def dot(self, x: Tensor) -> Tensor:
+        """Sum targets times `x` (o, c, i) over the classes: (o, i)."""
         o, _, i = x.shape
         if self.index.ndim == 1:
             picked = x.view(-1, i).index_select(0, self.index)
         else:
             picked = x.view(o, -1).gather(1, self.index)
-        agreement = picked.mul_(self.shares).view(o, self.examples, i).sum(dim=1)
-        return agreement.lerp(x.mean(dim=1), self.smoothing) if self.smoothing else agreement
+        total = picked.mul_(self.shares).view(o, self.examples, i).sum(dim=1)
+        return total.lerp(x.mean(dim=1), self.smoothing) if self.smoothing else total
 
     def subtract_from(self, x: Tensor) -> Tensor:
-        """`x` (o, c, i) less the targets, in place."""
+        """Subtract the targets from `x` (o, c, i) in place."""
         o, c, i = x.shape
         if self.index.ndim == 1:
             x.view(-1, i).index_add_(0, self.index, self.shares, alpha=self.smoothing - 1)
@@ -52,36 +53,36 @@ class ClassTargets:
         return x.sub_(self.smoothing / c) if self.smoothing else x
 
 
-def cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
-    """Soft cross-entropy."""
-    target_slope = mixed.neg() if targets_need_grad else None
-    o, c, i = mixed.shape
-    logarithms = (mixed.view(o, c) if i == 1 else mixed).log_softmax(dim=1).view(o, c, i)
+def cross_entropy(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> LossAndGrads:
+    """Compute the cross-entropy with soft targets."""
+    targets_grad = logits.neg() if targets_need_grad else None
+    o, c, i = logits.shape
+    log_probs = (logits.view(o, c) if i == 1 else logits).log_softmax(dim=1).view(o, c, i)
     if isinstance(targets, ClassTargets):
-        loss = targets.agreement(logarithms).neg_()
-        return loss, targets.subtract_from(logarithms.exp_()), target_slope
-    loss = (targets * logarithms).sum(dim=1).neg_()
-    return loss, logarithms.exp_().sub_(targets), target_slope
+        loss = targets.dot(log_probs).neg_()
+        return loss, targets.subtract_from(log_probs.exp_()), targets_grad
+    loss = (targets * log_probs).sum(dim=1).neg_()
+    return loss, log_probs.exp_().sub_(targets), targets_grad
 
 
-def binary_cross_entropy(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
-    """Binary cross-entropy of each output, averaged over the outputs."""
+def binary_cross_entropy(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> LossAndGrads:
+    """Compute the binary cross-entropy of each output, averaged over the outputs."""
     assert isinstance(targets, Tensor)
-    num_classes = mixed.shape[1]
-    loss = F.binary_cross_entropy_with_logits(mixed, targets, reduction="none").mean(dim=1)
-    target_slope = -mixed / num_classes if targets_need_grad else None
-    return loss, mixed.sigmoid_().sub_(targets).div_(num_classes), target_slope
+    num_outputs = logits.shape[1]
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+    targets_grad = -logits / num_outputs if targets_need_grad else None
+    return loss, logits.sigmoid_().sub_(targets).div_(num_outputs), targets_grad
 
 
-def mse(mixed: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> Slopes:
-    """Squared error, averaged over the outputs."""
+def mse(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> LossAndGrads:
+    """Compute the squared error, averaged over the outputs."""
     assert isinstance(targets, Tensor)
-    difference = mixed.sub_(targets)
-    grad = difference * (2 / mixed.shape[1])
+    difference = logits.sub_(targets)
+    grad = difference * (2 / logits.shape[1])
     return difference.square().mean(dim=1), grad, -grad if targets_need_grad else None
 
 
-CRITERIA: dict[str, Callable[[Tensor, Tensor | ClassTargets, bool], Slopes]] = {
+CRITERIA: dict[str, Callable[[Tensor, Tensor | ClassTargets, bool], LossAndGrads]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mse,

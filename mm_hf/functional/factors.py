@@ -1,4 +1,4 @@
-"""Interpolation factors: how much of each example a mixed example takes."""
+"""Interpolation factors: the share of each example in each mixed example."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseFactors:
-    """Interpolation factors of which few are not zero: each mixed example has a few vertices among the examples.
+    """Interpolation factors of mixed examples that combine a few examples of the mini-batch each.
 
     Attributes:
-        index: (n, s), the examples that a mixed one is made of, each at most once.
-        weight: (n, s), their factors; each row sums to 1.
+        index: (n, m), the examples that each mixed example is made of, without repetition.
+        weight: (n, m), their factors; each row sums to 1.
         num_examples: b, the number of examples in the mini-batch.
 
     Example:
-        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, num_vertices=8)
+        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, examples_per_mix=8)
         >>> factors.shape, factors.index.shape, factors.dense().shape
         ((128, 1000), torch.Size([1000, 8]), torch.Size([128, 1000]))
     """
@@ -30,19 +30,19 @@ class SparseFactors:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(b, n): the shape of `dense()`."""
+        """The shape (b, n) of `dense()`."""
         return self.num_examples, len(self.index)
 
     def dense(self) -> Tensor:
-        """The same factors as a matrix (b, n)."""
+        """Return the factors as a matrix (b, n)."""
         return self.weight.new_zeros(self.shape[::-1]).scatter_(1, self.index, self.weight).mT.contiguous()
 
     def detach(self) -> SparseFactors:
-        """Cut from whatever the factors were computed from."""
+        """Return the factors with weights that are detached from the graph."""
         return SparseFactors(self.index, self.weight.detach(), self.num_examples)
 
     def to(self, dtype: torch.dtype) -> SparseFactors:
-        """With weights of another floating type."""
+        """Return the factors with weights of another floating type."""
         return SparseFactors(self.index, self.weight.to(dtype), self.num_examples)
 
 
@@ -56,24 +56,24 @@ def sample_factors(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw the interpolation factors of MultiMix: each column is one draw of a symmetric Dirichlet distribution.
+    """Draw the interpolation factors of MultiMix: each column is a draw from a symmetric Dirichlet distribution.
 
     Args:
-        num_examples: b, the number of examples that are mixed (the size of the mini-batch).
+        num_examples: b, the number of examples in the mini-batch.
         num_mixed: n, the number of mixed examples.
-        alpha: Concentration of the Dirichlet distribution, > 0. A pair `(low, high)` draws it uniformly from that
-            interval anew for each column, as the paper does with (0.5, 2.0).
-        num_locations: r. When given, every location gets factors of its own.
-        device: Where the factors are drawn. Default: the CPU.
-        dtype: Floating type of the result. Half precision types are drawn in float32 and rounded.
-        generator: Default: the global generator of `device`, which Trainer's checkpoints restore, so that a resumed
-            training draws what an uninterrupted one would have drawn.
+        alpha: Concentration of the Dirichlet distribution, > 0. With a pair `(low, high)`, each column draws its own
+            concentration uniformly from that interval, as in the paper with (0.5, 2.0).
+        num_locations: r. If given, each location has its own factors.
+        device: Device of the factors. Default: the CPU.
+        dtype: Floating type of the factors. Half precision factors are drawn in float32 and rounded.
+        generator: Default: the global generator of `device`. Trainer's checkpoints restore it, so a resumed training
+            run draws the same factors as an uninterrupted one.
 
     Returns:
-        Factors of shape (b, n), or (r, b, n) with `num_locations`: non-negative, each column summing to 1.
+        Non-negative factors of shape (b, n), or (r, b, n) with `num_locations`. Each column sums to 1.
 
     Raises:
-        ValueError: A size is not positive, or `alpha` is not positive or not an interval.
+        ValueError: If a size is not positive, or if `alpha` is neither a positive number nor an interval of them.
 
     Source:
         Venkataramanan et al., "Embedding Space Interpolation Beyond Mini-Batch, Beyond Pairs and Beyond Examples",
@@ -90,7 +90,7 @@ def sample_factors(
     sizes = {"num_examples": num_examples, "num_mixed": num_mixed, "num_locations": num_locations}
     for name, size in sizes.items():
         if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, but is {size}.")
+            raise ValueError(f"{name} must be at least 1, got {size}.")
     low, high = check_alpha(alpha)
 
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -103,8 +103,8 @@ def sample_factors(
         per_column = torch.rand((*locations, 1, num_mixed), **options)
         concentration = (low + (high - low) * per_column).expand(shape)
 
-    # Gamma(a) = Gamma(a + 1) U^(1/a), kept as logarithms: for a small alpha nearly all Gamma(a) variates underflow, a
-    # column of zeros has no direction, and clamping the zeros (as torch's Dirichlet does) pulls it to the centre.
+    # Gamma(a) = Gamma(a + 1) U^(1/a), computed as logarithms: for a small alpha, nearly all Gamma(a) variates
+    # underflow. Clamping them, as torch's Dirichlet does, would move a column of zeros to the center of the simplex.
     log_gamma = torch._standard_gamma(concentration + 1, generator=generator).log_()
     log_gamma += torch.rand(shape, **options).neg_().log1p_().div_(concentration)
     return log_gamma.softmax(dim=-2).to(dtype)
@@ -115,45 +115,50 @@ def sample_sparse_factors(
     num_mixed: int,
     alpha: float | tuple[float, float],
     *,
-    num_vertices: int,
+    examples_per_mix: int,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
 ) -> SparseFactors:
-    """Draw, for each mixed example, a few examples of the mini-batch and the factors by which they are mixed.
+    """Draw a few examples of the mini-batch for each mixed example, and their interpolation factors.
 
-    Every set of `num_vertices` examples is as likely as any other, and the factors on it have the symmetric Dirichlet
-    distribution. As the mixed examples are more than the examples, all of these take part.
+    All sets of `examples_per_mix` examples are equally likely, and their factors have a symmetric Dirichlet
+    distribution.
 
     Args:
         num_examples: b, the number of examples in the mini-batch.
         num_mixed: n, the number of mixed examples.
         alpha: Concentration of the Dirichlet distribution, or an interval, as for [`sample_factors`].
-        num_vertices: s, the number of examples that a mixed one is made of; at most b.
-        device: Where the factors are drawn. Default: the CPU.
+        examples_per_mix: m, the number of examples that each mixed example is made of, at most b.
+        device: Device of the factors. Default: the CPU.
         dtype: Floating type of the weights.
         generator: Default: the global generator of `device`.
 
+    Returns:
+        The factors; each mixed example's weights sum to 1.
+
     Raises:
-        ValueError: A size is not positive, there are more vertices than examples, or `alpha` is no concentration.
+        ValueError: If a size is not positive, `examples_per_mix` exceeds `num_examples`, or `alpha` is neither a
+            positive number nor an interval of them.
 
     Source:
-        The paper's interpolation of m < b examples of the mini-batch, with a set of m for each mixed example (ours).
+        The paper interpolates m < b examples of the mini-batch. Drawing m examples for each mixed example is our
+        choice.
 
     Example:
-        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, num_vertices=8)
+        >>> factors = sample_sparse_factors(num_examples=128, num_mixed=1000, alpha=0.4, examples_per_mix=8)
         >>> bool(torch.allclose(factors.weight.sum(dim=1), torch.ones(1000)))
         True
     """
-    if not 1 <= num_vertices <= num_examples:
+    if not 1 <= examples_per_mix <= num_examples:
         raise ValueError(
-            f"num_vertices must lie between 1 and the number of examples, {num_examples}, but is {num_vertices}."
+            f"examples_per_mix must be between 1 and the number of examples ({num_examples}), got {examples_per_mix}."
         )
-    weight = sample_factors(num_vertices, num_mixed, alpha, device=device, dtype=dtype, generator=generator)
-    # Floyd's sampling: a set of s out of b in s draws. Draw t of 0..j; if it is taken already, j, which is not, replaces it.
-    index = torch.empty(num_mixed, num_vertices, dtype=torch.long, device=device)
-    uniform = torch.rand(num_vertices, num_mixed, device=device, dtype=torch.float64, generator=generator)
-    for column, last in enumerate(range(num_examples - num_vertices, num_examples)):
+    weight = sample_factors(examples_per_mix, num_mixed, alpha, device=device, dtype=dtype, generator=generator)
+    # Floyd's sampling of a set of m out of b in m draws: draw from 0..j; if already drawn, take j instead.
+    index = torch.empty(num_mixed, examples_per_mix, dtype=torch.long, device=device)
+    uniform = torch.rand(examples_per_mix, num_mixed, device=device, dtype=torch.float64, generator=generator)
+    for column, last in enumerate(range(num_examples - examples_per_mix, num_examples)):
         drawn = (uniform[column] * (last + 1)).long()
         taken = (index[:, :column] == drawn[:, None]).any(dim=1)
         index[:, column] = drawn.masked_fill_(taken, last)
@@ -167,10 +172,10 @@ def sample_permutations(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A random permutation of the examples for each location, shape (r, b).
+    """Draw a permutation of the examples for each location, of shape (r, b).
 
-    With them, locations share one draw of factors and still have, each for itself, factors of the same law: the
-    Dirichlet distribution is symmetric in the examples.
+    Locations that share factors and permute the examples have the same distribution of factors as locations with their
+    own draws, because the Dirichlet distribution is symmetric in the examples.
 
     Example:
         >>> sorted(sample_permutations(2, 3)[0].tolist())
@@ -180,13 +185,17 @@ def sample_permutations(
 
 
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
-    """The interval that `alpha` stands for, or a ValueError that says what is wrong with it."""
+    """Return `alpha` as an interval (low, high).
+
+    Raises:
+        ValueError: If `alpha` is neither a positive number nor an interval of them.
+    """
     try:
         low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-        right = 1e-30 < low <= high < float("inf")  # below, float32 has no such small numbers
+        is_valid = 1e-30 < low <= high < float("inf")  # smaller numbers underflow in float32
     except (TypeError, ValueError):
-        right = False
-    if not right:
+        is_valid = False
+    if not is_valid:
         raise ValueError(
             f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha!r}."
         )
@@ -194,11 +203,11 @@ def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def alpha_for(effective_examples: float, num_examples: int) -> float:
-    """The alpha with which a mixed example is made of about `effective_examples` of `num_examples` examples.
+    """Return the alpha for which a mixed example has about `effective_examples` of `num_examples` examples.
 
-    The effective number 1 / sum(factor^2) of a symmetric Dirichlet is about k = (alpha b + 1) / (alpha + 1) (its
-    inverse has exactly the inverse's expectation), hence alpha = (k - 1) / (b - k). A mini-batch that is too small for k
-    (fewer than 2 k - 1 examples, say the last one of an epoch) is mixed with alpha = 1, uniformly over the simplex.
+    The effective number of examples of a mixed example is 1 / sum(factor^2). The expectation of its inverse is 1 / k
+    with k = (alpha b + 1) / (alpha + 1), hence alpha = (k - 1) / (b - k). For a mini-batch of fewer than 2 k - 1
+    examples, such as the last one of an epoch, alpha is 1: the factors are uniform over the simplex.
 
     Example:
         >>> round(alpha_for(3, num_examples=128), 4)
@@ -207,5 +216,5 @@ def alpha_for(effective_examples: float, num_examples: int) -> float:
         1.0
     """
     if not 1 < effective_examples < float("inf"):
-        raise ValueError(f"effective_examples must be greater than 1, but is {effective_examples}.")
+        raise ValueError(f"effective_examples must be greater than 1, got {effective_examples}.")
     return min(1.0, (effective_examples - 1) / max(num_examples - effective_examples, 1e-9))

@@ -1,6 +1,6 @@
-"""MultiMix and Dense MultiMix as functions: tensors in, a loss out.
+"""MultiMix and Dense MultiMix losses as pure functions.
 
-Everything here is computed in float32 or better, whatever autocast says, and is differentiable in the logits.
+The losses are computed in float32 or float64, also under autocast, and are differentiable in the logits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .chunked_loss import DenseMixingLoss
+from .chunked_loss import DenseMixingLoss, LossOptions
 from .criteria import CRITERIA
 from .factors import SparseFactors, sample_factors
 
@@ -24,18 +24,19 @@ Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 def clean_loss(
     logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, criterion: Criterion = "cross_entropy"
 ) -> Tensor:
-    """The loss of examples that are not mixed, in float32 or better; zero if nobody takes part.
+    """Compute the loss of examples that are not mixed.
 
     Args:
-        logits: (b, c), or (b, r, c) for labels at each location.
-        labels: For "cross_entropy", class indices (b,) or (b, r), -100 taking no part, or class probabilities of the
-            shape of `logits`, a row of zeros taking no part. For "binary_cross_entropy", of the shape of `logits`. For
-            "mse" likewise, or (b,) with one output.
-        label_smoothing: In [0, 1], for "cross_entropy".
-        criterion: "cross_entropy", "binary_cross_entropy" or "mse", the latter two averaged over the outputs.
+        logits: (b, c), or (b, r, c) with labels of each location.
+        labels: For "cross_entropy", class indices (b,) or (b, r), where -100 is ignored, or class probabilities of the
+            shape of `logits`, where a row of zeros is ignored. For "binary_cross_entropy", of the shape of `logits`.
+            For "mse", of the shape of `logits`, or (b,) with one output.
+        label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1]. For "cross_entropy".
+        criterion: "cross_entropy", "binary_cross_entropy" or "mse". The latter two are averaged over the outputs.
 
     Returns:
-        The mean over the examples that take part (weighted by the sum of their probabilities), a scalar.
+        The mean over the valid examples (weighted by the sum of their probabilities), a scalar in float32 (float64 for
+        float64 logits). 0 if every label is ignored.
 
     Example:
         >>> import torch
@@ -53,7 +54,7 @@ def clean_loss(
         if labels.shape == logits.shape:
             labels = labels.to(dtype).flatten(0, -2)
             mass = labels.sum(dim=-1, keepdim=True)
-            # Not cross_entropy's own smoothing, which makes a row of zeros a target.
+            # The label_smoothing of F.cross_entropy would turn a row of zeros into a target.
             labels = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[-1]
             label_smoothing = 0.0
         else:
@@ -63,7 +64,16 @@ def clean_loss(
 
 
 def count_valid(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
-    """Over how many examples (or locations) [`clean_loss`] is a mean: a scalar, in float32 or better.
+    """Count the valid examples (or locations), over which [`clean_loss`] is a mean.
+
+    Args:
+        labels: As for [`clean_loss`].
+        logits: As for [`clean_loss`].
+        criterion: As for [`clean_loss`].
+
+    Returns:
+        The number of labels that are not ignored, or the sum of class probabilities: a scalar in float32 (float64 for
+        float64 logits).
 
     Example:
         >>> import torch
@@ -86,25 +96,27 @@ def multimix_loss(
     label_smoothing: float = 0.0,
     criterion: Criterion = "cross_entropy",
 ) -> Tensor:
-    """Loss of interpolated logits against labels interpolated by the same factors.
+    """Compute the MultiMix loss: interpolated logits against labels interpolated by the same factors.
 
-    The last layer is linear and each column of `factors` sums to 1, so that this equals interpolating the last
-    layer's *inputs*, which is what MultiMix does.
+    MultiMix interpolates the inputs of the last layer. Because that layer is linear and each column of `factors` sums
+    to 1, interpolating its outputs gives the same loss.
 
     Args:
         logits: (b, c), one row for each example of the mini-batch.
-        labels: (b,) class indices, or (b, c) class probabilities. Examples labelled -100 take no part: their factors
-            are dropped and the other factors of the column scaled to sum to 1.
-        factors: (b, n) interpolation factors, see [`sample_factors`].
-        label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
-        criterion: "cross_entropy", or "binary_cross_entropy" (labels (b, c) in [0, 1]) or "mse" (real numbers (b, c), or
-            (b,) with one output), the latter two averaged over the c outputs.
+        labels: (b,) class indices, or (b, c) class probabilities. Examples labeled -100 are ignored: their factors are
+            dropped, and the other factors of each column are scaled to sum to 1.
+        factors: (b, n) interpolation factors, see [`sample_factors`] and
+            [`sample_sparse_factors`][mm_hf.functional.factors.sample_sparse_factors].
+        label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1]. For "cross_entropy".
+        criterion: "cross_entropy", "binary_cross_entropy" (labels (b, c) in [0, 1]) or "mse" (real numbers (b, c), or
+            (b,) with one output). The latter two are averaged over the c outputs.
 
     Returns:
-        The mean over the n mixed examples, a scalar in float32 (float64 for float64 logits).
+        The mean over the n mixed examples, a scalar in float32 (float64 for float64 logits). 0 if every label is
+        ignored.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: If an argument has the wrong shape or an invalid value.
 
     Source:
         Venkataramanan et al., NeurIPS 2023, section 3.2.
@@ -145,35 +157,38 @@ def dense_multimix_loss(
     permutations: Tensor | None = None,
     columns: slice | None = None,
 ) -> Tensor:
-    """MultiMix at every location (patch or token), labels inherited from the examples and weighted by attention.
+    """Compute the Dense MultiMix loss: MultiMix at every location (patch or token), weighted by attention.
 
-    At location j the factors are multiplied by the examples' attention there and each column is scaled to sum to 1
-    again; the resulting matrix mixes the logits of location j and the labels. The loss is the mean over locations of
-    the (weighted) mean over mixed examples. Locations that no example occupies are left out of the mean.
+    At location j, the factors are multiplied by the attention of the examples and each column is scaled to sum to 1.
+    The resulting matrix mixes the logits of location j and the labels, which locations inherit from their examples. The
+    loss is the mean over locations of the weighted mean over mixed examples. Locations that no example occupies are
+    left out.
 
     Args:
         token_logits: (b, r, c), the classifier applied at every location.
-        labels: (b,) class indices, or (b, c) class probabilities, inherited by all locations of an example; or labels of
-            each location's own: (b, r) class indices or (b, r, c) class probabilities. What is labelled -100, or by a row
-            of zeros, takes no part.
-        attention: (b, r) >= 0, the confidence of the label of example i at location j. Zero means "not a location of
-            this example" (padding, special tokens). Only ratios between examples at one location matter.
-        factors: (r, b, n) interpolation factors, or (b, n) shared by all locations, see [`sample_factors`].
-        label_smoothing: In [0, 1]: the share of each target that is spread evenly over the classes.
-        confidence_weighted: A mixed example counts within its location with the attention mass that it is made of;
-            if False, all mixed examples of a location that have any mass count the same.
-        criterion: "cross_entropy", or "binary_cross_entropy" (labels (b, c) or (b, r, c) in [0, 1]) or "mse" (real numbers
-            likewise, or (b,) with one output), the latter two averaged over the c outputs.
-        orders: (r, b) permutations of the examples, with factors (b, n): example i takes row `orders[j, i]` of the
-            factors at location j. Each location's factors have the law that the shared ones have, at 1/r of the draws.
-        columns: Some of the mixed examples, by their numbers: what these contribute to the mean over all. Processes that
-            share the work each take some.
+        labels: (b,) class indices or (b, c) class probabilities, inherited by all locations of an example; or (b, r)
+            class indices or (b, r, c) class probabilities of each location. The index -100 and rows of zeros are
+            ignored.
+        attention: (b, r) >= 0, the confidence in the label of example i at location j. 0 marks padding and special
+            tokens, which are not mixed. The loss depends only on the ratios between the examples at a location.
+        factors: (r, b, n) interpolation factors, or (b, n) shared by all locations, see [`sample_factors`] and
+            [`sample_sparse_factors`][mm_hf.functional.factors.sample_sparse_factors].
+        label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1]. For "cross_entropy".
+        confidence_weighted: If True, weigh the mixed examples of a location by their attention mass; if False, all that
+            have mass weigh the same.
+        criterion: "cross_entropy", "binary_cross_entropy" (labels (b, c) or (b, r, c) in [0, 1]) or "mse" (real numbers
+            of these shapes, or (b,) with one output). The latter two are averaged over the c outputs.
+        permutations: (r, b) permutations of the examples, for shared factors: example i has row `permutations[j, i]` of
+            the factors at location j. Each location's factors keep their distribution, and only one set of factors is
+            drawn.
+        columns: A slice of the mixed examples. The loss is then their contribution to the mean over all mixed examples.
+            Ranks that share the work compute one slice each.
 
     Returns:
-        The loss, a scalar in float32 (float64 for float64 logits). Zero where nobody takes part.
+        The loss, a scalar in float32 (float64 for float64 logits). 0 if no location is occupied by a valid example.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: If an argument has the wrong shape or an invalid value.
 
     Source:
         Venkataramanan et al., NeurIPS 2023, section 3.3. How mixed examples are weighted within a location is not
@@ -190,14 +205,17 @@ def dense_multimix_loss(
     """
     _check_shapes(token_logits, labels, attention, factors, permutations, criterion)
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], but is {label_smoothing}.")
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
     if label_smoothing and criterion != "cross_entropy":
-        raise ValueError(f"label_smoothing spreads class probabilities and does not go with criterion={criterion!r}.")
+        raise ValueError(
+            f"label_smoothing must be 0 with criterion={criterion!r}, got {label_smoothing}: it applies to class "
+            "probabilities only."
+        )
     dtype = torch.promote_types(token_logits.dtype, torch.float32)
     with torch.autocast(token_logits.device.type, enabled=False):
         b, r, c = token_logits.shape
         if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
-            labels = labels.to(dtype)  # probabilities that are all 0 or 1
+            labels = labels.to(dtype)  # one-hot labels
         if labels.is_floating_point() or criterion != "cross_entropy":
             targets, is_valid = soft_targets(labels, c, dtype, criterion=criterion)
         else:
@@ -206,20 +224,12 @@ def dense_multimix_loss(
         if is_valid.ndim == 1:
             is_valid = is_valid[:, None]
         confidence = (attention.to(dtype) * is_valid).T
-        # Only ratios within a location matter; the largest becomes 1 so that tiny attention does not underflow.
+        # The loss depends only on ratios within a location: scaling the largest to 1 keeps small attention from
+        # underflow.
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         factors = factors.detach().to(dtype)
-        return DenseMixingLoss.apply(
-            token_logits,
-            targets,
-            confidence,
-            factors,
-            permutations,
-            confidence_weighted,
-            criterion,
-            label_smoothing,
-            columns,
-        )
+        options = LossOptions(criterion, label_smoothing, confidence_weighted, columns)
+        return DenseMixingLoss.apply(token_logits, confidence, targets, factors, permutations, options)
 
 
 def soft_targets(
@@ -228,10 +238,23 @@ def soft_targets(
     dtype: torch.dtype = torch.float32,
     criterion: Criterion = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
-    """Labels as targets (..., c), and which take part (...): 0 where labelled -100.
+    """Convert labels to targets.
 
-    Labels are class indices (...) if they are integers and the criterion is "cross_entropy"; else they have the shape of
-    the targets, or (...) with one output.
+    Args:
+        labels: Class indices (...) if they are integers and the criterion is "cross_entropy"; otherwise of the shape of
+            the targets, or (b,) with one output.
+        num_classes: c.
+        dtype: Floating type of the targets.
+        criterion: As for [`clean_loss`].
+
+    Returns:
+        Targets (..., c), and a mask (...) of the same type that is 0 where a label is ignored.
+
+    Example:
+        >>> import torch
+        >>> soft_targets(torch.tensor([1, -100]), num_classes=2)
+        (tensor([[0., 1.],
+                [1., 0.]]), tensor([1., 0.]))
     """
     if criterion == "cross_entropy" and not labels.is_floating_point():
         is_valid = (labels != IGNORE_INDEX).to(dtype)
@@ -247,14 +270,14 @@ def soft_targets(
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """Class indices as int64. On a CPU those out of range are refused; a GPU would have to be waited for."""
+    """Convert class indices to int64 and check their range on a CPU; on a GPU the check would synchronize."""
     labels = labels.long()
     if labels.device.type == "cpu":
         wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
         if len(wrong):
             raise ValueError(
-                f"labels has the class {int(wrong[0])}, and the logits have {num_classes} classes (0 to {num_classes - 1}; "
-                f"{IGNORE_INDEX} takes no part)."
+                f"labels must be class indices from 0 to {num_classes - 1}, or {IGNORE_INDEX} to be ignored, for logits "
+                f"of {num_classes} classes; got {int(wrong[0])}."
             )
     return labels
 
@@ -277,19 +300,19 @@ def _check_shapes(
     if criterion == "cross_entropy":
         if labels.shape not in ((b,), (b, c), (b, r), (b, r, c)):
             raise ValueError(
-                f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), or those of each "
-                f"location of shape ({b}, {r}) or ({b}, {r}, {c}), to fit logits of {b} examples, {r} locations and {c} "
+                f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), or those of "
+                f"each location, of shape ({b}, {r}) or ({b}, {r}, {c}), for logits of {b} examples, {r} locations and {c} "
                 f"classes; got shape {tuple(labels.shape)}."
             )
         if labels.is_floating_point() and (labels.ndim == 1 or labels.shape[-1] != c):
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}: class probabilities have the "
-                f"shape ({b}, {c})."
+                f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}; class probabilities must "
+                f"have the shape ({b}, {c})."
             )
     elif labels.shape not in ((b, c), (b, r, c), *([(b,)] if c == 1 else [])):
         raise ValueError(
-            f"labels must have the shape ({b}, {c}) or ({b}, {r}, {c}) for criterion={criterion!r} and {c} outputs, got "
-            f"{tuple(labels.shape)}."
+            f"labels must have the shape ({b}, {c}) or ({b}, {r}, {c}) for criterion={criterion!r} and {c} outputs, "
+            f"got {tuple(labels.shape)}."
         )
     if attention.shape != (b, r):
         raise ValueError(
@@ -298,11 +321,11 @@ def _check_shapes(
     shape = tuple(factors.shape)
     if len(shape) not in (2, 3) or shape[-2] != b or (len(shape) == 3 and shape[0] != r):
         raise ValueError(
-            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n) or (examples, mixed) = ({b}, n), "
+            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n), or (examples, mixed) = ({b}, n), "
             f"got {shape}."
         )
     if permutations is not None and (permutations.shape != (r, b) or len(shape) != 2):
         raise ValueError(
-            f"orders must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, mixed); got "
-            f"{tuple(permutations.shape)} with factors of shape {shape}."
+            f"permutations must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, "
+            f"mixed); got {tuple(permutations.shape)} with factors of shape {shape}."
         )

@@ -1,8 +1,8 @@
-"""How factors are applied to a block of locations and a part of the mixed examples: by products, or vertex by vertex.
+"""Apply interpolation factors at a chunk of locations, by matrix products or by adding up the rows of a few examples.
 
-A mixer lays out numbers of the examples (q, b, v), at q locations, so that it can mix them fast, mixes them into (o, v, i),
-and does the transpose of it. Which of mixed examples and locations is the outer dimension o and which the inner one i is
-the mixer's own affair; `grid` brings numbers (q, m), of each location and mixed example, into that order.
+A mixer packs numbers of the examples (q, b, v), at q locations, into its memory layout, mixes them into (o, v, i), and
+applies the transpose. Each mixer chooses whether mixed examples or locations are the outer dimension o; the other one
+is the inner dimension i. `pack_weights` converts numbers of each location and mixed example (q, m) to (o, i).
 """
 
 from __future__ import annotations
@@ -13,73 +13,107 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .criteria import ClassTargets
 from .factors import SparseFactors
 
-# Mixed numbers that are alive at a time: small enough for a CPU's cache and a GPU's spare memory, large enough that a
-# pass over them costs more than starting it.
-CHUNK_ELEMENTS = 1 << 20
-# A row of an example's numbers at all locations of a block is read as a whole: so many rows should stay in the cache.
+# Elements of a chunk's mixed logits. A CPU's chunk stays in its cache. An accelerator's chunk keeps it busy for longer
+# than the next kernel takes to launch, within a fraction of its free memory.
+CPU_CHUNK_ELEMENTS = 1 << 20
+ACCELERATOR_CHUNK_ELEMENTS = 1 << 25
+BYTES_PER_CHUNK_ELEMENT = (
+    256  # about 8 tensors of 4 bytes are alive at a time; a chunk takes an eighth of the free memory
+)
+# `SparseMixer` reads one example's numbers at all locations of a chunk at once. This many stay in the cache.
 ROW_ELEMENTS = 1 << 13
-# Vertex by vertex, unless the vertices are more than this share of the examples: then the product costs less.
+# Above this share of the examples in a mixed example, a matrix product is faster than adding up rows.
 SPARSE_SHARE = 0.2
 
 
 class Mixer(Protocol):
-    """What the walk over locations and mixed examples needs to be told about factors."""
+    """Interpolation factors in the form that the chunked loss applies them.
+
+    Attributes:
+        num_mixed: n, the number of mixed examples.
+        prefers_class_indices: True if adding up the shares of each class is faster than mixing one-hot targets, for any
+            number of classes.
+    """
 
     num_mixed: int
-    prefers_class_indices: (
-        bool  # whether class labels are better added up than mixed as numbers, however few the classes
-    )
+    prefers_class_indices: bool
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
-        """How many locations, and how many mixed examples, to take at a time."""
+        """Return the numbers of locations and of mixed examples in a chunk."""
 
     def pack(self, x: Tensor) -> Tensor:
-        """Numbers of the examples (q, b, v), ready to be mixed."""
+        """Convert numbers of the examples (q, b, v) to the mixer's layout."""
 
     def unpack(self, x: Tensor) -> Tensor:
-        """The inverse of `pack`."""
+        """Invert `pack`."""
 
-    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
-        """What is laid out, mixed: (o, v, i)."""
+    def mix(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
+        """Mix packed numbers: (o, v, i)."""
 
-    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
-        """The transpose of `mix`, laid out."""
+    def mix_transpose(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
+        """Apply the transpose of `mix` to (o, v, i). The result is packed."""
 
     def pack_weights(self, x: Tensor) -> Tensor:
-        """(q, m) as (o, i)."""
+        """Convert (q, m) to (o, i)."""
 
     def unpack_weights(self, x: Tensor) -> Tensor:
-        """(o, i) as (q, m)."""
+        """Convert (o, i) to (q, m)."""
 
-    def labels(
-        self,
-        classes: Tensor,
-        confidence: Tensor,
-        scale: Tensor,
-        c: int,
-        smoothing: float,
-        locations: slice,
-        mixed_slice: slice,
-    ) -> ClassTargets:
-        """Mixed labels, of classes and confidence (q, b), each mixed example's column scaled by `scale` (o, 1, i)."""
+    def class_shares(
+        self, classes: Tensor, confidence: Tensor, scale: Tensor, num_classes: int, locations: slice, mixed: slice
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return `index`, `shares` and `examples` of `ClassTargets`.
+
+        Args:
+            classes: (q, b), class indices.
+            confidence: (q, b).
+            scale: (o, 1, i), multiplies the column of each mixed example.
+            num_classes: c.
+            locations: The locations of the chunk.
+            mixed: The mixed examples of the chunk.
+        """
 
 
 def make_mixer(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
-    """The faster way to apply these factors."""
+    """Return the faster mixer for these factors."""
     if isinstance(factors, Tensor):
         return DenseMixer(factors if factors.ndim == 3 else factors[None])
     few = factors.index.shape[1] <= SPARSE_SHARE * factors.num_examples
-    # On a GPU a product costs next to nothing, and adding up rows by index gives other last digits in every run.
+    # On a GPU a matrix product costs little, and adding up rows by index is not deterministic.
     if device.type == "cpu" and few:
         return SparseMixer(factors)
     return DenseMixer(factors.dense()[None])
 
 
+def chunk_elements(device: torch.device) -> int:
+    """Return the number of mixed logits to compute at a time on a device.
+
+    2^20 on a CPU. On a CUDA, XPU or MPS device up to 2^25, limited by the memory that is free or cached by PyTorch's
+    allocator and rounded down to a power of two, so that small changes of the free memory change nothing. The query
+    does not synchronize with the device.
+    """
+    available = _available_bytes(device)
+    if available is None:
+        return CPU_CHUNK_ELEMENTS
+    elements = min(ACCELERATOR_CHUNK_ELEMENTS, max(CPU_CHUNK_ELEMENTS, available // BYTES_PER_CHUNK_ELEMENT))
+    return 1 << (elements.bit_length() - 1)
+
+
+def _available_bytes(device: torch.device) -> int | None:
+    """Return the bytes that can be allocated on an accelerator; None for a CPU and for unknown devices."""
+    if device.type in ("cuda", "xpu"):
+        module = getattr(torch, device.type)
+        cached = module.memory_reserved(device) - module.memory_allocated(device)
+        return module.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return None
+
+
 class DenseMixer:
-    """Factors (r, b, n) or, shared by all locations, (1, b, n): matrix products. Locations are the outer dimension."""
+    """Matrix products with factors (r, b, n), or (1, b, n) for all locations. Locations are the outer dimension."""
 
     prefers_class_indices = False
 
@@ -89,9 +123,10 @@ class DenseMixer:
         self.num_mixed = factors.shape[-1]
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
+        elements = chunk_elements(self.factors.device)
         widest = max(num_classes, self.factors.shape[1])
-        mixed = min(self.num_mixed, max(1, CHUNK_ELEMENTS // widest))
-        return min(num_locations, max(1, CHUNK_ELEMENTS // (mixed * widest))), mixed
+        mixed = min(self.num_mixed, max(1, elements // widest))
+        return min(num_locations, max(1, elements // (mixed * widest))), mixed
 
     def pack(self, x: Tensor) -> Tensor:
         return x.mT.contiguous()
@@ -99,20 +134,17 @@ class DenseMixer:
     def unpack(self, x: Tensor) -> Tensor:
         return x.mT
 
-    def _local(self, locations: slice, mixed_slice: slice) -> Tensor:
-        return (self.factors if self.shared else self.factors[locations])[..., mixed_slice]
-
-    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
+    def mix(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
         q, v, b = x.shape
         if self.shared:
-            return (x.view(q * v, b) @ self.factors[0, :, mixed_slice]).view(q, v, -1)
-        return x @ self._local(locations, mixed_slice)
+            return (x.view(q * v, b) @ self.factors[0, :, mixed]).view(q, v, -1)
+        return x @ self._factors_at(locations, mixed)
 
-    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
+    def mix_transpose(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
         q, v, m = x.shape
         if self.shared:
-            return (x.reshape(q * v, m) @ self.factors[0, :, mixed_slice].mT).view(q, v, -1)
-        return x @ self._local(locations, mixed_slice).mT
+            return (x.reshape(q * v, m) @ self.factors[0, :, mixed].mT).view(q, v, -1)
+        return x @ self._factors_at(locations, mixed).mT
 
     def pack_weights(self, x: Tensor) -> Tensor:
         return x
@@ -120,39 +152,35 @@ class DenseMixer:
     def unpack_weights(self, x: Tensor) -> Tensor:
         return x
 
-    def labels(
-        self,
-        classes: Tensor,
-        confidence: Tensor,
-        scale: Tensor,
-        c: int,
-        smoothing: float,
-        locations: slice,
-        mixed_slice: slice,
-    ) -> ClassTargets:
+    def class_shares(
+        self, classes: Tensor, confidence: Tensor, scale: Tensor, num_classes: int, locations: slice, mixed: slice
+    ) -> tuple[Tensor, Tensor, int]:
         q, b = classes.shape
-        shares = (confidence[..., None] * self._local(locations, mixed_slice)).mul_(scale)
-        rows = classes + torch.arange(q, device=classes.device)[:, None] * c
-        return ClassTargets(rows.flatten(), shares.reshape(q * b, -1), b, smoothing)
+        shares = (confidence[..., None] * self._factors_at(locations, mixed)).mul_(scale)
+        rows = classes + torch.arange(q, device=classes.device)[:, None] * num_classes
+        return rows.flatten(), shares.reshape(q * b, -1), b
+
+    def _factors_at(self, locations: slice, mixed: slice) -> Tensor:
+        return (self.factors if self.shared else self.factors[locations])[..., mixed]
 
 
 class SparseMixer:
-    """A few vertices for each mixed example: their rows are added up. Mixed examples are the outer dimension."""
+    """Sums of the rows of the few examples in each mixed example. Mixed examples are the outer dimension."""
 
     prefers_class_indices = True
 
     def __init__(self, factors: SparseFactors):
         self.index, self.weight, self.num_examples = factors.index, factors.weight, factors.num_examples
-        self.num_mixed, self.num_vertices = self.index.shape
+        self.num_mixed, self.examples_per_mix = self.index.shape
         self._transposed: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
-        locations = min(ROW_ELEMENTS // num_classes, CHUNK_ELEMENTS // self.num_mixed)
-        locations = max(16, locations - locations % 16)  # whole vectors of the inner dimension
+        elements = chunk_elements(self.index.device)
+        locations = min(ROW_ELEMENTS // num_classes, elements // self.num_mixed)
+        locations = max(16, locations - locations % 16)  # complete vectors of the inner dimension
         locations = min(num_locations, locations)
-        return locations, max(
-            1, min(self.num_mixed, CHUNK_ELEMENTS // (locations * max(num_classes, self.num_vertices)))
-        )
+        mixed = elements // (locations * max(num_classes, self.examples_per_mix))
+        return locations, max(1, min(self.num_mixed, mixed))
 
     def pack(self, x: Tensor) -> Tensor:
         return x.permute(1, 2, 0).contiguous()
@@ -160,32 +188,17 @@ class SparseMixer:
     def unpack(self, x: Tensor) -> Tensor:
         return x.permute(2, 0, 1)
 
-    def mix(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
+    def mix(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
         b, v, q = x.shape
-        weight = self.weight[mixed_slice].to(x.dtype)
-        mixed = F.embedding_bag(self.index[mixed_slice], x.view(b, v * q), per_sample_weights=weight, mode="sum")
-        return mixed.view(-1, v, q)
+        weight = self.weight[mixed].to(x.dtype)
+        rows = F.embedding_bag(self.index[mixed], x.view(b, v * q), per_sample_weights=weight, mode="sum")
+        return rows.view(-1, v, q)
 
-    def mix_transpose(self, x: Tensor, locations: slice, mixed_slice: slice) -> Tensor:
-        rows, offsets, weight = self._transpose(mixed_slice)
+    def mix_transpose(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
+        index, offsets, weight = self._transpose(mixed)
         m, v, q = x.shape
-        weight = weight.to(x.dtype)
-        inverse_permutation = F.embedding_bag(rows, x.reshape(m, v * q), offsets, per_sample_weights=weight, mode="sum")
-        return inverse_permutation.view(-1, v, q)
-
-    def _transpose(self, mixed_slice: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """For each example, of which mixed ones it is a vertex: they follow each other, from the example's offset on."""
-        if mixed_slice.start not in self._transposed:
-            index = self.index[mixed_slice].flatten()
-            order = index.argsort(stable=True)
-            counts = index.bincount(minlength=self.num_examples)
-            rows = order.div(self.num_vertices, rounding_mode="floor")
-            self._transposed[mixed_slice.start] = (
-                rows,
-                counts.cumsum(0) - counts,
-                self.weight[mixed_slice].flatten()[order],
-            )
-        return self._transposed[mixed_slice.start]
+        rows = F.embedding_bag(index, x.reshape(m, v * q), offsets, per_sample_weights=weight.to(x.dtype), mode="sum")
+        return rows.view(-1, v, q)
 
     def pack_weights(self, x: Tensor) -> Tensor:
         return x.mT.contiguous()
@@ -193,17 +206,21 @@ class SparseMixer:
     def unpack_weights(self, x: Tensor) -> Tensor:
         return x.mT
 
-    def labels(
-        self,
-        classes: Tensor,
-        confidence: Tensor,
-        scale: Tensor,
-        c: int,
-        smoothing: float,
-        locations: slice,
-        mixed_slice: slice,
-    ) -> ClassTargets:
-        index, (q, _) = self.index[mixed_slice], classes.shape
-        shares = F.embedding(index, confidence.T.contiguous()).mul_(self.weight[mixed_slice, :, None]).mul_(scale)
-        places = F.embedding(index, classes.T.contiguous()).mul_(q).add_(torch.arange(q))
-        return ClassTargets(places.flatten(1), shares.flatten(1), self.num_vertices, smoothing)
+    def class_shares(
+        self, classes: Tensor, confidence: Tensor, scale: Tensor, num_classes: int, locations: slice, mixed: slice
+    ) -> tuple[Tensor, Tensor, int]:
+        index, (q, _) = self.index[mixed], classes.shape
+        shares = F.embedding(index, confidence.T.contiguous()).mul_(self.weight[mixed, :, None]).mul_(scale)
+        positions = F.embedding(index, classes.T.contiguous()).mul_(q).add_(torch.arange(q))
+        return positions.flatten(1), shares.flatten(1), self.examples_per_mix
+
+    def _transpose(self, mixed: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mixed examples that contain each example, the offset of each example's first, and the weights."""
+        if mixed.start not in self._transposed:
+            index = self.index[mixed].flatten()
+            order = index.argsort(stable=True)
+            counts = index.bincount(minlength=self.num_examples)
+            rows = order.div(self.examples_per_mix, rounding_mode="floor")
+            offsets = counts.cumsum(0) - counts
+            self._transposed[mixed.start] = rows, offsets, self.weight[mixed].flatten()[order]
+        return self._transposed[mixed.start]

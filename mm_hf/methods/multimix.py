@@ -232,7 +232,7 @@ class MultiMix(Mixing):
         where: dict[str, Any] = {"device": device, "generator": generator or rank_generator(device)}
         if drawn == num_examples:
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
-        return sample_sparse_factors(num_examples, self.num_mixed, alpha, num_vertices=drawn, **where)
+        return sample_sparse_factors(num_examples, self.num_mixed, alpha, examples_per_mix=drawn, **where)
 
     def loss(
         self,

@@ -1,4 +1,4 @@
-"""The two ways in which factors are applied give one loss, and neither keeps more than a chunk."""
+"""Both mixers give the same loss and gradients, and allocate no more than a chunk."""
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from mm_hf.functional.mixers import DenseMixer, SparseMixer, make_mixer
 
 @pytest.fixture(autouse=True)
 def always_sparse(monkeypatch):
+    """Use `SparseMixer` for any share of the examples."""
     monkeypatch.setattr("mm_hf.functional.mixers.SPARSE_SHARE", 1.0)
 
 
@@ -32,7 +33,7 @@ def problems(draw):
         labels[torch.rand(shape, generator=generator) < 0.2] = -100
     attention = torch.rand(b, r, **random)
     attention[torch.rand(b, r, generator=generator) < 0.3] = 0
-    factors = sample_sparse_factors(b, n, 0.7, num_vertices=draw(st.integers(1, b)), **random)
+    factors = sample_sparse_factors(b, n, 0.7, examples_per_mix=draw(st.integers(1, b)), **random)
     options = {"criterion": criterion, "confidence_weighted": draw(st.booleans())}
     if criterion == "cross_entropy":
         options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
@@ -50,21 +51,21 @@ def loss_and_gradients(logits, labels, attention, factors, options, by_attention
 
 
 @given(problems(), st.booleans(), st.sampled_from([1, 20, 1 << 19]), st.sampled_from([1, 1 << 13]))
-def test_vertex_by_vertex_or_by_products(problem, by_attention, chunk, row):
+def test_sparse_and_dense_mixers_agree(problem, by_attention, chunk, row):
     logits, labels, attention, factors, options = problem
     assert isinstance(make_mixer(factors, logits.device), SparseMixer)
     assert isinstance(make_mixer(factors.dense(), logits.device), DenseMixer)
-    products = loss_and_gradients(logits, labels, attention, factors.dense(), options, by_attention)
+    expected = loss_and_gradients(logits, labels, attention, factors.dense(), options, by_attention)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixers, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(mixers, "chunk_elements", lambda device: chunk)
         patch.setattr(mixers, "ROW_ELEMENTS", row)
-        vertices = loss_and_gradients(logits, labels, attention, factors, options, by_attention)
-    for ours, theirs in zip(vertices, products, strict=True):
+        actual = loss_and_gradients(logits, labels, attention, factors, options, by_attention)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
 @given(problems(), st.booleans())
-def test_single_precision_is_within_its_rounding(problem, sparse):
+def test_float32_matches_float64(problem, sparse):
     logits, labels, attention, factors, options = problem
     expected = loss_and_gradients(logits, labels, attention, factors, options, False)
     single = factors.to(torch.float32) if sparse else factors.dense().float()
@@ -74,23 +75,23 @@ def test_single_precision_is_within_its_rounding(problem, sparse):
         torch.testing.assert_close(our.double(), their, rtol=1e-5, atol=1e-6)
 
 
-def test_mixing_of_pooled_features_takes_sparse_factors_too():
+def test_multimix_loss_accepts_sparse_factors():
     torch.manual_seed(0)
     logits, labels = torch.randn(20, 5, dtype=torch.float64), torch.randint(5, (20,))
-    factors = sample_sparse_factors(20, 30, 0.4, num_vertices=4, dtype=torch.float64)
+    factors = sample_sparse_factors(20, 30, 0.4, examples_per_mix=4, dtype=torch.float64)
     torch.testing.assert_close(multimix_loss(logits, labels, factors), multimix_loss(logits, labels, factors.dense()))
 
 
-def test_few_vertices_are_added_up_and_many_are_multiplied(monkeypatch):
+def test_sparse_mixer_is_used_on_cpu_for_few_examples_per_mix(monkeypatch):
     monkeypatch.undo()
-    few, many = (sample_sparse_factors(100, 10, 0.5, num_vertices=s) for s in (8, 50))
+    few, many = (sample_sparse_factors(100, 10, 0.5, examples_per_mix=s) for s in (8, 50))
     assert isinstance(make_mixer(few, torch.device("cpu")), SparseMixer)
     assert isinstance(make_mixer(many, torch.device("cpu")), DenseMixer)
     assert isinstance(make_mixer(few, torch.device("cuda")), DenseMixer)
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made."""
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that is allocated."""
 
     def __init__(self, *inputs):
         super().__init__()
@@ -104,31 +105,31 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("kind", ["sparse", "dense", "one for each location"])
+@pytest.mark.parametrize("kind", ["sparse", "dense", "per location"])
 @pytest.mark.parametrize("c", [5, 60])
-def test_no_more_than_a_chunk_is_alive(kind, c, monkeypatch):
-    monkeypatch.setattr(mixers, "CHUNK_ELEMENTS", 1 << 15)
+def test_no_tensor_is_larger_than_a_chunk(kind, c, monkeypatch):
+    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 15)
     monkeypatch.setattr(mixers, "ROW_ELEMENTS", 1 << 10)
     b, r, n = 10, 40, 2000
     factors = {
-        "sparse": lambda: sample_sparse_factors(b, n, 0.5, num_vertices=3),
+        "sparse": lambda: sample_sparse_factors(b, n, 0.5, examples_per_mix=3),
         "dense": lambda: sample_factors(b, n, 0.5),
-        "one for each location": lambda: sample_factors(b, n, 0.5, num_locations=r),
+        "per location": lambda: sample_factors(b, n, 0.5, num_locations=r),
     }[kind]()
     logits = torch.randn(b, r, c, requires_grad=True)
     attention = torch.rand(b, r)
     inputs = [factors] if isinstance(factors, torch.Tensor) else [factors.index, factors.weight]
-    with Largest(*inputs) as largest:
+    with LargestTensor(*inputs) as largest:
         loss = dense_multimix_loss(logits, torch.randint(c, (b,)), attention, factors)
         torch.autograd.grad(loss, logits)
-    # The gradient, a chunk, or the masses of the few locations that are walked together: less than r n, and r n c by far.
+    # The gradient, a chunk, or the masses of a chunk's locations: less than r n, and far less than r n c.
     assert largest.elements <= max(1 << 15, b * r * c, 16 * n)
 
 
-def test_repeatable_to_the_last_bit():
+def test_loss_and_gradients_are_deterministic():
     torch.manual_seed(0)
     logits, labels, attention = torch.randn(64, 16, 20), torch.randint(20, (64,)), torch.rand(64, 16)
-    factors, permutations = sample_sparse_factors(64, 3000, 0.4, num_vertices=8), sample_permutations(16, 64)
+    factors, permutations = sample_sparse_factors(64, 3000, 0.4, examples_per_mix=8), sample_permutations(16, 64)
     runs = [
         loss_and_gradients(logits, labels, attention, factors, {"permutations": permutations}, by_attention)
         for by_attention in (False, False)
@@ -136,7 +137,54 @@ def test_repeatable_to_the_last_bit():
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
 
 
-def test_the_dense_form_of_sparse_factors():
+def test_dense_form_of_sparse_factors():
     factors = SparseFactors(torch.tensor([[0, 2], [3, 1]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]]), 4)
     expected = torch.tensor([[0.25, 0], [0, 0.5], [0.75, 0], [0, 0.5]])
     assert torch.equal(factors.dense(), expected) and factors.shape == (4, 2)
+
+
+FREE_8_GIB, FREE_1_GIB, FREE_NOTHING = 8 << 30, 1 << 30, 0
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+@pytest.mark.parametrize(
+    ("free", "cached", "expected"),
+    [
+        (FREE_8_GIB, 0, 1 << 25),
+        (80 << 30, 0, 1 << 25),  # at most 2^25
+        (FREE_8_GIB - 1, 0, 1 << 24),  # rounded down to a power of two
+        (FREE_NOTHING, FREE_8_GIB, 1 << 25),  # memory that PyTorch's allocator caches is free, too
+        (FREE_1_GIB, 0, 1 << 22),
+        (FREE_NOTHING, 0, 1 << 20),  # at least the CPU's
+    ],
+)
+def test_chunk_size_of_an_accelerator_is_limited_by_free_memory(monkeypatch, kind, free, cached, expected):
+    device, allocated = torch.device(kind, 1), 3 << 30
+
+    def synchronize(*_):
+        raise AssertionError("the chunk size must not wait for the device")
+
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "mem_get_info", lambda d: {device: (free, 80 << 30)}[d])
+    monkeypatch.setattr(module, "memory_reserved", lambda d: {device: allocated + cached}[d])
+    monkeypatch.setattr(module, "memory_allocated", lambda d: {device: allocated}[d])
+    monkeypatch.setattr(module, "synchronize", synchronize)
+    assert mixers.chunk_elements(device) == expected
+
+
+def test_chunk_size_on_mps(monkeypatch):
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10 << 30)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 << 30)
+    assert mixers.chunk_elements(torch.device("mps")) == 1 << 25
+
+
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
+def test_chunk_size_without_an_accelerator(kind):
+    assert mixers.chunk_elements(torch.device(kind)) == 1 << 20
+
+
+def test_chunks_cover_all_locations_and_mixed_examples(monkeypatch):
+    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 25)
+    assert DenseMixer(torch.rand(1, 128, 1000)).chunk_sizes(49, 100) == (49, 1000)
+    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 20)
+    assert DenseMixer(torch.rand(1, 128, 1000)).chunk_sizes(49, 100) == (8, 1000)

@@ -26,7 +26,7 @@ def test_columns_lie_on_the_simplex(b, n, alpha, r, dtype, seed):
 
 
 @pytest.mark.parametrize("alpha", [0.016, 0.05, 0.1, 0.5, 1.0, 2.0])
-def test_law_is_dirichlet(alpha):
+def test_factors_have_a_dirichlet_distribution(alpha):
     b, n = 8, 40_000
     factors = sample_factors(b, n, alpha, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, variance, deviation = reference.dirichlet_moments(alpha, b)
@@ -39,15 +39,15 @@ def test_law_is_dirichlet(alpha):
     assert stats.kstest(factors[0].numpy(), stats.beta(alpha, alpha * (b - 1)).cdf).pvalue > 1e-3
 
 
-def test_small_alpha_puts_all_mass_on_one_example_chosen_evenly():
-    # torch's own Dirichlet clamps gamma variates that underflow: with alpha = 1e-4 it returns even mixtures instead.
+def test_small_alpha_selects_one_example_uniformly():
+    # torch's Dirichlet clamps gamma variates that underflow: with alpha = 1e-4 it returns uniform mixtures.
     factors = sample_factors(4, 8_000, 1e-4, generator=torch.Generator().manual_seed(0))
     largest, where = factors.max(dim=0)
     assert (largest > 0.99).float().mean() > 0.99
     assert stats.chisquare(where.bincount(minlength=4).numpy()).pvalue > 1e-3
 
 
-def test_an_interval_draws_alpha_anew_for_each_column_and_location():
+def test_alpha_interval_is_sampled_per_column_and_location():
     torch.manual_seed(0)
     wide = sample_factors(64, 4000, (0.01, 10.0), num_locations=2)
     narrow = sample_factors(64, 4000, 5.0, num_locations=2)
@@ -58,17 +58,17 @@ def test_an_interval_draws_alpha_anew_for_each_column_and_location():
 
 @pytest.mark.parametrize("k", [2, 3, 8])
 @pytest.mark.parametrize("b", [16, 128])
-def test_effective_examples_means_the_same_at_every_batch_size(k, b):
+def test_effective_examples_do_not_depend_on_the_batch_size(k, b):
     factors = sample_factors(b, 20_000, alpha_for(k, b), generator=torch.Generator().manual_seed(0))
     assert abs(1 / factors.square().sum(dim=0).mean() - k) < 0.05 * k
 
 
-def test_a_batch_too_small_for_the_effective_examples_is_mixed_uniformly():
+def test_alpha_is_one_for_batches_too_small_for_the_effective_examples():
     assert alpha_for(3, 5) == 1.0 and alpha_for(3, 2) == 1.0 and alpha_for(3, 1) == 1.0
     assert (sample_factors(1, 4, alpha_for(3, 1)) == 1).all()
 
 
-def test_the_global_generator_is_used_so_that_checkpoints_restore_the_draws():
+def test_factors_are_drawn_from_the_global_generator():
     torch.manual_seed(3)
     first = sample_factors(4, 5, (0.5, 2.0))
     torch.manual_seed(3)
@@ -78,7 +78,7 @@ def test_the_global_generator_is_used_so_that_checkpoints_restore_the_draws():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_drawn_in_float32(dtype):
+def test_half_precision_factors_are_drawn_in_float32(dtype):
     half = sample_factors(4, 50, 0.016, dtype=dtype, generator=torch.Generator().manual_seed(1))
     full = sample_factors(4, 50, 0.016, generator=torch.Generator().manual_seed(1))
     assert torch.equal(half, full.to(dtype))
@@ -103,7 +103,7 @@ def test_effective_examples_must_exceed_one():
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0, 2.0])
-def test_the_largest_factor_is_as_large_as_numpys(alpha):
+def test_largest_factors_have_the_distribution_of_numpys(alpha):
     b, n = 16, 20_000
     torch.manual_seed(0)
     ours = sample_factors(b, n, alpha).amax(dim=0).numpy()
@@ -113,60 +113,57 @@ def test_the_largest_factor_is_as_large_as_numpys(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0, 2.0, (0.5, 2.0)])
-def test_vertices_are_any_set_of_examples_and_their_factors_are_dirichlet(alpha):
+def test_sparse_factors_are_dirichlet_on_uniform_sets_of_examples(alpha):
     b, s, n = 7, 3, 60_000
     generator = torch.Generator().manual_seed(1)
-    factors = sample_sparse_factors(b, n, alpha, num_vertices=s, generator=generator, dtype=torch.float64)
+    factors = sample_sparse_factors(b, n, alpha, examples_per_mix=s, generator=generator, dtype=torch.float64)
     sets = factors.index.sort(dim=1).values
-    assert (sets[:, 1:] > sets[:, :-1]).all()  # no example twice
+    assert (sets[:, 1:] > sets[:, :-1]).all()  # no example is repeated
     ids = sets @ torch.tensor([b * b, b, 1])
     _, counts = ids.unique(return_counts=True)
-    assert len(counts) == 35 and stats.chisquare(counts.numpy()).pvalue > 1e-3  # 7 choose 3, all as likely
+    assert len(counts) == 35 and stats.chisquare(counts.numpy()).pvalue > 1e-3  # 7 choose 3, equally likely
     torch.testing.assert_close(factors.weight.sum(dim=1), torch.ones(n, dtype=torch.float64))
     if isinstance(alpha, float):
-        law, most = (
-            stats.beta(alpha, alpha * (s - 1)),
-            0.999,
-        )  # nearer to 1 a small alpha's factors are all rounded to 1
-        for vertex in range(s):  # whichever place a vertex has been drawn into
-            below = factors.weight[:, vertex].numpy()
-            below = below[below < most]
-            assert abs(len(below) / n - law.cdf(most)) < 5 * (0.25 / n) ** 0.5
-            assert stats.kstest(below, lambda x: law.cdf(x) / law.cdf(most)).pvalue > 1e-3
+        marginal, largest = stats.beta(alpha, alpha * (s - 1)), 0.999  # a small alpha's factors above round to 1
+        for column in range(s):
+            below = factors.weight[:, column].numpy()
+            below = below[below < largest]
+            assert abs(len(below) / n - marginal.cdf(largest)) < 5 * (0.25 / n) ** 0.5
+            assert stats.kstest(below, lambda x: marginal.cdf(x) / marginal.cdf(largest)).pvalue > 1e-3
         covariance = torch.cov(factors.weight.T)[~torch.eye(s, dtype=torch.bool)]
         mean, variance, _ = reference.dirichlet_moments(alpha, s)
         assert (covariance + mean * variance / (1 - mean)).abs().max() < 6 * variance / n**0.5
-    # The place in the row says nothing about the example: a set's least example is as large as the others.
+    # Factors do not depend on the position in the row: all examples have the same mean factor.
     dense = factors.dense()
     assert (dense.mean(dim=1) - 1 / b).abs().max() < 5 * float(dense.std()) / n**0.5
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
-def test_all_examples_are_vertices_if_so_many_are_asked_for(b, n, seed):
+def test_sparse_factors_of_complete_batches_contain_every_example(b, n, seed):
     generator = torch.Generator().manual_seed(seed)
-    factors = sample_sparse_factors(b, n, 0.5, num_vertices=b, generator=generator)
+    factors = sample_sparse_factors(b, n, 0.5, examples_per_mix=b, generator=generator)
     assert torch.equal(factors.index.sort(dim=1).values, torch.arange(b).expand(n, b))
 
 
-@pytest.mark.parametrize("vertices", [0, 9])
-def test_vertices_are_examples(vertices):
-    with pytest.raises(ValueError, match="num_vertices must lie between 1 and the number of examples, 8"):
-        sample_sparse_factors(8, 5, 1.0, num_vertices=vertices)
+@pytest.mark.parametrize("examples", [0, 9])
+def test_examples_per_mix_must_not_exceed_the_batch(examples):
+    with pytest.raises(ValueError, match=r"examples_per_mix must be between 1 and the number of examples \(8\)"):
+        sample_sparse_factors(8, 5, 1.0, examples_per_mix=examples)
 
 
 @pytest.mark.parametrize(("k", "s"), [(3, 8), (2, 6), (10, 22)])
-def test_few_vertices_mix_as_strongly_as_the_whole_batch(k, s):
-    whole = sample_factors(128, 20_000, alpha_for(k, 128), generator=torch.Generator().manual_seed(0))
-    few = sample_sparse_factors(128, 20_000, alpha_for(k, s), num_vertices=s).dense()
-    effective = [1 / float(f.square().sum(dim=0).mean()) for f in (whole, few)]
+def test_few_examples_per_mix_mix_as_strongly_as_the_complete_batch(k, s):
+    complete = sample_factors(128, 20_000, alpha_for(k, 128), generator=torch.Generator().manual_seed(0))
+    few = sample_sparse_factors(128, 20_000, alpha_for(k, s), examples_per_mix=s).dense()
+    effective = [1 / float(f.square().sum(dim=0).mean()) for f in (complete, few)]
     assert abs(effective[0] - effective[1]) < 0.05 * k
-    largest = [float(f.amax(dim=0).mean()) for f in (whole, few)]
+    largest = [float(f.amax(dim=0).mean()) for f in (complete, few)]
     assert abs(largest[0] - largest[1]) < 0.05
 
 
-def test_sparse_factors_come_from_the_global_generator():
+def test_sparse_factors_are_drawn_from_the_global_generator():
     draws = []
     for _ in range(2):
         torch.manual_seed(3)
-        draws.append(sample_sparse_factors(9, 5, (0.5, 2.0), num_vertices=4))
+        draws.append(sample_sparse_factors(9, 5, (0.5, 2.0), examples_per_mix=4))
     assert torch.equal(draws[0].index, draws[1].index) and torch.equal(draws[0].weight, draws[1].weight)

@@ -8,9 +8,9 @@ from mm_hf.functional.factors import sample_permutations
 from tests.helpers import reference
 
 
-@pytest.fixture(autouse=True, scope="module", params=[0, 64], ids=["labels by class", "labels by product"])
+@pytest.fixture(autouse=True, scope="module", params=[0, 64], ids=["class shares", "one-hot targets"])
 def few_classes(request):
-    """Both ways in which labels are mixed, whatever the number of classes."""
+    """Run every test with both ways of mixing labels, for any number of classes."""
     saved, chunked_loss.FEW_CLASSES = chunked_loss.FEW_CLASSES, request.param
     yield
     chunked_loss.FEW_CLASSES = saved
@@ -18,7 +18,7 @@ def few_classes(request):
 
 @st.composite
 def problems(draw, dense=True):
-    """A random batch: features, a classifier, labels (int with some -100, or soft), attention with zeros, factors."""
+    """Draw a batch: features, a classifier, labels (indices with some -100, or soft), attention with zeros, factors."""
     b, r, d, c, n = (draw(st.integers(1, high)) for high in (5, 4, 3, 4, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     random = {"generator": generator, "dtype": torch.float64}
@@ -38,7 +38,7 @@ def problems(draw, dense=True):
 
 
 def close(a, b, tolerance):
-    # Relative to the size of the whole, absolute below 1: a gradient entry may cancel to nothing.
+    # Relative to the largest entry and absolute below 1: a single gradient entry may cancel to zero.
     b = torch.zeros_like(a) if b is None else b
     assert (a.double() - b.double()).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max()))
 
@@ -82,7 +82,7 @@ def test_multimix_equals_mixing_features(problem, dtype):
 
 
 @given(problems(), st.booleans(), st.sampled_from(["cross_entropy", "binary_cross_entropy", "mse"]), st.booleans())
-def test_labels_of_each_location_and_other_criteria(problem, weighted, criterion, local):
+def test_labels_per_location_and_other_criteria_equal_mixing_features(problem, weighted, criterion, local):
     features, weight, bias, _, attention, factors, smoothing = problem
     (b, r, _), c = features.shape, len(bias)
     generator = torch.Generator().manual_seed(b + 10 * r + 100 * c)
@@ -107,7 +107,7 @@ def test_labels_of_each_location_and_other_criteria(problem, weighted, criterion
     close(loss, expected, 1e-12)
     for our, their in zip(ours, theirs, strict=True):
         close(our.grad, their.grad, 1e-9)
-    if local:  # in float32, too, and without the gradient of the attention, which takes another way
+    if local:  # also in float32, and without a gradient of the attention, which changes how labels are mixed
         z, w, v = (t.detach().float().requires_grad_() for t in (features, weight, bias))
         loss = dense_multimix_loss(z @ w.mT + v, labels, attention.float(), factors.float(), **options)
         loss.backward()
@@ -115,8 +115,7 @@ def test_labels_of_each_location_and_other_criteria(problem, weighted, criterion
         close(z.grad, theirs[0].grad, 1e-5)
 
 
-def test_indices_of_each_location_are_not_taken_for_probabilities():
-    """Integers (b, r) with as many locations as classes are class indices."""
+def test_integer_labels_per_location_are_class_indices_when_r_equals_c():
     logits, _, attention, factors = dense_batch(c=5)
     labels = torch.randint(5, (6, 5))
     one_hot = torch.nn.functional.one_hot(labels, 5).double()
@@ -124,14 +123,14 @@ def test_indices_of_each_location_are_not_taken_for_probabilities():
         dense_multimix_loss(logits, labels, attention, factors),
         dense_multimix_loss(logits, one_hot, attention, factors),
     )
-    first = torch.nn.functional.one_hot(labels[:, 0], 5)  # one-hot integers of the whole example, where r is not c
+    first = torch.nn.functional.one_hot(labels[:, 0], 5)  # one-hot integers (b, c), where r is not c
     torch.testing.assert_close(
         dense_multimix_loss(logits[:, :3], first, attention[:, :3], factors[:3]),
         dense_multimix_loss(logits[:, :3], labels[:, 0], attention[:, :3], factors[:3]),
     )
 
 
-def test_regression_with_one_output():
+def test_mse_accepts_labels_of_shape_b_for_one_output():
     labels = torch.randn(6, dtype=torch.float64)
     logits, _, attention, factors = dense_batch(c=1)
     loss = dense_multimix_loss(logits, labels, attention, factors, criterion="mse", confidence_weighted=False)
@@ -146,7 +145,7 @@ def test_regression_with_one_output():
 
 
 @given(problems(), st.booleans())
-def test_attention_that_is_not_detached_gets_its_gradient(problem, weighted):
+def test_gradient_of_attention_equals_mixing_features(problem, weighted):
     features, weight, bias, labels, attention, factors, smoothing = problem
     ours, theirs = (attention.clone().requires_grad_() for _ in range(2))
     (
@@ -176,7 +175,7 @@ def test_gradcheck(weighted):
     )
 
 
-def test_second_derivatives_are_refused_and_not_wrong():
+def test_second_derivatives_raise():
     logits = torch.randn(4, 5, requires_grad=True)
     loss = multimix_loss(logits**2, torch.randint(5, (4,)), sample_factors(4, 6, 1.0))
     with pytest.raises(RuntimeError, match="without create_graph=True"):
@@ -190,7 +189,7 @@ def dense_batch(b=6, r=5, c=4, n=16):
     return logits, torch.randint(c, (b,)), torch.rand(b, r, dtype=torch.float64), factors
 
 
-def test_order_of_examples_locations_and_columns_does_not_matter():
+def test_loss_is_invariant_to_permuting_examples_locations_and_columns():
     logits, labels, attention, factors = dense_batch()
     expected = dense_multimix_loss(logits, labels, attention, factors)
     examples, locations, columns = (torch.randperm(n) for n in (6, 5, 16))
@@ -203,7 +202,7 @@ def test_order_of_examples_locations_and_columns_does_not_matter():
     torch.testing.assert_close(dense_multimix_loss(logits, labels, attention, factors[:, :, columns]), expected)
 
 
-def test_only_ratios_of_attention_at_a_location_matter():
+def test_loss_is_invariant_to_scaling_the_attention_of_a_location():
     logits, labels, attention, factors = dense_batch()
     expected = dense_multimix_loss(logits, labels, attention, factors)
     scaled = attention * torch.tensor([1e-30, 1e-3, 1.0, 7.0, 1e30])
@@ -214,7 +213,7 @@ def test_only_ratios_of_attention_at_a_location_matter():
     )
 
 
-def test_shared_factors_are_the_same_factors_at_every_location():
+def test_shared_factors_equal_repeated_factors():
     logits, labels, attention, factors = dense_batch()
     everywhere = factors[:1].expand(5, -1, -1)
     torch.testing.assert_close(
@@ -223,7 +222,7 @@ def test_shared_factors_are_the_same_factors_at_every_location():
     )
 
 
-def test_orders_permute_the_examples_of_shared_factors_at_each_location():
+def test_permutations_permute_the_rows_of_shared_factors_at_each_location():
     logits, labels, attention, factors = dense_batch()
     permutations = sample_permutations(5, 6)
     assert torch.equal(permutations.sort(dim=1).values, torch.arange(6).expand(5, 6))
@@ -234,7 +233,7 @@ def test_orders_permute_the_examples_of_shared_factors_at_each_location():
     )
 
 
-def test_few_and_many_classes_give_the_same_loss():
+def test_loss_and_gradient_match_a_vectorized_reference_for_any_number_of_classes():
     torch.manual_seed(0)
     for c in (3, 6, 7, 20):
         logits = torch.randn(6, 5, c, dtype=torch.float64, requires_grad=True)
@@ -251,20 +250,20 @@ def test_few_and_many_classes_give_the_same_loss():
         torch.testing.assert_close(*(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, expected)))
 
 
-def test_walking_in_chunks_changes_nothing(monkeypatch):
+def test_chunk_size_does_not_change_loss_and_gradient(monkeypatch):
     logits, labels, attention, factors = dense_batch()
     logits.requires_grad_()
-    whole = dense_multimix_loss(logits, labels, attention, factors)
-    (expected,) = torch.autograd.grad(whole, logits)
+    expected = dense_multimix_loss(logits, labels, attention, factors)
+    (expected_grad,) = torch.autograd.grad(expected, logits)
     for elements in (1, 4 * 5, 4 * 16 * 2):
-        monkeypatch.setattr("mm_hf.functional.mixers.CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr("mm_hf.functional.mixers.chunk_elements", lambda device, elements=elements: elements)
         loss = dense_multimix_loss(logits, labels, attention, factors)
-        torch.testing.assert_close(loss, whole)
-        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected_grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_computed_in_float32_inside_autocast_and_for_half_precision_logits(dtype):
+def test_half_precision_logits_are_computed_in_float32_under_autocast(dtype):
     logits, labels, attention, factors = dense_batch()
     half = (30 * logits).to(dtype)
     expected = dense_multimix_loss(half.double(), labels, attention, factors)
@@ -275,7 +274,7 @@ def test_computed_in_float32_inside_autocast_and_for_half_precision_logits(dtype
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_batch_of_one_example_gives_the_clean_loss():
+def test_loss_of_a_batch_of_one_example_is_the_clean_loss():
     logits, label = torch.randn(1, 7), torch.tensor([3])
     clean = torch.nn.functional.cross_entropy(logits, label, label_smoothing=0.1)
     factors = sample_factors(1, 5, 0.01)
@@ -284,7 +283,7 @@ def test_a_batch_of_one_example_gives_the_clean_loss():
     torch.testing.assert_close(dense, clean)
 
 
-def test_ignored_examples_leave_the_loss_of_the_others():
+def test_ignored_examples_do_not_change_the_loss_of_the_others():
     logits, labels, attention, factors = dense_batch()
     labels[[1, 4]] = -100
     rest = [0, 2, 3, 5]
@@ -302,7 +301,7 @@ def test_ignored_examples_leave_the_loss_of_the_others():
     )
 
 
-def test_a_batch_in_which_nobody_takes_part_is_zero_with_zero_gradient():
+def test_loss_and_gradient_are_zero_without_valid_examples():
     logits = torch.randn(3, 2, 4, requires_grad=True)
     factors = sample_factors(3, 5, 1.0)
     for labels, attention in [(torch.full((3,), -100), torch.ones(3, 2)), (torch.tensor([0, 1, 2]), torch.zeros(3, 2))]:
@@ -311,7 +310,7 @@ def test_a_batch_in_which_nobody_takes_part_is_zero_with_zero_gradient():
         assert loss == 0 and not grad.any()
 
 
-def test_large_common_offsets_of_the_logits_cost_no_precision():
+def test_large_common_offset_of_the_logits_loses_no_precision():
     logits, labels, attention, factors = dense_batch()
     expected = dense_multimix_loss(logits, labels, attention, factors)
     shifted = dense_multimix_loss((logits + 4096).float(), labels, attention.float(), factors.float())
@@ -321,7 +320,7 @@ def test_large_common_offsets_of_the_logits_cost_no_precision():
 
 
 @pytest.mark.parametrize("masked", [-1e4, -1e9, torch.finfo(torch.float32).min])
-def test_a_class_that_is_masked_out_costs_no_precision(masked):
+def test_masked_class_loses_no_precision(masked):
     logits, labels, attention, factors = dense_batch(c=5)
     labels = labels.clamp(max=3)
     logits[..., 4] = masked
@@ -331,7 +330,7 @@ def test_a_class_that_is_masked_out_costs_no_precision(masked):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
-def test_integers_of_all_sizes_are_class_indices(dtype):
+def test_all_integer_dtypes_are_class_indices(dtype):
     logits, labels, attention, factors = dense_batch()
     for loss, arguments in [
         (dense_multimix_loss, (logits, attention, factors)),
@@ -342,8 +341,8 @@ def test_integers_of_all_sizes_are_class_indices(dtype):
         assert torch.equal(loss(arguments[0], labels.to(dtype), *arguments[1:]), expected)
 
 
-def test_labels_of_true_and_false_are_probabilities():
-    logits, labels, attention, factors = dense_batch(c=5)  # as many classes as locations
+def test_boolean_labels_are_one_hot():
+    logits, labels, attention, factors = dense_batch(c=5)  # as many classes as there are locations
     one_hot = torch.nn.functional.one_hot(labels, 5)
     torch.testing.assert_close(
         dense_multimix_loss(logits, one_hot.bool(), attention, factors),
@@ -352,7 +351,7 @@ def test_labels_of_true_and_false_are_probabilities():
 
 
 @pytest.mark.parametrize("wrong", [-1, -7, 4, 9])
-def test_classes_out_of_range_are_refused_everywhere(wrong):
+def test_class_indices_out_of_range_raise(wrong):
     logits, labels, attention, factors = dense_batch()
     labels[2] = wrong
     for loss, arguments in [
@@ -361,12 +360,12 @@ def test_classes_out_of_range_are_refused_everywhere(wrong):
         (multimix_loss, (logits[:, 0], labels, factors[0])),
         (clean_loss, (logits[:, 0], labels)),
     ]:
-        with pytest.raises(ValueError, match=f"labels has the class {wrong}, and the logits have 4 classes"):
+        with pytest.raises(ValueError, match=f"labels must be class indices from 0 to 3, .* got {wrong}"):
             loss(*arguments)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_a_row_of_zeros_takes_no_part(smoothing):
+def test_rows_of_zeros_are_ignored(smoothing):
     logits, labels, attention, factors = dense_batch()
     soft = torch.nn.functional.one_hot(labels, 4).double()
     soft[2], labels[2] = 0, -100
@@ -387,14 +386,17 @@ def test_a_row_of_zeros_takes_no_part(smoothing):
         ({"attention": torch.rand(6, 4)}, "attention must have the shape"),
         ({"factors": torch.rand(5, 7, 3)}, "factors must have the shape"),
         ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
-        ({"permutations": torch.zeros(5, 6, dtype=torch.long)}, "orders must have the shape"),
-        ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
-        ({"label_smoothing": 0.1, "criterion": "mse", "labels": torch.rand(6, 4)}, "does not go with criterion='mse'"),
+        ({"permutations": torch.zeros(5, 6, dtype=torch.long)}, "permutations must have the shape"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be in"),
+        (
+            {"label_smoothing": 0.1, "criterion": "mse", "labels": torch.rand(6, 4)},
+            "label_smoothing must be 0 with criterion='mse'",
+        ),
         ({"criterion": "mse"}, r"labels must have the shape \(6, 4\)"),
         ({"criterion": "hinge"}, "criterion must be one of cross_entropy, binary_cross_entropy, mse"),
     ],
 )
-def test_wrong_arguments_are_named(change, message):
+def test_invalid_arguments_raise_and_are_named(change, message):
     names = ("token_logits", "labels", "attention", "factors")
     with pytest.raises(ValueError, match=message):
         dense_multimix_loss(**{**dict(zip(names, dense_batch(), strict=True)), **change})
