@@ -276,8 +276,8 @@ def _check_classes(labels: Tensor, num_classes: int) -> Tensor:
         wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
         if len(wrong):
             raise ValueError(
-                f"labels must be class indices from 0 to {num_classes - 1}, or {IGNORE_INDEX} to be ignored, for logits "
-                f"of {num_classes} classes; got {int(wrong[0])}."
+                f"labels must be class indices from 0 to {num_classes - 1}, or {IGNORE_INDEX} to be ignored, for "
+                f"logits of {num_classes} classes; got {int(wrong[0])}."
             )
     return labels
 
@@ -301,8 +301,8 @@ def _check_shapes(
         if labels.shape not in ((b,), (b, c), (b, r), (b, r, c)):
             raise ValueError(
                 f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), or those of "
-                f"each location, of shape ({b}, {r}) or ({b}, {r}, {c}), for logits of {b} examples, {r} locations and {c} "
-                f"classes; got shape {tuple(labels.shape)}."
+                f"each location, of shape ({b}, {r}) or ({b}, {r}, {c}), for logits of {b} examples, {r} locations and "
+                f"{c} classes; got shape {tuple(labels.shape)}."
             )
         if labels.is_floating_point() and (labels.ndim == 1 or labels.shape[-1] != c):
             raise ValueError(
@@ -321,8 +321,8 @@ def _check_shapes(
     shape = tuple(factors.shape)
     if len(shape) not in (2, 3) or shape[-2] != b or (len(shape) == 3 and shape[0] != r):
         raise ValueError(
-            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n), or (examples, mixed) = ({b}, n), "
-            f"got {shape}."
+            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n), or (examples, mixed) = ({b}, "
+            f"n); got {shape}."
         )
     if permutations is not None and (permutations.shape != (r, b) or len(shape) != 2):
         raise ValueError(
