@@ -1,6 +1,7 @@
-"""Train a small ViT on real digits, once plainly and once with Dense MultiMix, and show what comes of it.
+"""Train a small ViT on handwritten digits with and without Dense MultiMix, and compare the results.
 
-Run by `make demo`. Same data, budget, schedule and seeds for both; the held-out images choose nothing.
+`make demo` runs this script. Both methods use the same data, number of epochs, schedule and seeds. The held-out images
+are used only for evaluation.
 
     python examples/demo.py [--seeds 3] [--epochs 20] [--paper] [--output_dir outputs/demo]
 """
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import DatasetDict
+from demo_plots import plot_attention, plot_training
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,16 +40,15 @@ import mm_hf
 from mm_hf import ERM, DenseMultiMix, Mixing, MultiMixTrainer, extract, sample_factors
 from mm_hf.data.offline import load_digits
 from mm_hf.evaluation.metrics import classification_metrics
-from mm_hf.evaluation.plots import plot_attention, plot_training
 from mm_hf.functional.factors import alpha_for
 
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "Dense MultiMix": DenseMultiMix()}
 PAPER: dict[str, Mixing] = {"paper's recipe": DenseMultiMix(preset="paper")}
-FIGURES = ("accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step")
+METRICS = ("accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step")
 
 
 class RichProgress(TrainerCallback):
-    """One line of progress for each run."""
+    """Progress bar with the loss of one run."""
 
     def __init__(self, progress: Progress, name: str):
         self.progress, self.name = progress, name
@@ -64,7 +65,7 @@ class RichProgress(TrainerCallback):
 
 
 def build_model(class_names: list[str]) -> ViTForImageClassification:
-    """A ViT of 0.14 million parameters for 8x8 images in 4x4 patches."""
+    """Create a ViT with 0.14 million parameters for 8x8 images in 4x4 patches."""
     config = ViTConfig(
         hidden_size=64,
         num_hidden_layers=4,
@@ -73,7 +74,7 @@ def build_model(class_names: list[str]) -> ViTForImageClassification:
         image_size=8,
         patch_size=2,
         num_channels=1,
-        initializer_range=0.1,  # 0.02 is meant for widths of 768 and learns slowly here
+        initializer_range=0.1,  # the default of 0.02 suits a width of 768 and slows training at a width of 64
         id2label=dict(enumerate(class_names)),
         label2id={name: i for i, name in enumerate(class_names)},
     )
@@ -81,7 +82,7 @@ def build_model(class_names: list[str]) -> ViTForImageClassification:
 
 
 def prepare(data: DatasetDict, processor: Any) -> DatasetDict:
-    """Images as the processor makes them, computed once: they are the same in every epoch."""
+    """Apply the processor once, since the images are the same in every epoch."""
 
     def process(batch: dict[str, list[Any]]) -> dict[str, Any]:
         return {"pixel_values": processor(batch["image"], return_tensors="np")["pixel_values"]}
@@ -98,7 +99,7 @@ def train_one(
     args: argparse.Namespace,
     callback: TrainerCallback,
 ) -> tuple[MultiMixTrainer, dict[str, float]]:
-    """One run: its trainer, and the figures of the table."""
+    """Train and evaluate one run; return its trainer and its metrics."""
     set_seed(seed)
     arguments = TrainingArguments(
         output_dir=str(args.output_dir / "runs" / f"{name}-{seed}"),
@@ -133,12 +134,12 @@ def train_one(
     seconds = time.perf_counter() - start - sum(evaluations)
     metrics = trainer.evaluate()
     terms = [entry["loss_terms"] for entry in trainer.state.log_history if "loss_terms" in entry]
-    figures = {name: metrics[f"eval_{name}"] for name in ("accuracy", "nll", "calibration_error")}
-    return trainer, {**figures, "seconds": seconds, "loss_terms_per_step": max(terms, default=64.0)}
+    measured = {name: metrics[f"eval_{name}"] for name in ("accuracy", "nll", "calibration_error")}
+    return trainer, {**measured, "seconds": seconds, "loss_terms_per_step": max(terms, default=64.0)}
 
 
 def _time_evaluations(trainer: MultiMixTrainer) -> list[float]:
-    """Seconds of each evaluation during training, which the training time is told without."""
+    """Return a list to which each evaluation appends its seconds; they do not count as training time."""
     seconds: list[float] = []
     evaluate = trainer.evaluate
 
@@ -153,27 +154,27 @@ def _time_evaluations(trainer: MultiMixTrainer) -> list[float]:
 
 
 def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: Path) -> None:
-    """One held-out image of each of eight classes, and mixtures of them."""
+    """Plot the attention of one held-out image of each of eight classes, and labels of their mixtures."""
     labels = np.array(data["test"]["label"])
     chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(8)]
     images = torch.tensor(np.stack([np.array(data["test"][i]["image"]) for i in chosen])) / 255
     batch = processed["test"][chosen]
     with torch.no_grad():
-        seen = extract(model.eval(), pixel_values=batch["pixel_values"])
-    assert seen.attention is not None
+        attention = extract(model.eval(), pixel_values=batch["pixel_values"]).attention
+    assert attention is not None  # only models without locations have none
     factors = sample_factors(
         len(chosen),
         4,
         alpha_for(3, len(chosen)),
-        num_locations=seen.attention.shape[1],
+        num_locations=attention.shape[1],
         generator=torch.Generator().manual_seed(0),
     )
     names = data["test"].features["label"].names
-    plot_attention(images, batch["label"], seen.attention, factors, names, path)
+    plot_attention(images, batch["label"], attention, factors, names, path)
 
 
 def show_table(console: Console, results: dict[str, list[dict[str, float]]], examples: int) -> None:
-    """Mean and standard deviation over seeds."""
+    """Print the mean and standard deviation of each metric over seeds."""
     seeds = len(next(iter(results.values())))
     title = f"{examples} held-out digits, mean ± standard deviation of {seeds} seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
@@ -184,20 +185,20 @@ def show_table(console: Console, results: dict[str, list[dict[str, float]]], exa
     scales |= {"calibration_error": (1, "{:.3f}±{:.3f}"), "seconds": (1, "{:.0f}±{:.0f}")}
     for name, runs in results.items():
         cells = []
-        for figure, (scale, text) in scales.items():
-            values = scale * np.array([run[figure] for run in runs])
+        for metric, (scale, text) in scales.items():
+            values = scale * np.array([run[metric] for run in runs])
             cells.append(text.format(values.mean(), values.std(ddof=1) if seeds > 1 else 0))
         table.add_row(name, *cells, f"{np.mean([run['loss_terms_per_step'] for run in runs]):,.0f}")
     console.print(table)
 
 
 def main() -> None:
-    """Train, compare, draw, save."""
+    """Train all methods, print and plot the results, and save the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--paper", action="store_true", help="a third method: Dense MultiMix with the paper's recipe")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each method")
+    parser.add_argument("--epochs", type=int, default=20, help="number of epochs of each run")
+    parser.add_argument("--paper", action="store_true", help="add Dense MultiMix with the paper's settings")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="directory for all results")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -209,8 +210,8 @@ def main() -> None:
     )
     processed = prepare(data, processor)
     console.print(
-        f"A ViT of {sum(p.numel() for p in build_model(['a']).parameters()):,} parameters on {len(data['train']):,} real "
-        f"digits of 8x8 pixels, {args.epochs} epochs, {args.seeds} seeds of each method."
+        f"A ViT with {sum(p.numel() for p in build_model(['a']).parameters()):,} parameters on {len(data['train']):,} "
+        f"handwritten digits of 8x8 pixels: {args.epochs} epochs, {args.seeds} seeds per method."
     )
     methods = {**METHODS, **(PAPER if args.paper else {})}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
@@ -220,8 +221,8 @@ def main() -> None:
         for seed in range(args.seeds):
             for name, mixing in methods.items():
                 callback = RichProgress(progress, f"{name}, seed {seed}")
-                trainer, figures = train_one(name, mixing, seed, processed, processor, args, callback)
-                results[name].append(figures)
+                trainer, metrics = train_one(name, mixing, seed, processed, processor, args, callback)
+                results[name].append(metrics)
                 histories[name].append(trainer.state.log_history)
                 if (name, seed) == ("Dense MultiMix", 0):
                     shown = trainer
@@ -233,7 +234,7 @@ def main() -> None:
     draw_attention(shown.model, data, processed, args.output_dir / "attention.png")
     report = {
         "results": results,
-        "mean": {n: {f: float(np.mean([run[f] for run in runs])) for f in FIGURES} for n, runs in results.items()},
+        "mean": {n: {m: float(np.mean([run[m] for run in runs])) for m in METRICS} for n, runs in results.items()},
         "methods": {name: mixing.to_dict() for name, mixing in methods.items()},
         "seeds": list(range(args.seeds)),
         "epochs": args.epochs,
@@ -252,8 +253,8 @@ def main() -> None:
     (args.output_dir / "results.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
     reloaded = AutoModelForImageClassification.from_pretrained(model_dir)
     console.print(
-        f"\nWrote {args.output_dir}: training.png, attention.png, results.json and model/, a plain "
-        f"{type(reloaded).__name__} (Dense MultiMix, seed 0) that loads without mm_hf:\n"
+        f"\nWrote training.png, attention.png, results.json and model/ to {args.output_dir}. model/ is a plain "
+        f"{type(reloaded).__name__} (Dense MultiMix, seed 0) and loads without mm_hf:\n"
         f"    AutoModelForImageClassification.from_pretrained({str(model_dir)!r})"
     )
 

@@ -19,7 +19,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
 from mm_hf.data.offline import load_digits
-from mm_hf.evaluation.plots.style import CLASS_COLOURS, COLOURS, WIDTH, method_styles, saved_figure
+from mm_hf.evaluation.plots.style import CLASS_COLORS, COLORS, WIDTH, method_styles, saved_figure
 from mm_hf.functional.factors import SparseFactors, alpha_for
 from mm_hf.methods.pairs import draw_factor, draw_partners
 
@@ -77,11 +77,11 @@ def draw_effective(path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     with saved_figure(path) as holder:
         figure, axes = plt.subplots(figsize=(0.75 * WIDTH, 2.6), layout="constrained")
-        for (name, method), (colour, marker) in zip(methods.items(), method_styles(methods).values(), strict=True):
+        for (name, method), (color, marker) in zip(methods.items(), method_styles(methods).values(), strict=True):
             fitting = [b for b in sizes if b > 2 * (method.effective_examples or 0)]
             means = [made_of(factors_of(method, b, generator)) for b in fitting]
-            axes.plot(fitting, means, color=colour, marker=marker, markersize=4, linewidth=1.2)
-            axes.annotate(name, (fitting[-1], means[-1]), (6, 0), textcoords="offset points", va="center", color=colour)
+            axes.plot(fitting, means, color=color, marker=marker, markersize=4, linewidth=1.2)
+            axes.annotate(name, (fitting[-1], means[-1]), (6, 0), textcoords="offset points", va="center", color=color)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(b) for b in sizes])
@@ -96,7 +96,7 @@ def draw_effective(path: Path) -> None:
 def draw_simplex(path: Path, images: np.ndarray) -> None:
     """Three examples and what is trained on between them."""
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
-    colours = np.array([plt.matplotlib.colors.to_rgb(c) for c in (COLOURS[1], COLOURS[2], COLOURS[3])])
+    colors = np.array([plt.matplotlib.colors.to_rgb(c) for c in (COLORS[1], COLORS[2], COLORS[3])])
     generator = torch.Generator().manual_seed(28)
     drawn_factors = {
         "Mixup: 3 mixed examples a step,\neach of a pair": factors_of(None, 3, generator),
@@ -109,7 +109,7 @@ def draw_simplex(path: Path, images: np.ndarray) -> None:
             weights = factors.T.numpy()
             cell.plot(*corners[[0, 1, 2, 0]].T, color="#bbbbbb", linewidth=0.8, zorder=0)
             size = 70 if weights.shape[0] < 10 else 3
-            cell.scatter(*(weights @ corners).T, s=size, c=np.clip(weights @ colours, 0, 1), linewidths=0)
+            cell.scatter(*(weights @ corners).T, s=size, c=np.clip(weights @ colors, 0, 1), linewidths=0)
             for i, corner in enumerate(corners):
                 centre = corner + (corner - corners.mean(axis=0)) * 0.22
                 box = (centre[0] - 0.11, centre[0] + 0.11, centre[1] - 0.11, centre[1] + 0.11)
@@ -132,12 +132,12 @@ def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) 
     numbers = {"mixed features\nn·r·d": n * r * d, "mixed logits\nn·r·c": n * r * c, "logits\nb·r·c": b * r * c}
     with saved_figure(path) as holder:
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
-        left.plot(of_logits.flatten(), of_features.flatten(), ".", markersize=1.5, color=COLOURS[2])
+        left.plot(of_logits.flatten(), of_features.flatten(), ".", markersize=1.5, color=COLORS[2])
         left.set_xlabel("logits, mixed")
         left.set_ylabel("features mixed, then classified")
         left.set_title(f"{of_logits.numel():,} logits: equal to {difference:.0e}")
         left.set_aspect("equal")
-        right.barh(list(numbers), list(numbers.values()), color=[COLOURS[0], COLOURS[0], COLOURS[1]])
+        right.barh(list(numbers), list(numbers.values()), color=[COLORS[0], COLORS[0], COLORS[1]])
         for i, value in enumerate(numbers.values()):
             right.annotate(f"{value / 1e6:.1f} M", (value, i), (4, 0), textcoords="offset points", va="center")
         right.set_xscale("log")
@@ -161,7 +161,7 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOut
     for j in range(r):
         y, x = (patch * k for k in divmod(j, side))
         mixed[y : y + patch, x : x + patch] = np.tensordot(weights[j], images[:, y : y + patch, x : x + patch], 1)
-    colours = [CLASS_COLOURS[int(label)] for label in labels]
+    colors = [CLASS_COLORS[int(label)] for label in labels]
     with saved_figure(path) as holder:
         figure = plt.figure(figsize=(WIDTH, 4.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
@@ -170,7 +170,7 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOut
         for i in range(b):
             cells[0, i].imshow(images[i], cmap="gray", interpolation="nearest")
             shown = cells[1, i].imshow(seen.attention[i].view(side, side), interpolation="nearest", **scale)
-            cells[0, i].set_title(f"label {int(labels[i])}", color=colours[i], fontweight="bold")
+            cells[0, i].set_title(f"label {int(labels[i])}", color=colors[i], fontweight="bold")
         cells[0, 0].set_ylabel("examples")
         cells[1, 0].set_ylabel("attention")
         for cell in cells.flat:
@@ -188,12 +188,12 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOut
             start = 0.0
             for i in range(b):
                 width = 0.92 * float(weights[j, i])
-                right.barh(y, width, left=x + start, height=0.86, color=colours[i], align="center")
+                right.barh(y, width, left=x + start, height=0.86, color=colors[i], align="center")
                 start += width
         right.set(xlim=(-0.1, side), ylim=(side - 0.4, -0.6), aspect="equal")
         right.axis("off")
         bottom.legend(
-            [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours], [f"{int(label)}" for label in labels],
+            [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors], [f"{int(label)}" for label in labels],
             loc="outside right center", title="label",
         )  # fmt: skip
         holder.append(figure)

@@ -62,7 +62,7 @@ class ImageTransform:
 
         steps: list[Any] = []
         if name == "randaugment":
-            steps.append(_InColour(augmentation.auto.RandAugment(n=2, m=9)))
+            steps.append(_InColor(augmentation.auto.RandAugment(n=2, m=9)))
         steps.append(augmentation.RandomResizedCrop((self.height, self.width), scale=(0.6, 1.0)))
         if name in ("crop_flip", "randaugment"):
             steps.append(augmentation.RandomHorizontalFlip())
@@ -84,8 +84,8 @@ class ImageTransform:
         return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
 
 
-class _InColour(torch.nn.Module):
-    """Augmentation of colours, for grey images, too: some of its operations take three channels only."""
+class _InColor(torch.nn.Module):
+    """Augmentation of colors, for grey images, too: some of its operations take three channels only."""
 
     def __init__(self, inner: torch.nn.Module):
         super().__init__()

@@ -217,9 +217,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         AttentionMapCallback(this, this.eval_dataset, every=0, directory=tmp_path)
     with pytest.raises(ValueError, match="examples is empty"):
         AttentionMapCallback(this, [], directory=tmp_path)
-    with pytest.raises(ValueError, match="no grid over images of 8 x 8"):
+    with pytest.raises(ValueError, match="do not form a grid over images of 8 x 8"):
         plot_image_attention(np.zeros((1, 8, 8)), np.ones((1, 15)) / 15)
-    with pytest.raises(ValueError, match="a weight for each of the 2 tokens of text 0, got 1"):
+    with pytest.raises(ValueError, match="one weight for each of the 2 tokens of text 0, but has 1"):
         plot_token_attention([["a", "b"]], [[1.0]])
     this.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="sharded over processes"):

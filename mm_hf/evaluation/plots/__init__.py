@@ -1,6 +1,6 @@
-"""Pictures of what a model does: how it trained, what its labels are about, how sure and how robust it is.
+"""Plots of training, attention, confidence, robustness and embeddings, and of differences between methods.
 
-They need the extra `plots`: `pip install 'mm-hf[plots]'`.
+They require the extra `plots`: `pip install 'mm-hf[plots]'`.
 """
 
 from .attention import plot_image_attention, plot_token_attention
@@ -8,12 +8,10 @@ from .confidence import plot_ood, plot_reliability
 from .differences import plot_cost, plot_differences, plot_validation
 from .embeddings import plot_alignment_uniformity, plot_embeddings
 from .history import plot_history
-from .plots import plot_attention, plot_training
 from .shift import plot_corruptions
 
 __all__ = [
     "plot_alignment_uniformity",
-    "plot_attention",
     "plot_corruptions",
     "plot_cost",
     "plot_differences",
@@ -23,6 +21,5 @@ __all__ = [
     "plot_ood",
     "plot_reliability",
     "plot_token_attention",
-    "plot_training",
     "plot_validation",
 ]

@@ -1,4 +1,4 @@
-"""What weighs the labels of examples: a map over each image, or a colour behind each token."""
+"""Plots of attention over locations: a map over each image, or a background color for each token."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
-from .style import WIDTH, grid_of, not_empty, saved_figure
+from .style import WIDTH, check_not_empty, panel_layout, saved_figure
 
-POINTS = 72  # an inch
-FONT, LINE, GAP = 8.0, 14.0, 5.0  # points: letters, a line, and the space between tokens
-TEXT = 0.85  # of the width; the colour bar takes the rest
-SHARE = "share of the label's weight"
+POINTS = 72  # per inch
+FONT, LINE, GAP = 8.0, 14.0, 5.0  # points: font size, line height, space between tokens
+TEXT = 0.85  # share of the width that the text takes; the color bar takes the rest
+SHARE = "attention weight"
 MAP = colormaps["inferno"]
-PAGE = ListedColormap(colormaps["YlOrBr"](np.linspace(0, 0.8, 256)))  # so light that black letters can be read on it
+PAGE = ListedColormap(colormaps["YlOrBr"](np.linspace(0, 0.8, 256)))  # light enough for black text
 
 
 def plot_image_attention(
     images: Any, attention: Any, path: str | Path | None = None, *, titles: Sequence[str] | None = None
 ) -> Figure:
-    """Images, each beside itself with what weighs its label at each location laid over it.
+    """Plot each image next to a copy that is overlaid with its attention map.
 
     Args:
-        images: (b, h, w) or (b, h, w, 3), in [0, 1].
-        attention: (b, r), as [`~mm_hf.extract`] gives it; the r locations make a grid of about the images' shape.
-        path: Image file to write. Default: none.
-        titles: What stands above each image.
+        images: Images (b, h, w) or (b, h, w, 3) with values in [0, 1].
+        attention: Attention (b, r) as returned by [`~mm_hf.extract`]. The r locations form a grid with about the aspect
+            ratio of the images.
+        path: Image file to write. Default: no file.
+        titles: Title of each image.
 
     Returns:
         The figure, closed.
 
     Raises:
-        ValueError: There are no images, or the locations make no grid.
+        ValueError: There are no images, or the locations do not form a grid.
 
     Example:
         >>> import numpy as np
@@ -50,10 +51,10 @@ def plot_image_attention(
         ['a', '', 'b', '']
     """
     images, attention = np.asarray(images), np.asarray(attention)
-    not_empty(images, "images")
-    grid = map_shape(attention.shape[1], *images.shape[1:3])
+    check_not_empty(images, "images")
+    grid = patch_grid(attention.shape[1], *images.shape[1:3])
     with saved_figure(path) as figures:
-        rows, columns = grid_of(len(images))
+        rows, columns = panel_layout(len(images))
         figure = plt.figure(figsize=(WIDTH, WIDTH / columns / 2 * rows + 0.25 * rows), layout="constrained")
         figures.append(figure)
         cells: Any = figure.subplots(rows, 2 * columns, squeeze=False)
@@ -75,20 +76,20 @@ def plot_image_attention(
     return figure
 
 
-def map_shape(locations: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the grid that so many locations of an image make.
+def patch_grid(locations: int, height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of the grid of `locations` patches that is closest to the image's aspect ratio.
 
     Raises:
-        ValueError: No grid of that many cells is shaped like the image.
+        ValueError: No such grid has about the aspect ratio of the image.
 
     Example:
-        >>> map_shape(196, 224, 224), map_shape(8, 32, 64)
+        >>> patch_grid(196, 224, 224), patch_grid(8, 32, 64)
         ((14, 14), (2, 4))
     """
     found = [(n, locations // n) for n in range(1, locations + 1) if locations % n == 0]
     rows, columns = min(found, key=lambda shape: abs(np.log(shape[0] * width / (shape[1] * height))))
     if abs(np.log(rows * width / (columns * height))) > np.log(1.5):
-        raise ValueError(f"attention over {locations} locations is no grid over images of {height} x {width} pixels.")
+        raise ValueError(f"The {locations} locations do not form a grid over images of {height} x {width} pixels.")
     return rows, columns
 
 
@@ -100,45 +101,46 @@ def plot_token_attention(
     titles: Sequence[str] | None = None,
     max_tokens: int = 64,
 ) -> Figure:
-    """Texts, each token on a colour that says how much it weighs the label.
+    """Plot texts with the attention of each token as its background color.
 
     Args:
-        tokens: For each text its tokens.
-        attention: For each text a weight a token.
-        path: Image file to write. Default: none.
-        titles: What stands above each text.
-        max_tokens: The first ones that are shown.
+        tokens: Tokens of each text.
+        attention: Attention of each text, one weight per token.
+        path: Image file to write. Default: no file.
+        titles: Title of each text.
+        max_tokens: Maximum number of tokens shown per text.
 
     Returns:
         The figure, closed.
 
     Raises:
-        ValueError: There are no texts, or not one weight a token.
+        ValueError: There are no texts, or a text does not have one weight per token.
 
     Example:
         >>> figure = plot_token_attention([["not", "bad"]], [[0.75, 0.25]], titles=["up"])
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['up', 'not', 'bad']
     """
-    not_empty(tokens, "tokens")
+    check_not_empty(tokens, "tokens")
     for i, (words, weights) in enumerate(zip(tokens, attention, strict=True)):
         if len(words) != len(weights):
             raise ValueError(
-                f"attention must have a weight for each of the {len(words)} tokens of text {i}, got {len(weights)}."
+                f"attention must have one weight for each of the {len(words)} tokens of text {i}, "
+                f"but has {len(weights)}."
             )
     scale = Normalize(0, max(float(np.max(weights, initial=0.0)) for weights in attention) or 1.0)
     with saved_figure(path) as figures:
         placed, lines = _place(tokens, titles, max_tokens)
         figure = plt.figure(figsize=(WIDTH, max(lines * LINE / POINTS, 1.2)))
         figures.append(figure)
-        page = figure.add_axes((0.01, 0, TEXT, 1))  # one unit across is a point, as words were measured
+        page = figure.add_axes((0.01, 0, TEXT, 1))  # horizontal unit: a point, as measured by _place
         page.set_xlim(0, TEXT * WIDTH * POINTS)
         page.set_ylim(lines, 0)
         page.axis("off")
         for x, y, width, word, (text, position) in placed:
             if position is not None:
-                colour = PAGE(scale(float(attention[text][position])))
-                page.add_patch(Rectangle((x - 1, y + 0.08), width + 2, 0.84, color=colour, linewidth=0))
+                color = PAGE(scale(float(attention[text][position])))
+                page.add_patch(Rectangle((x - 1, y + 0.08), width + 2, 0.84, color=color, linewidth=0))
             style: Any = {"color": "#6b7280", "fontweight": "bold"} if position is None else {"color": "black"}
             page.text(x, y + 0.5, word, fontsize=FONT, va="center", parse_math=False, **style)
         bar = figure.add_axes((TEXT + 0.03, 0.05, 0.015, 0.9))
@@ -149,7 +151,7 @@ def plot_token_attention(
 def _place(
     tokens: Sequence[Sequence[str]], titles: Sequence[str] | None, most: int
 ) -> tuple[list[tuple[float, float, float, str, tuple[int, int | None]]], int]:
-    """Where each word begins (points, lines), how wide it is, which token it is; and the number of lines."""
+    """Return x (points), y (lines), width, word and (text, token) of each word, and the number of lines."""
     renderer = FigureCanvasAgg(Figure(dpi=POINTS)).get_renderer()
     font = FontProperties(size=FONT)
     end = TEXT * WIDTH * POINTS
@@ -172,7 +174,7 @@ def _place(
 
 
 def pixels_of(figure: Figure, dpi: int = 110) -> np.ndarray:
-    """A figure as an image (height, width, 3) of bytes, as trackers take it.
+    """Render a figure to an array (height, width, 3) of bytes, as experiment trackers accept it.
 
     Example:
         >>> pixels_of(Figure(figsize=(2, 1)), dpi=50).shape

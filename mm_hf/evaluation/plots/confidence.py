@@ -1,4 +1,4 @@
-"""How sure a classifier is, of what it knows and of what it does not."""
+"""Plots of confidence: reliability diagrams, and scores of known and unknown classes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from matplotlib.patches import Patch
 
 from ..metrics.classification import NUM_BINS, calibration_error, reliability
 from ..metrics.ood import SCORES, auroc, fpr95, threshold95
-from .style import COLUMN, KNOWN, OTHER, WIDTH, grid_of, legend_below, not_empty, panel_grid, saved_figure
+from .style import COLUMN, KNOWN, OTHER, WIDTH, check_not_empty, legend_below, panel_grid, panel_layout, saved_figure
 
 SCORE_NAMES = {"max_softmax": "maximum softmax probability", "energy": "negative energy (nats)"}
 OOD_BINS = 40
 
 
 def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, num_bins: int = NUM_BINS) -> Figure:
-    """Reliability diagrams: how often predictions of some confidence are right, one panel a method.
+    """Plot reliability diagrams, one panel per method.
 
-    A bar is the accuracy in a bin of confidence; the hatched part is the gap to the mean confidence of the bin. Below,
-    the share of the examples in each bin.
+    Bars are the accuracy in each confidence bin; the hatched part is the gap to the mean confidence of the bin. A
+    histogram below shows the share of examples in each bin.
 
     Args:
-        runs: For each method, logits (n, c) and labels (n,); -100 is left out.
+        runs: Logits (n, c) and labels (n,) of each method; examples with label -100 are ignored.
         path: Image file to write, .png or .pdf.
-        num_bins: Bins of equal width, as in the calibration error that is written into each panel.
+        num_bins: Number of bins of equal width, also used for the calibration error in each title.
 
     Returns:
         The figure, written and closed.
 
     Raises:
-        ValueError: There is no method, or logits and labels do not fit.
+        ValueError: There are no methods, or the shapes of logits and labels do not match.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -45,10 +45,10 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     figure = plot_reliability({"plain": (logits, labels)}, f"{directory}/reliability.png")
         >>> figure.axes[0].get_ylabel()
-        'accuracy (share right)'
+        'accuracy'
     """
-    not_empty(runs, "runs")
-    rows, columns = grid_of(len(runs))
+    check_not_empty(runs, "runs")
+    rows, columns = panel_layout(len(runs))
     with saved_figure(path) as figures:
         figure = plt.figure(figsize=(COLUMN if columns == 1 else WIDTH, 2.9 * rows + 0.3), layout="constrained")
         figures.append(figure)
@@ -74,11 +74,11 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
             top.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
             top.tick_params(labelbottom=False)
             bottom.bar(left, 100 * bins.share, width, align="edge", color="#9ca3af", edgecolor="white", linewidth=0.5)
-            bottom.set_xlabel("confidence (probability)")
+            bottom.set_xlabel("confidence")
             bottom.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
             bottom.locator_params(axis="y", nbins=2)
             if column == 0:
-                top.set_ylabel("accuracy (share right)")
+                top.set_ylabel("accuracy")
                 bottom.set_ylabel("examples\n(%)")
                 figure.align_ylabels([top, bottom])
         handles = [
@@ -91,10 +91,11 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
 
 
 def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: str = "max_softmax") -> Figure:
-    """Histograms of a score of examples of the known classes and of others, one panel a method.
+    """Plot histograms of a confidence score for known and unknown classes, one panel per method.
 
     Args:
-        runs: For each method, the logits (n, c) of examples of the known classes and (m, c) of others.
+        runs: Logits (n, c) of examples of the known classes and logits (m, c) of examples of unknown classes, for each
+            method.
         path: Image file to write, .png or .pdf.
         score: "max_softmax" or "energy".
 
@@ -102,7 +103,7 @@ def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: st
         The figure, written and closed.
 
     Raises:
-        ValueError: There is no method, another score, or logits that do not fit.
+        ValueError: There are no methods, the score is unknown, or the shapes of the logits do not match.
 
     Example:
         >>> import tempfile, torch
@@ -112,7 +113,7 @@ def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: st
         >>> figure.axes[0].get_xlabel()
         'negative energy (nats)'
     """
-    not_empty(runs, "runs")
+    check_not_empty(runs, "runs")
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
     with saved_figure(path) as figures:
@@ -121,25 +122,25 @@ def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: st
         scores = {name: [SCORES[score](x).numpy() for x in logits] for name, logits in runs.items()}
         everything = np.concatenate([x for pair in scores.values() for x in pair])
         for i, (panel, (name, (known, others))) in enumerate(zip(panels, scores.items(), strict=True)):
-            # Probabilities of all methods are on one scale; energies are not.
-            seen = everything if score == "max_softmax" else np.concatenate([known, others])
-            edges = np.linspace(seen.min(), seen.max() + 1e-9, OOD_BINS + 1)
+            # Probabilities of all methods share a scale; energies do not.
+            scale = everything if score == "max_softmax" else np.concatenate([known, others])
+            edges = np.linspace(scale.min(), scale.max() + 1e-9, OOD_BINS + 1)
             for values, options in (
                 (known, {"facecolor": KNOWN, "alpha": 0.55, "label": "known classes"}),
-                (others, {"facecolor": "none", "edgecolor": OTHER, "linewidth": 1.2, "label": "other classes"}),
+                (others, {"facecolor": "none", "edgecolor": OTHER, "linewidth": 1.2, "label": "unknown classes"}),
             ):
                 panel.hist(
                     values, edges, weights=np.full(len(values), 100 / len(values)), histtype="stepfilled", **options
                 )
             panel.axvline(
-                threshold95(known), color="black", linestyle="--", linewidth=0.8, label="95 % of the known above"
+                threshold95(known), color="black", linestyle="--", linewidth=0.8, label="threshold at 95 % recall"
             )
             panel.set_title(
                 f"{name}\nAUROC {100 * auroc(known, others):.1f} %, FPR95 {100 * fpr95(known, others):.1f} %"
             )
             panel.set_xlabel(SCORE_NAMES[score])
             panel.set_ylim(bottom=0)
-            if i % grid_of(len(runs))[1] == 0:
-                panel.set_ylabel("examples (% of each kind)")
+            if i % panel_layout(len(runs))[1] == 0:
+                panel.set_ylabel("examples (% of each group)")
         legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure

@@ -1,4 +1,4 @@
-"""By how much methods differ from a baseline, what they cost, and how they trained."""
+"""Plots that compare methods: differences from a baseline, cost, and validation curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..statistics import Interval
-from .style import WIDTH, legend_below, method_styles, not_empty, panel_grid, saved_figure
+from .style import WIDTH, check_not_empty, history_curve, legend_below, method_styles, panel_grid, saved_figure
 
 BETTER = {"higher": "better →", "lower": "← better", "": ""}
 
@@ -25,23 +25,23 @@ def plot_differences(
     better: Mapping[str, str] | None = None,
     scales: Mapping[str, float] | None = None,
 ) -> Figure:
-    """A forest plot: each method's difference from a baseline with its interval, a panel for each figure.
+    """Plot each method's difference from a baseline with its confidence interval, one panel per metric.
 
     Intervals that exclude zero have filled markers.
 
     Args:
-        runs: For each figure (with its unit), the difference and interval of each method, as
-            [`~mm_hf.evaluation.statistics.paired_bootstrap`] gives them.
+        runs: For each metric (title with unit), the difference and interval of each method, as returned by
+            [`~mm_hf.evaluation.statistics.paired_bootstrap`].
         path: Image file to write, .png or .pdf.
-        baseline: What the differences are from.
-        better: For figures where that is known, "higher" or "lower".
-        scales: What differences of a figure are multiplied with, 100 for percent say. Default: 1.
+        baseline: Name of the baseline.
+        better: Direction of improvement, "higher" or "lower", of the metrics for which it is known.
+        scales: Factors that the differences of a metric are multiplied by, for example 100 for percent. Default: 1.
 
     Returns:
         The figure, written and closed.
 
     Raises:
-        ValueError: There is no figure or method, or figures are of different methods.
+        ValueError: There are no metrics or methods, or metrics have different methods.
 
     Example:
         >>> import tempfile
@@ -51,13 +51,13 @@ def plot_differences(
         >>> figure.axes[0].get_title()
         'accuracy'
     """
-    not_empty(runs, "runs")
+    check_not_empty(runs, "runs")
     methods = list(next(iter(runs.values())))
-    not_empty(methods, "runs[...]")
+    check_not_empty(methods, "runs[...]")
     if any(list(each) != methods for each in runs.values()):
-        raise ValueError("Every figure must have the differences of the same methods, in the same order.")
-    # The baseline has the first look in every plot, and so each method its own.
-    colours = method_styles([baseline, *methods])
+        raise ValueError("All metrics must have the same methods in the same order.")
+    # Include the baseline, so that a method has the same style in every plot.
+    colors = method_styles([baseline, *methods])
     columns = min(len(runs), 2)
     rows = -(-len(runs) // columns)
     with saved_figure(path) as figures:
@@ -72,12 +72,12 @@ def plot_differences(
             scale = (scales or {}).get(metric, 1)
             cell.axvline(0, color="black", linewidth=0.8)
             for y, name in enumerate(methods):
-                interval, (colour, marker) = each[name], colours[name]
+                interval, (color, marker) = each[name], colors[name]
                 value, low, high = (scale * x for x in (interval.value, interval.low, interval.high))
-                cell.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+                cell.plot([low, high], [y, y], color=color, linewidth=1.6, solid_capstyle="butt")
                 cell.plot(
-                    [value], [y], marker=marker, markersize=5.5, color=colour, linewidth=0, markeredgewidth=1.2,
-                    markerfacecolor=colour if interval.excludes_zero else "white",
+                    [value], [y], marker=marker, markersize=5.5, color=color, linewidth=0, markeredgewidth=1.2,
+                    markerfacecolor=color if interval.excludes_zero else "white",
                 )  # fmt: skip
             cell.set_title(metric)
             cell.set_yticks(range(len(methods)), methods)
@@ -96,19 +96,19 @@ def plot_differences(
 def plot_cost(
     runs: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, baseline: str, units: Mapping[str, str]
 ) -> Figure:
-    """What methods cost relative to a baseline: the mean over seeds, a small point for each seed.
+    """Plot the cost of methods relative to a baseline: a bar for the mean over seeds, a point per seed.
 
     Args:
-        runs: For each kind of cost, the values of each method, one a seed; the baseline is among them.
+        runs: For each kind of cost, the values of each method, one per seed. The baseline must be among the methods.
         path: Image file to write, .png or .pdf.
-        baseline: Whose mean is 1.
-        units: Of each kind of cost, for the baseline's value.
+        baseline: Name of the baseline, whose mean is 1.
+        units: Unit of each kind of cost.
 
     Returns:
         The figure, written and closed.
 
     Raises:
-        ValueError: There is no cost, or the baseline's is not positive.
+        ValueError: There are no costs, or the baseline's mean is not positive.
 
     Example:
         >>> import tempfile
@@ -118,9 +118,9 @@ def plot_cost(
         >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [1.0, 2.0]
     """
-    not_empty(runs, "runs")
+    check_not_empty(runs, "runs")
     methods = list(next(iter(runs.values())))
-    colours = method_styles([baseline, *(name for name in methods if name != baseline)])
+    colors = method_styles([baseline, *(name for name in methods if name != baseline)])
     with saved_figure(path) as figures:
         figure, axes = plt.subplots(
             1, len(runs), figsize=(WIDTH if len(runs) > 1 else WIDTH / 1.6, 0.75 + 0.25 * len(methods)),
@@ -130,11 +130,11 @@ def plot_cost(
         for cell, (kind, each) in zip(axes.flat, runs.items(), strict=True):
             one = float(np.mean(each[baseline]))
             if not one > 0:
-                raise ValueError(f"{kind} of {baseline!r} is {one}: nothing can be said relative to it.")
+                raise ValueError(f"The mean {kind} of the baseline {baseline!r} must be positive, but is {one}.")
             farthest = max(max(values) for values in each.values()) / one
             for y, name in enumerate(methods):
-                relative, (colour, _) = np.asarray(each[name]) / one, colours[name]
-                cell.barh(y, relative.mean(), height=0.62, color=colour, alpha=0.75, linewidth=0)
+                relative, (color, _) = np.asarray(each[name]) / one, colors[name]
+                cell.barh(y, relative.mean(), height=0.62, color=color, alpha=0.75, linewidth=0)
                 cell.plot(relative, np.full(len(relative), y), "o", color="black", markersize=1.8, alpha=0.7)
                 cell.text(
                     max(relative.max(), relative.mean()) + 0.02 * farthest, y, f" {relative.mean():.2f} x",
@@ -152,19 +152,19 @@ def plot_cost(
 def plot_validation(
     runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path, *, baseline: str | None = None
 ) -> Figure:
-    """Training curves: NLL and accuracy on the validation examples against optimisation steps.
+    """Plot validation NLL and accuracy against training steps.
 
     Args:
-        runs: For each method, the `trainer.state.log_history` of its seeds, with `eval_nll` and `eval_accuracy`. A thin
-            line is one seed, the thick one their mean.
+        runs: For each method, the `trainer.state.log_history` of its seeds, with `eval_nll` and `eval_accuracy`. Thin
+            lines are seeds, thick lines their means.
         path: Image file to write, .png or .pdf.
-        baseline: The method that is drawn as such. Default: the first.
+        baseline: Method plotted in the style of the baseline. Default: the first.
 
     Returns:
         The figure, written and closed.
 
     Raises:
-        ValueError: There is no method, or nothing was evaluated in training.
+        ValueError: There are no methods, or a run was not evaluated during training.
 
     Example:
         >>> import tempfile
@@ -174,38 +174,33 @@ def plot_validation(
         >>> figure.axes[1].lines[-1].get_ydata().tolist()
         [0.0, 50.0]
     """
-    not_empty(runs, "runs")
+    check_not_empty(runs, "runs")
     names = list(runs) if baseline is None else [baseline, *(name for name in runs if name != baseline)]
-    colours = method_styles(names)
+    colors = method_styles(names)
     panels = (("eval_nll", 1, "validation NLL (nats)"), ("eval_accuracy", 100, "validation accuracy (%)"))
     with saved_figure(path) as figures:
         figure, cells = panel_grid(2, 2.4)
         figures.append(figure)
         for cell, (key, scale, title) in zip(cells, panels, strict=True):
             for name in names:
-                colour, _ = colours[name]
-                curves = [_curve(history, key) for history in runs[name]]
-                if not all(len(steps) for steps, _ in curves):
-                    raise ValueError(f"A run of {name!r} was not evaluated in training: it has no curve.")
+                color, _ = colors[name]
+                curves = [history_curve(history, key) for history in runs[name]]
+                if not all(steps for steps, _ in curves):
+                    raise ValueError(f"A run of {name!r} was not evaluated during training: it has no {key}.")
                 for steps, values in curves:
-                    cell.plot(steps, scale * values, color=colour, alpha=0.25, linewidth=0.6)
+                    cell.plot(steps, scale * np.array(values), color=color, alpha=0.25, linewidth=0.6)
                 mean = np.mean([values for _, values in curves], axis=0)
-                cell.plot(curves[0][0], scale * mean, color=colour, linewidth=1.5, label=name)
-            cell.set_xlabel("optimisation step")
+                cell.plot(curves[0][0], scale * mean, color=color, linewidth=1.5, label=name)
+            cell.set_xlabel("training step")
             cell.set_ylabel(title)
             cell.grid(True)
             cell.set_axisbelow(True)
-        # A training's first evaluations are far from all others: the axis is for where the methods differ.
-        values = np.concatenate([_curve(h, "eval_nll")[1] for each in runs.values() for h in each])
-        values = values[np.isfinite(values)]
-        if len(values) and values.min() > 0 and values.max() > 5 * values.min():
+        # The first evaluations are far from the others: a logarithmic axis shows where the methods differ.
+        nll = np.concatenate([history_curve(h, "eval_nll")[1] for each in runs.values() for h in each])
+        nll = nll[np.isfinite(nll)]
+        if len(nll) and nll.min() > 0 and nll.max() > 5 * nll.min():
             cells[0].set_yscale("log")
             cells[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             cells[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
         legend_below(figure, *cells[0].get_legend_handles_labels())
     return figure
-
-
-def _curve(history: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = {entry["step"]: entry[key] for entry in history if key in entry}
-    return np.array(list(points)), np.array(list(points.values()))

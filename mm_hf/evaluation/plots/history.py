@@ -1,4 +1,4 @@
-"""How one training went."""
+"""Plot of one training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .style import COLOURS, legend_below, panel_grid, saved_figure
+from .style import COLORS, history_curve, legend_below, panel_grid, saved_figure
 
 LABELS = {
     "loss": "training",
@@ -17,12 +17,12 @@ LABELS = {
     "loss_dense": "training: mixed locations",
     "loss_mixup": "training: mixed inputs",
 }
-# The first one that was measured is drawn beside the loss.
+# The first of these that was evaluated is plotted beside the loss.
 SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
 
 
 def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
-    """The loss in training and in evaluation, its terms, and the first known metric, against optimisation steps.
+    """Plot the training and evaluation losses, the loss terms, and one evaluation metric against training steps.
 
     Args:
         history: `trainer.state.log_history`.
@@ -32,7 +32,7 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
         The figure, written and closed.
 
     Raises:
-        ValueError: The loss was logged less than twice.
+        ValueError: The loss was logged fewer than two times.
 
     Example:
         >>> import tempfile
@@ -42,34 +42,28 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss', 'accuracy, evaluation set']
     """
-    logged = {name: _curve(history, name) for name in _losses(history)}
-    if len(logged.get("loss", [[]])[0]) < 2:
-        raise ValueError("history has fewer than two entries with a loss: there is no curve to draw.")
-    score = next((name for name in SCORES if len(_curve(history, f"eval_{name}")[0]) > 1), None)
+    curves = {name: history_curve(history, name) for name in _losses(history)}
+    if len(curves["loss"][0]) < 2:
+        raise ValueError("history must have at least two entries with a loss to plot a curve.")
+    score = next((name for name in SCORES if len(history_curve(history, f"eval_{name}")[0]) > 1), None)
     with saved_figure(path) as figures:
         figure, cells = panel_grid(2 if score else 1, 2.4)
         figures.append(figure)
-        for (name, curve), colour in zip(logged.items(), COLOURS, strict=False):
-            cells[0].plot(*curve, color=colour, linewidth=1.2, label=LABELS.get(name, name))
+        for (name, curve), color in zip(curves.items(), COLORS, strict=False):
+            cells[0].plot(*curve, color=color, linewidth=1.2, label=LABELS.get(name, name))
         cells[0].set_ylabel("loss")
         if score:
-            cells[1].plot(*_curve(history, f"eval_{score}"), color=COLOURS[2], linewidth=1.2)
+            cells[1].plot(*history_curve(history, f"eval_{score}"), color=COLORS[2], linewidth=1.2)
             cells[1].set_ylabel(f"{score.replace('_', ' ')}, evaluation set")
         for cell in cells:
-            cell.set_xlabel("optimisation step")
+            cell.set_xlabel("training step")
             cell.grid(True)
             cell.set_axisbelow(True)
-        handles, texts = cells[0].get_legend_handles_labels()
-        legend_below(figure, handles, texts)
+        legend_below(figure, *cells[0].get_legend_handles_labels())
     return figure
 
 
 def _losses(history: list[dict[str, Any]]) -> list[str]:
-    named = {name for entry in history for name in entry if name.startswith("loss_") and name != "loss_terms"}
+    terms = {name for entry in history for name in entry if name.startswith("loss_") and name != "loss_terms"}
     evaluated = ["eval_loss"] if any("eval_loss" in entry for entry in history) else []
-    return ["loss", *evaluated, *sorted(named)]
-
-
-def _curve(history: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    points = [(entry["step"], entry[name]) for entry in history if name in entry]
-    return [step for step, _ in points], [value for _, value in points]
+    return ["loss", *evaluated, *sorted(terms)]

@@ -1,4 +1,4 @@
-"""Accuracy where images are no longer like those of the training."""
+"""Plot of accuracy on corrupted images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..statistics import confidence_half_width
-from .style import grid_of, legend_below, method_styles, not_empty, panel_grid, saved_figure
+from .style import check_not_empty, legend_below, method_styles, panel_grid, panel_layout, saved_figure
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -21,20 +21,20 @@ def plot_corruptions(
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     each: bool = True,
 ) -> Figure:
-    """Accuracy against the severity of corruptions: the mean over seeds and its 95 % confidence interval.
+    """Plot accuracy against the severity of corruptions: the mean over seeds with its 95 % confidence interval.
 
     Args:
-        runs: For each method, what [`~mm_hf.evaluation.metrics.corruption_accuracy`] gave for each of its seeds. All have the same
-            corruptions.
+        runs: For each method, the result of [`~mm_hf.evaluation.metrics.corruption_accuracy`] for each seed. All must
+            have the same corruptions.
         path: Image file to write, .png or .pdf.
-        severities: Those that the accuracies are of, in their order.
-        each: A panel for each corruption behind the one for the mean over all.
+        severities: Severities of the accuracies, in order.
+        each: Add a panel for each corruption after the panel with the mean over all corruptions.
 
     Returns:
-        The figure, written and closed. The band is Student's t interval of the mean, drawn from two seeds on.
+        The figure, written and closed. Bands are Student's t intervals of the mean and need at least two seeds.
 
     Raises:
-        ValueError: There is no method or a method without seeds, or corruptions or severities differ.
+        ValueError: There are no methods, a method has no seeds, or corruptions or severities differ.
 
     Example:
         >>> import tempfile
@@ -44,48 +44,46 @@ def plot_corruptions(
         >>> [float(y) for y in figure.axes[0].lines[0].get_ydata().round(6)]
         [85.0, 55.0]
     """
-    not_empty(runs, "runs")
+    check_not_empty(runs, "runs")
     for name, seeds in runs.items():
-        not_empty(seeds, f"runs[{name!r}]")
+        check_not_empty(seeds, f"runs[{name!r}]")
     names = list(next(iter(runs.values()))[0])
     for method, seeds in runs.items():
         for curves in seeds:
             if set(curves) != set(names) or any(len(y) != len(severities) for y in curves.values()):
                 raise ValueError(
-                    f"Every run must have the accuracies of {', '.join(names)} at {len(severities)} severities, and one of "
-                    f"{method!r} has those of " + ", ".join(f"{k} at {len(y)}" for k, y in curves.items()) + "."
+                    f"Every run must have accuracies for {', '.join(names)} at {len(severities)} severities, but one "
+                    f"of {method!r} has " + ", ".join(f"{k} at {len(y)}" for k, y in curves.items()) + "."
                 )
-    panels = {"mean of all": names} if len(names) > 1 else {}
+    panels = {"mean over corruptions": names} if len(names) > 1 else {}
     if each or len(names) == 1:
         panels |= {name.replace("_", " "): [name] for name in names}
-    columns = grid_of(len(panels))[1]
+    columns = panel_layout(len(panels))[1]
     x = np.asarray(severities)
     with saved_figure(path) as figures:
         figure, cells = panel_grid(len(panels), 1.75 if len(panels) > 1 else 2.6, sharex=True, sharey=True)
         figures.append(figure)
         for i, (cell, (title, members)) in enumerate(zip(cells, panels.items(), strict=True)):
-            for method, (colour, marker) in method_styles(runs).items():
+            for method, (color, marker) in method_styles(runs).items():
                 accuracy = 100 * np.array([np.mean([curves[m] for m in members], axis=0) for curves in runs[method]])
                 mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
-                cell.plot(x, mean, color=colour, marker=marker, markersize=3.5, linewidth=1.3, label=method)
+                cell.plot(x, mean, color=color, marker=marker, markersize=3.5, linewidth=1.3, label=method)
                 if half is not None:
-                    low, high = np.clip([mean - half, mean + half], 0, 100)  # what an accuracy can be
-                    cell.fill_between(x, low, high, color=colour, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)
+                    low, high = np.clip([mean - half, mean + half], 0, 100)  # the range of an accuracy
+                    cell.fill_between(x, low, high, color=color, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)
             cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
             cell.set_xticks(x)
             cell.grid(True, axis="y")
-            # A panel without another below it has the labels of the axis that the column shares.
+            # The panels of a column share their horizontal axis: only the lowest panel labels it.
             if i + columns >= len(panels):
                 cell.tick_params(labelbottom=True)
                 cell.set_xlabel("severity (1 to 5)" if 0 not in severities else "severity (0: clean)")
             if i % columns == 0:
                 cell.set_ylabel("accuracy (%)")
         counts = sorted({len(seeds) for seeds in runs.values()})
-        seeds_said = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        seeds_text = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
         joint = "; " if len(panels) > 1 else "\n"
-        said = (
-            f"mean of {seeds_said}{joint}bands: 95 % confidence interval of the mean" if counts[-1] > 1 else "one seed"
-        )
+        title = f"mean of {seeds_text}{joint}bands: 95 % confidence interval of the mean"
         legend_below(figure, *cells[0].get_legend_handles_labels())
-        figure.suptitle(said, fontsize=7.5)
+        figure.suptitle(title if counts[-1] > 1 else "one seed", fontsize=7.5)
     return figure
