@@ -1,7 +1,7 @@
-"""The command `mm-hf`. Each file here without an underscore is one of its commands.
+"""The command `mm-hf`. Each module here without a leading underscore is one of its commands.
 
-The first line of the file's docstring is what `mm-hf --help` says of it; its function `main(arguments) -> int` does it. Only
-the file of the command that was called is imported.
+The first line of a module's docstring describes the command in `mm-hf --help`; its function `main(arguments) -> int`
+runs the command. Only the module of the requested command is imported.
 """
 
 from __future__ import annotations
@@ -15,27 +15,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXTRA = "analysis"
-GOES_ON = {
-    "compare": " Finished runs are kept: the same command goes on from there.",
-    "train": " The same command with --resume_from_checkpoint goes on from the last checkpoint, if there is one.",
+# Printed when a command is interrupted.
+RESUME_HINTS = {
+    "compare": " Finished runs are kept: run the same command again to resume.",
+    "train": " To resume from the last checkpoint, run the same command with --resume_from_checkpoint.",
 }
 
 
 def commands() -> dict[str, str]:
-    """All commands, and what each does, in one line."""
+    """Return the one-line description of each command."""
     files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
-    found = {}
+    descriptions = {}
     for path in files:
-        documentation = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[path.stem] = documentation.splitlines()[0] if documentation else ""
-    return found
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        descriptions[path.stem] = docstring.splitlines()[0] if docstring else ""
+    return descriptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for what the person who called it has to change, 130 when stopped.
+    """Run a command.
 
     Args:
-        arguments: As on a command line, without the program. Default: those of this process.
+        arguments: Command-line arguments without the program name. Default: those of this process.
+
+    Returns:
+        The exit code: 0, 2 for a user error, 130 if interrupted, or another one that the command defines.
 
     Example:
         >>> main(["--version"])
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}."
-        return _refuse("mm-hf", f"there is no command {name!r}; {hint}")
+        return _print_error("mm-hf", f"unknown command {name!r}: {hint}")
     program = f"mm-hf {name}"
     try:
         return importlib.import_module(f".{name}", __name__).main(rest)
@@ -64,20 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MM_HF_DEBUG"):
             raise
         if error.name is None or error.name.partition(".")[0] == "mm_hf":
-            return _refuse(program, str(error))
-        return _refuse(program, f"{error.name} is not installed, and this needs it: pip install 'mm-hf[{EXTRA}]'.")
+            return _print_error(program, str(error))
+        return _print_error(program, f"{error.name} is required but not installed: pip install 'mm-hf[{EXTRA}]'.")
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
-        return _refuse(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
+        return _print_error(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped.{GOES_ON.get(name, '')}", file=sys.stderr)
+        print(f"\n{program}: interrupted.{RESUME_HINTS.get(name, '')}", file=sys.stderr)
         return 130
 
 
 def _overview(known: dict[str, str]) -> str:
     width = max(map(len, known))
-    lines = "\n".join(f"  {name:<{width}}  {says}" for name, says in known.items())
+    lines = "\n".join(f"  {name:<{width}}  {description}" for name, description in known.items())
     return f"""usage: mm-hf COMMAND [options]
 
 MultiMix and Dense MultiMix for Hugging Face Transformers.
@@ -85,9 +89,9 @@ MultiMix and Dense MultiMix for Hugging Face Transformers.
 commands:
 {lines}
 
-mm-hf COMMAND --help tells more. MM_HF_DEBUG=1 shows where an error comes from."""
+mm-hf COMMAND --help shows the options of a command. MM_HF_DEBUG=1 shows the traceback of an error."""
 
 
-def _refuse(program: str, sentence: str) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)
+def _print_error(program: str, message: str) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
     return 2

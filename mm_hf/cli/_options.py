@@ -1,4 +1,4 @@
-"""Options of commands: dataclasses, files of options, and the fields of TrainingArguments."""
+"""Options of commands: dataclasses, option files, and the fields of TrainingArguments."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..comparison.task import FIXED_ARGUMENTS
-
-FILES = (".yaml", ".yml", ".json")
-ALIKE = {
-    name: f", the same for all runs: {'give --seeds' if 'seed' in name else 'leave it out'}."
-    for name in FIXED_ARGUMENTS
-}  # what comparisons decide, and what is said to who gives it
+OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = """training: all fields of transformers.TrainingArguments
   --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
 SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
-# What most people never need, and --help leaves to --help-all.
+# Options that --help omits and --help-all includes.
 ADVANCED_OPTIONS = frozenset(
     (
         *("dataset_config_name", "validation_dir", "test_dir", "max_length", "ood_dataset_name", "ood_classes"),
@@ -38,8 +32,20 @@ ADVANCED_OPTIONS = frozenset(
 )
 
 
-class ShortHelp(argparse.RawDescriptionHelpFormatter):
-    """One spelling of each option, a short name for its value, and its default."""
+@dataclasses.dataclass
+class RobustnessOptions:
+    """Evaluation of robustness."""
+
+    robustness_samples: int = dataclasses.field(
+        default=500, metadata={"help": "Number of test images to attack and corrupt; 0 to skip."}
+    )
+    epsilon: float = dataclasses.field(
+        default=8 / 255, metadata={"help": "Maximum FGSM perturbation of pixels in [0, 1]. Default: 8/255."}
+    )
+
+
+class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with one spelling of each option, a short metavar, and the default value."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32, width=min(shutil.get_terminal_size().columns, 110))
@@ -58,8 +64,8 @@ class ShortHelp(argparse.RawDescriptionHelpFormatter):
         default = action.default
         if default in (None, argparse.SUPPRESS, "", False) or "efault" in text or not action.option_strings:
             return text
-        said = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
-        return f"{text} [{said}]".replace("%", "%%") if "%%" not in text else f"{text} [{said}]"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+        return f"{text} [{shown}]".replace("%", "%%") if "%%" not in text else f"{text} [{shown}]"
 
 
 def _is_flag(action: argparse.Action) -> bool:
@@ -67,33 +73,33 @@ def _is_flag(action: argparse.Action) -> bool:
 
 
 class CommandParser(HfArgumentParser):
-    """A parser whose errors are ValueErrors, which the command tells as sentences, and whose help comes in two lengths.
+    """Parser that raises ValueError for invalid command lines and has a short and a complete help text.
 
     Attributes:
-        trains: Whether the fields of TrainingArguments are options, too.
+        trains: True if the fields of TrainingArguments are options, too.
     """
 
     trains = False
 
     def error(self, message: str) -> Any:
-        """Refuse the command line."""
+        """Raise a ValueError for an invalid command line."""
         raise ValueError(f"{message[:1].upper()}{message[1:]}. --help lists the options.")
 
     def format_help(self) -> str:
-        """The options that most people need."""
-        said = {}
+        """Return the help text without the advanced options."""
+        hidden = {}
         for action in self._actions:
-            # HfArgumentParser gives a flag that is on a second option, --no_..., to switch it off: [yes|no] says that.
+            # HfArgumentParser adds --no_NAME for a flag that defaults to True; the help shows it as --NAME [yes|no].
             if action.dest in ADVANCED_OPTIONS or action.option_strings[:1] == [f"--no_{action.dest}"]:
-                said[action], action.help = action.help, argparse.SUPPRESS
+                hidden[action], action.help = action.help, argparse.SUPPRESS
         try:
             return super().format_help()
         finally:
-            for action, text in said.items():
+            for action, text in hidden.items():
                 action.help = text
 
     def format_all(self) -> str:
-        """All options, the fields of TrainingArguments at the end."""
+        """Return the help text with all options, followed by the fields of TrainingArguments."""
         text = super().format_help()
         if not self.trains:
             return text
@@ -114,19 +120,19 @@ class _HelpAll(argparse.Action):
 def make_parser(
     command: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any
 ) -> CommandParser:
-    """A parser with a group of options for each dataclass, under the group's title.
+    """Create a parser with one group of options per dataclass.
 
     Args:
-        command: Its name.
-        usage: How it is called.
-        description: What it does, with an example.
-        epilog: What is said below the options.
-        trains: Whether the fields of TrainingArguments are options, too.
+        command: Name of the command.
+        usage: Usage line.
+        description: Text before the options: the purpose of the command, and an example.
+        epilog: Text after the options.
+        trains: Accept the fields of TrainingArguments as options, too.
         groups: Dataclasses by the titles of their groups.
     """
     parser = CommandParser(
-        [], prog=f"mm-hf {command}", usage=usage, description=description, epilog=epilog, formatter_class=ShortHelp,
-        allow_abbrev=False, add_help=False,
+        [], prog=f"mm-hf {command}", usage=usage, description=description, epilog=epilog,
+        formatter_class=CompactHelpFormatter, allow_abbrev=False, add_help=False,
     )  # fmt: skip
     parser.trains = trains
     for title, options in groups.items():
@@ -137,11 +143,11 @@ def make_parser(
     more = [f"{len(own & ADVANCED_OPTIONS)} more"] if own & ADVANCED_OPTIONS else []
     more += [f"the {len(_training_parser()._option_names)} fields of TrainingArguments"] if trains else []
     shown = parser.add_argument_group("help")
-    shown.add_argument("-h", "--help", action="help", help="These options.")
+    shown.add_argument("-h", "--help", action="help", help="Show this help.")
     if more:
         shown.add_argument(
             "--help-all", nargs=0, action=_HelpAll, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-            help=f"All options: {' and '.join(more)}.",
+            help=f"Show all options: {' and '.join(more)}.",
         )  # fmt: skip
     return parser
 
@@ -150,50 +156,50 @@ def parse(
     parser: CommandParser,
     arguments: Sequence[str],
     command: str,
-    decided: Mapping[str, str],
-    elsewhere: Mapping[str, str] = {},
+    fixed: Mapping[str, str],
+    misplaced: Mapping[str, str] = {},
 ) -> tuple[Any, ...]:
-    """The dataclasses of a command line, and the training arguments that were given, as a dict.
+    """Parse a command line into dataclasses and a dict of the given training arguments.
 
     Args:
-        parser: Of [`make_parser`].
-        arguments: Of the command line, files of options replaced.
-        command: What messages call the command.
-        decided: Fields of TrainingArguments that the command decides itself, and what is said to who gives them.
-        elsewhere: Options that belong elsewhere, and what is said of them.
+        parser: Parser from [`make_parser`].
+        arguments: Command-line arguments after the expansion of option files.
+        command: Name of the command in error messages.
+        fixed: Fields of TrainingArguments that the command sets itself, with the remedy.
+        misplaced: Options that belong elsewhere, with the end of the error message.
 
     Raises:
-        ValueError: An option that neither has, or a value that does not fit.
+        ValueError: An option is unknown, or a value is invalid.
     """
     *parsed, rest = parser.parse_args_into_dataclasses(
         list(arguments), return_remaining_strings=True, look_for_args_file=False
     )
     for option in rest:
-        if option in elsewhere:
-            raise ValueError(f"{option} {elsewhere[option]}")
+        if option in misplaced:
+            raise ValueError(f"{option} {misplaced[option]}")
     training = training_arguments(rest, command, parser)
     for name in training:
-        if name in decided:
-            raise ValueError(f"--{name} is decided by {command} itself{decided[name]}")
+        if name in fixed:
+            raise ValueError(f"--{name} is set by {command}: {fixed[name]}.")
     return (*parsed, training)
 
 
-def with_file(arguments: Sequence[str]) -> list[str]:
-    """Arguments with a file of options, their first one, replaced by these; options behind it override them.
+def expand_option_file(arguments: Sequence[str]) -> list[str]:
+    """Replace an option file, the first argument, by its options. The options after it take precedence.
 
     Raises:
-        ValueError: The file does not hold options.
+        ValueError: The file does not contain options.
     """
     given = list(arguments)
-    if not given or not given[0].endswith(FILES):
+    if not given or not given[0].endswith(OPTION_FILES):
         return given
     text = Path(given[0]).read_text(encoding="utf-8")
     try:
         options = yaml.safe_load(text)  # JSON is YAML
     except yaml.YAMLError as error:
-        raise ValueError(f"{given[0]} is no YAML: {str(error).splitlines()[0]}.") from None
+        raise ValueError(f"{given[0]} is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(options, dict):
-        raise ValueError(f"{given[0]} must hold options, one a line, as `name: value`.")
+        raise ValueError(f"{given[0]} must contain options as lines of the form `name: value`.")
     found: list[str] = []
     for name, value in options.items():
         if value is None:
@@ -203,17 +209,22 @@ def with_file(arguments: Sequence[str]) -> list[str]:
     return found + given[1:]
 
 
-def with_name(arguments: Sequence[str], option: str) -> list[str]:
-    """Arguments whose first one may be a name, the value of `option`, and the next one a file of options."""
+def expand_arguments(arguments: Sequence[str], option: str) -> list[str]:
+    """Expand an optional positional argument, the value of `option`, and an optional option file after it."""
     given = list(arguments)
-    if not given or given[0].startswith("-") or given[0].endswith(FILES):
-        return with_file(given)
-    return [*with_file(given[1:]), option, given[0]]
+    if not given or given[0].startswith("-") or given[0].endswith(OPTION_FILES):
+        return expand_option_file(given)
+    return [*expand_option_file(given[1:]), option, given[0]]
 
 
 def _training_parser() -> Any:
-    """A parser of the fields of TrainingArguments, which keeps those only that are given."""
-    parser: Any = CommandParser([TrainingArguments], allow_abbrev=False, add_help=False, formatter_class=ShortHelp)  # type: ignore[list-item]
+    """Create a parser of the fields of TrainingArguments that returns only those that are given."""
+    parser: Any = CommandParser(
+        [TrainingArguments],  # type: ignore[list-item]
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=CompactHelpFormatter,
+    )
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
@@ -222,10 +233,10 @@ def _training_parser() -> Any:
 
 
 def training_arguments(rest: Sequence[str], command: str, parser: CommandParser) -> dict[str, Any]:
-    """What was given of the fields of TrainingArguments.
+    """Parse the fields of TrainingArguments among the arguments that `parser` did not recognize.
 
     Raises:
-        ValueError: Another option.
+        ValueError: There are other options among them.
     """
     trainer = _training_parser()
     found, unknown = trainer.parse_known_args(list(rest)) if parser.trains else (argparse.Namespace(), list(rest))
@@ -235,6 +246,6 @@ def training_arguments(rest: Sequence[str], command: str, parser: CommandParser)
         }
         near = difflib.get_close_matches(unknown[0], own, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options."
-        fields = " and no field of TrainingArguments" if parser.trains else ""
-        raise ValueError(f"{unknown[0]} is no option of {command}{fields}: {hint}")
+        fields = " or a field of TrainingArguments" if parser.trains else ""
+        raise ValueError(f"{unknown[0]} is not an option of {command}{fields}: {hint}")
     return vars(found)

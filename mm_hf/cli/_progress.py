@@ -1,4 +1,4 @@
-"""How far a comparison or a training is: a table or a bar that fills up on a terminal, lines elsewhere."""
+"""Progress of a comparison or a training run: a live table or a progress bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..comparison import Run
 
 
 def quiet() -> None:
-    """No bars for each data set and each file: commands tell themselves how far they are."""
+    """Disable the progress bars of Transformers and Datasets, since commands report their own progress."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
 
-class Training(TrainerCallback):
-    """Tells how far a training is: a bar on a terminal, and a line at each evaluation or, without any, each log.
+class TrainingProgress(TrainerCallback):
+    """Progress of a training run: a bar on a terminal, and a line per evaluation, or per log without evaluations.
 
     Args:
-        console: Where it is shown.
+        console: Console for the output.
     """
 
     def __init__(self, console: Console):
@@ -54,8 +54,7 @@ class Training(TrainerCallback):
             return
         if "loss" in logs:
             self.logged = dict(logs)
-        said = "loss" in logs and args.eval_strategy == "no"
-        if said or "eval_loss" in logs:
+        if "eval_loss" in logs or ("loss" in logs and args.eval_strategy == "no"):
             at = f"epoch {state.epoch or 0:.4g}, step {state.global_step} of {state.max_steps}"
             parts = [at, _losses(self.logged), _validation(logs), f"{time.perf_counter() - self._began:.0f} s"]
             self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
@@ -83,12 +82,12 @@ def _validation(logs: Mapping[str, Any]) -> str:
 
 
 class ProgressTable:
-    """One row a method, one column a seed.
+    """Progress of a comparison, with one row per method and one column per seed.
 
     Args:
-        methods: Names, in order.
-        seeds: In order.
-        console: Where it is shown. Default: the standard output.
+        methods: Names of the methods, in order.
+        seeds: Seeds, in order.
+        console: Console for the output. Default: standard output.
     """
 
     def __init__(self, methods: Sequence[str], seeds: Sequence[int], console: Console | None = None):
@@ -110,16 +109,16 @@ class ProgressTable:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, method: str, seed: int, said: str) -> None:
-        """A run goes on: a few words on how far it is."""
-        self.cells[method, seed] = said if self._live is None else said.splitlines()[0]
+    def update(self, method: str, seed: int, status: str) -> None:
+        """Show the status of a run, such as "40 %"."""
+        self.cells[method, seed] = status if self._live is None else status.splitlines()[0]
         if self._live is not None:
             self._live.update(self._table())
-        elif said.startswith("not possible"):
-            self._print(f"{method}, seed {seed}: {said}")
+        elif status.startswith("not possible"):
+            self._print(f"{method}, seed {seed}: {status}")
 
-    def finished(self, run: Run) -> None:
-        """A run has ended, now or in an earlier start."""
+    def finish(self, run: Run) -> None:
+        """Show the result of a run that finished now or before an interruption."""
         self.done += 1
         accuracy, seconds = run.metrics["accuracy"], run.metrics["train_seconds"]
         self.cells[run.method, run.seed] = f"{100 * accuracy:.1f} %"

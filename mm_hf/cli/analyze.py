@@ -1,4 +1,4 @@
-"""Measure one trained model: accuracy, calibration, robustness, unknown classes, embedding space."""
+"""Evaluate one trained model: accuracy, calibration, robustness, unknown classes, embedding space."""
 
 from __future__ import annotations
 
@@ -13,49 +13,47 @@ from transformers.utils import cached_file
 from ..comparison import Comparison, EvaluationOptions, Run, evaluate_model, write_report
 from ..comparison.compare import describe
 from ..comparison.run import weights_digest
+from ..comparison.task import FIXED_ARGUMENTS
 from ..data.build import ModelOptions, build_task
 from ..data.splits import DataOptions
 from ..methods import Mixing
 from ..training.hub import MIXING_FILE, load_mixing
-from ._options import ALIKE, make_parser, parse, with_name
+from ._options import RobustnessOptions, expand_arguments, make_parser, parse
 from ._progress import quiet
 
 USAGE = "mm-hf analyze MODEL [OPTIONS.yaml] --dataset_name NAME [--output_dir DIR] [options]"
-DESCRIPTION = """Tests a trained classifier of images or texts and writes DIR/report.html, with the figures and pictures of
-mm-hf compare. MODEL is a directory or a Hub name, trained with mm_hf or not.
+DESCRIPTION = """\
+Evaluates a trained image or text classifier on a test set and writes DIR/report.html with the metrics and plots
+of mm-hf compare. MODEL is a directory or a Hub name. It need not be trained with mm_hf.
 
 example:
   mm-hf analyze comparison/runs/dense_multimix/seed-0/model --dataset_name digits --output_dir analysis"""
 EPILOG = (
-    "batches and precision: fields of TrainingArguments that tests heed, --per_device_eval_batch_size 64 --use_cpu ..."
+    "batch size, device and precision: fields of TrainingArguments, such as --per_device_eval_batch_size 64 --use_cpu"
 )
+FIXED = dict.fromkeys(FIXED_ARGUMENTS, "remove it")
 
 
 @dataclass
 class AnalyzeOptions:
-    """What is written, and what is measured beside the figures of the predictions."""
+    """Output of the evaluation."""
 
-    output_dir: str = field(default="analysis", metadata={"help": "For report and figures."})
-    robustness_samples: int = field(
-        default=500, metadata={"help": "Test images that are attacked and corrupted; 0: none."}
-    )
-    epsilon: float = field(
-        default=8 / 255, metadata={"help": "Largest change by FGSM, of pixels in [0, 1]. Default: 8/255."}
-    )
+    output_dir: str = field(default="analysis", metadata={"help": "Directory for the report."})
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Analyze a model as the arguments say."""
+    """Evaluate a model from command-line arguments."""
     parser = make_parser(
-        "analyze", USAGE, DESCRIPTION, EPILOG, report=AnalyzeOptions, data=DataOptions, model=ModelOptions
-    )
-    given = with_name(arguments, "--model_name_or_path")
-    options, data, model, training = parse(parser, given, "mm-hf analyze", ALIKE)
+        "analyze", USAGE, DESCRIPTION, EPILOG,
+        report=AnalyzeOptions, robustness=RobustnessOptions, data=DataOptions, model=ModelOptions,
+    )  # fmt: skip
+    given = expand_arguments(arguments, "--model_name_or_path")
+    options, robustness, data, model, training = parse(parser, given, "mm-hf analyze", FIXED)
     if model.model_name_or_path is None:
-        raise ValueError("Say which model: mm-hf analyze MODEL, a directory or a Hub name.")
+        raise ValueError("MODEL is missing: mm-hf analyze MODEL requires a directory or a Hub name.")
     quiet()
     directory = Path(options.output_dir)
-    measures = EvaluationOptions(options.robustness_samples, options.epsilon)
+    measures = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
     task = build_task(data, model, training, trained=True)
     transformers.utils.logging.set_verbosity_error()
     trained: Any = task.model_init()
@@ -79,7 +77,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def name_of(model: str) -> str:
-    """What a report calls a model: the last part of its name that says something."""
+    """Return the name of a model in a report: the method and seed of a run of a comparison, or the last path component.
+
+    Example:
+        >>> name_of("comparison/runs/mixup/seed-0/model"), name_of("google/vit-base-patch16-224")
+        ('mixup, seed 0', 'vit-base-patch16-224')
+    """
     parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
     if len(parts) >= 3 and parts[-1] == "model" and parts[-2].startswith("seed-"):
         return f"{parts[-3]}, {parts[-2].replace('-', ' ')}"
@@ -87,6 +90,6 @@ def name_of(model: str) -> str:
 
 
 def _mixing(model: str, hub: dict[str, Any]) -> Mixing | None:
-    """The method that the model was trained with, if it says so."""
+    """Return the method that the model was trained with, or None if the model has no mixing.json."""
     found = cached_file(model, MIXING_FILE, _raise_exceptions_for_missing_entries=False, **hub)
     return None if found is None else load_mixing(Path(found).parent)

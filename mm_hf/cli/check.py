@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from ..data.dummy_inputs import example_batch, load, task_of
+from ..data.dummy_inputs import example_batch, load, detect_task
 from ..evaluation.model_check import MIXED, ModelCheck, check_model, within_rounding
 from ..methods import ERM, METHODS, get_method
-from ._options import make_parser, parse, with_name
+from ._options import expand_arguments, make_parser, parse
 from ._progress import quiet
 
 USAGE = "mm-hf check MODEL [OPTIONS.yaml] [--task image|text|audio] [--mixing METHOD] [options]"
@@ -51,7 +51,7 @@ class CheckOptions:
 def main(arguments: Sequence[str]) -> int:
     """Check a model as the arguments say."""
     parser = make_parser("check", USAGE, DESCRIPTION, EPILOG, trains=False, check=CheckOptions)
-    options, _ = parse(parser, with_name(arguments, "--model"), "mm-hf check", {})
+    options, _ = parse(parser, expand_arguments(arguments, "--model"), "mm-hf check", {})
     if options.model is None:
         raise ValueError("Say which model: mm-hf check MODEL, a directory or a Hub name.")
     get_method(options.mixing)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     quiet()
     transformers.utils.logging.set_verbosity_error()
     hub = {"revision": options.model_revision, "cache_dir": options.cache_dir, "token": options.token}
-    task = options.task or task_of(options.model, **hub)
+    task = options.task or detect_task(options.model, **hub)
     model, processor = load(options.model, task, **hub)
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     batch, other = (

@@ -1,4 +1,4 @@
-"""Train one model with one method, test it once, and leave a plain model."""
+"""Train one model with one method, evaluate it on the test set, and save a plain Transformers model."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from ..data.splits import DataOptions
 from ..methods import METHODS, Mixing, get_method
 from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.hub import MIXING_FILE, load_mixing
-from ._options import SMALL_VIT, TRAINING, make_parser, parse, with_file
-from ._progress import Training, quiet
+from ._options import SMALL_VIT, TRAINING, expand_option_file, make_parser, parse
+from ._progress import TrainingProgress, quiet
 
 USAGE = """mm-hf train [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                    [--mixing METHOD and its settings] [--output_dir DIR] [options]"""
-DESCRIPTION = f"""Trains a classifier of images or texts with a mixing method, tests it once, and leaves in DIR a plain Transformers
-model with its processor or tokenizer and mixing.json. OPTIONS.yaml holds options as `name: value`.
+DESCRIPTION = f"""\
+Trains an image or text classifier with a mixing method, evaluates it on the test set once, and saves to DIR a plain
+Transformers model with its processor or tokenizer and mixing.json. OPTIONS.yaml contains options as lines
+`name: value`.
 
-example, which needs no download:
+example without downloads:
   mm-hf train --dataset_name digits {SMALL_VIT} \\
     --mixing dense_multimix --num_mixed 1000 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
 EPILOG = f"""methods: {", ".join(sorted(METHODS))}
-  --mixing METHOD --help shows the settings of another one; erm is plain training.
+  --mixing METHOD --help shows the settings of a method; erm is plain training.
 
 {TRAINING}
-  --resume_from_checkpoint   goes on from the newest checkpoint in DIR, one an epoch is kept
-  --report_to tensorboard    or trackio, wandb, ...: the terms of the loss, the figures, the maps of attention
+  --resume_from_checkpoint   resume from the newest complete checkpoint in DIR
+  --report_to tensorboard    log the loss terms, metrics and attention maps; also trackio, wandb, ...
   --push_to_hub --hub_model_id NAME"""
 NAMES = {
     "accuracy": ("accuracy", "%"), "macro_f1": ("macro F1", "%"), "nll": ("NLL", "nats"), "brier": ("Brier score", ""),
@@ -47,35 +49,36 @@ NAMES = {
 
 @dataclass
 class TrainOptions:
-    """The method, and what is written."""
+    """Method and output of a training run."""
 
     mixing: str = field(
-        default="dense_multimix", metadata={"help": "The method, or erm for plain training. See below."}
+        default="dense_multimix", metadata={"help": "Mixing method, or erm for plain training. See below."}
     )
-    output_dir: str = field(default="trained", metadata={"help": "For the model and its checkpoints."})
+    output_dir: str = field(default="trained", metadata={"help": "Directory for the model and its checkpoints."})
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Go on from a checkpoint; without a name: the newest one.", "nargs": "?", "const": "last"},
+        metadata={"help": "Checkpoint to resume from. Without a value: the newest.", "nargs": "?", "const": "last"},
     )
     attention_map_steps: int = field(
         default=0,
-        metadata={"help": "Draw what weighs the labels every so many steps, for --report_to. Default: never."},
+        metadata={"help": "Log attention maps every N steps to --report_to. Default: never."},
     )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train a model as the arguments say."""
-    given = with_file(arguments)
-    method = get_method(_chosen(given))
+    """Train a model from command-line arguments."""
+    given = expand_option_file(arguments)
+    method = get_method(_method_name(given))
     settings: dict[str, Any] = {f"settings of {method.name}": method} if fields(method) else {}
     parser = make_parser(
         "train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **settings, data=DataOptions, model=ModelOptions
     )
-    options, *found, training = parse(parser, given, "mm-hf train", {}, _of_others(method))
+    options, *found, training = parse(parser, given, "mm-hf train", {}, _other_settings(method))
     mixing, data, model = found if settings else (method(), *found)
     if data.ood_dataset_name is not None:
         raise ValueError(
-            "--ood_dataset_name is for tests of a trained model: mm-hf analyze MODEL --ood_dataset_name ..."
+            "--ood_dataset_name applies to the evaluation of a trained model: "
+            "use mm-hf analyze MODEL --ood_dataset_name ..."
         )
     args = training_arguments(options, training)
     checkpoint = _checkpoint(options, mixing, args)
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         transformers.utils.logging.set_verbosity_error()
     task = build_task(data, model)
     console = Console()
-    trainer = task.trainer(args, mixing, callbacks=[Training(console)])
+    trainer = task.trainer(args, mixing, callbacks=[TrainingProgress(console)])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if options.attention_map_steps:
@@ -108,49 +111,49 @@ def main(arguments: Sequence[str]) -> int:
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console.print(_table(metrics, len(task.test_dataset)))
-        console.print(_ending(args, task.settings["inputs"]), markup=False, highlight=False, soft_wrap=True)
+        console.print(_closing_message(args, task.settings["inputs"]), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def training_arguments(options: TrainOptions, given: dict[str, Any]) -> TrainingArguments:
-    """The training arguments: those given, and else a log, an evaluation and a checkpoint an epoch.
+    """Return the given training arguments with defaults: log, evaluate and save a checkpoint after each epoch.
 
     Raises:
-        ValueError: Transformers refuses them, or a tracker is not installed.
+        ValueError: A value is invalid, or a tracker is not installed.
     """
-    for name in ("do_train", "do_eval", "do_predict"):  # files of options for the example scripts have them
+    for name in ("do_train", "do_eval", "do_predict"):  # option files for the example scripts contain them
         if not given.pop(name, True):
-            raise ValueError(f"--{name} cannot be switched off: mm-hf train trains, validates and tests.")
-    usual: dict[str, Any] = {"save_total_limit": 1, "disable_tqdm": False}
-    usual["dataloader_pin_memory"] = torch.cuda.is_available()
-    for what in ("logging", "eval", "save"):
-        usual[f"{what}_strategy"] = "steps" if f"{what}_steps" in given else "epoch"
-    args = TrainingArguments(output_dir=options.output_dir, **{**usual, **given})
+            raise ValueError(f"--{name} must not be False: mm-hf train always trains, validates and tests.")
+    defaults: dict[str, Any] = {"save_total_limit": 1, "disable_tqdm": False}
+    defaults["dataloader_pin_memory"] = torch.cuda.is_available()
+    for event in ("logging", "eval", "save"):
+        defaults[f"{event}_strategy"] = "steps" if f"{event}_steps" in given else "epoch"
+    args = TrainingArguments(output_dir=options.output_dir, **{**defaults, **given})
     for tracker in args.report_to or ():
         installed = get_available_reporting_integrations()
         if tracker not in installed:
             raise ValueError(
-                f"--report_to {tracker} is not installed or unknown to Transformers; installed are "
+                f"--report_to {tracker} is not an installed tracker. Installed trackers: "
                 f"{', '.join(installed) or 'none'} (pip install tensorboard or trackio)."
             )
     return args
 
 
-def _chosen(arguments: Sequence[str]) -> str:
-    """The value of --mixing."""
+def _method_name(arguments: Sequence[str]) -> str:
+    """Return the value of --mixing."""
     first: Any = HfArgumentParser([TrainOptions], add_help=False, allow_abbrev=False)  # type: ignore[list-item]
     return first.parse_known_args(list(arguments))[0].mixing
 
 
-def _of_others(method: type[Mixing]) -> dict[str, str]:
-    """The settings of the other methods, and what is said to who gives them with this one."""
+def _other_settings(method: type[Mixing]) -> dict[str, str]:
+    """Return the settings that only other methods have, each with the end of its error message."""
     own = {f.name for f in fields(method)}
     owners: dict[str, list[str]] = {}
     for name, other in METHODS.items():
         for f in fields(other):
             if f.name not in own:
                 owners.setdefault(f"--{f.name}", []).append(name)
-    has = f"which has {', '.join(sorted(own))}" if own else "which has no settings"
+    has = f"whose settings are {', '.join(sorted(own))}" if own else "which has no settings"
     return {
         option: f"is a setting of {' and '.join(names)}, not of --mixing {method.name}, {has}."
         for option, names in owners.items()
@@ -158,39 +161,45 @@ def _of_others(method: type[Mixing]) -> dict[str, str]:
 
 
 def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) -> str | None:
-    """The checkpoint to go on from, if one is asked for.
+    """Return the checkpoint to resume from, or None.
 
     Raises:
-        ValueError: There is none, it was trained with another method, or it is in the way of a new training.
+        ValueError: The checkpoint does not exist or was trained with another method, or the output directory of a new
+            training run has checkpoints.
     """
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
     if given is None:
-        there = list_checkpoints(directory)
-        if there:
+        existing = list_checkpoints(directory)
+        if existing:
             raise ValueError(
-                f"{directory} has {there[0].name} of an earlier training: give --resume_from_checkpoint to go on from "
-                "there, or another --output_dir."
+                f"{directory} contains {existing[0].name} of an earlier training run: resume it with "
+                "--resume_from_checkpoint, or choose another --output_dir."
             )
         return None
-    of_this_process = {"process": args.process_index, "processes": args.world_size, "model_only": args.save_only_model}
-    checkpoint = last_complete_checkpoint(directory, **of_this_process) if given == "last" else Path(given)
-    if checkpoint is None or not checkpoint.is_dir():
-        raise ValueError(
-            f"--resume_from_checkpoint: there is no checkpoint in {directory}, or none that is whole."
-            if checkpoint is None
-            else f"--resume_from_checkpoint {checkpoint} is no directory: give one, or leave the name out for the newest."
+    if given == "last":
+        found = last_complete_checkpoint(
+            directory, process=args.process_index, processes=args.world_size, model_only=args.save_only_model
         )
-    if (checkpoint / MIXING_FILE).exists() and load_mixing(checkpoint) != mixing:
+        if found is None:
+            raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
+    else:
+        found = Path(given)
+        if not found.is_dir():
+            raise ValueError(
+                f"--resume_from_checkpoint {found} is not a directory: give a checkpoint, or omit the value to use the "
+                "newest one."
+            )
+    if (found / MIXING_FILE).exists() and load_mixing(found) != mixing:
         raise ValueError(
-            f"{checkpoint} was trained with {load_mixing(checkpoint)}, and the options say {mixing}: give the same method "
-            "and settings."
+            f"{found} was trained with {load_mixing(found)}, but the options give {mixing}: use the same method and "
+            "settings."
         )
-    return str(checkpoint)
+    return str(found)
 
 
 def _table(metrics: dict[str, float], examples: int) -> Table:
     table = Table(title=f"{examples:,} test examples", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("figure")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     for name, (said, unit) in NAMES.items():
         value = metrics.get(f"test_{name}")
@@ -200,10 +209,10 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
     return table
 
 
-def _ending(args: TrainingArguments, kind: str) -> str:
-    loads = f"{CLASSES[kind].__name__}.from_pretrained('{args.output_dir}')"
+def _closing_message(args: TrainingArguments, kind: str) -> str:
     lines = [
-        f"Wrote {args.output_dir}: a plain Transformers model, which {loads} loads; {MIXING_FILE}; test_results.json."
+        f"Wrote the model, {MIXING_FILE} and test_results.json to {args.output_dir}. Load the model with",
+        f"    {CLASSES[kind].__name__}.from_pretrained({str(args.output_dir)!r})",
     ]
     if args.push_to_hub:
         lines.append(f"Pushed to {args.hub_model_id or Path(str(args.output_dir)).name} on the Hub.")

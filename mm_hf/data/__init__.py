@@ -1,1 +1,1 @@
-"""Data sets, processors and models by the names a person gives them, made into a task for a comparison."""
+"""Data sets, processors and models by name, combined into a task for training or a comparison."""

@@ -1,4 +1,4 @@
-"""A task for a comparison, from the names of a data set and a model."""
+"""Build a task for training or a comparison from the names of a data set and a model."""
 
 from __future__ import annotations
 
@@ -20,46 +20,48 @@ SPLITS = ("train", "validation", "test", "ood")
 
 @dataclass
 class ModelOptions:
-    """Which model."""
+    """Model to train or evaluate."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pretrained model: a Hub name or a directory."}
+        default=None, metadata={"help": "Pretrained model: a Hub name or a directory."}
     )
     model_type: str | None = field(
-        default=None, metadata={"help": "From scratch: an architecture, such as vit or bert."}
+        default=None, metadata={"help": "Architecture of a model trained from scratch, such as vit or bert."}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Its settings: hidden_size=64,image_size=8,... or JSON."}
+        default=None,
+        metadata={"help": "Configuration of a model trained from scratch: hidden_size=64,image_size=8,... or JSON."},
     )
-    tokenizer_name: str | None = field(default=None, metadata={"help": "If not the model's own."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "If not the model's own."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the model's."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace a head for another number of classes."}
+        default=False, metadata={"help": "Replace the head if its number of classes differs."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    token: str | None = field(default=None, metadata={"help": "For the Hub, if not that of `hf auth login`."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Directory for downloads."})
+    token: str | None = field(
+        default=None, metadata={"help": "Hub token. Default: the token stored by `hf auth login`."}
+    )
 
     @property
     def hub(self) -> dict[str, Any]:
-        """What each `from_pretrained` is told of the Hub."""
+        """Keyword arguments of `from_pretrained` that concern the Hub."""
         return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
 
 
 def build_task(
     data: DataOptions, model: ModelOptions, training_args: dict[str, Any] | None = None, *, trained: bool = False
 ) -> Task:
-    """The task that the options describe: images or texts, by what the data set has.
+    """Build a task of image or text classification; the columns of the data set determine which.
 
     Args:
-        data: Which examples.
-        model: Which model.
+        data: Data options.
+        model: Model options.
         training_args: Fields of `TrainingArguments`.
-        trained: The model is a trained one that is only tested: its classes are those of the test examples, and nothing
-            else is prepared.
+        trained: The model is trained and only evaluated: use its class indices, and prepare only the test examples.
 
     Raises:
-        ValueError: Options are missing or do not fit each other; the message says which.
+        ValueError: Options are missing or contradict each other.
 
     Example:
         >>> from mm_hf.data.splits import DataOptions
@@ -71,7 +73,8 @@ def build_task(
     """
     if model.model_name_or_path is None and model.model_type is None:
         raise ValueError(
-            "Say which model: --model_name_or_path for a pretrained one, or --model_type (vit, bert, ...) from scratch."
+            "The model is missing: give --model_name_or_path for a pretrained model, or --model_type (vit, bert, ...) "
+            "to train from scratch."
         )
     splits = load_splits(data, cache_dir=model.cache_dir, token=model.token)
     make = _task_of_images if splits.kind == "image" else _task_of_texts
@@ -96,10 +99,10 @@ def build_task(
         "class_names": splits.class_names,
     }
     task = make(splits, data, model, common, trained)
-    if (
-        training_args is not None
-    ):  # not else: of several TrainingArguments in a process, the last ones decide on devices
-        task.arguments("unused", 0)  # what TrainingArguments refuses, it refuses now
+    # Validate the training arguments early. Without arguments, create none: the last TrainingArguments of a process
+    # determine its devices.
+    if training_args is not None:
+        task.arguments("unused", 0)
     return task
 
 

@@ -1,4 +1,4 @@
-"""A model by name, and a small batch for it that needs no data set: noise, or a few sentences."""
+"""Models by name, and small batches of noise or sample sentences for them."""
 
 from __future__ import annotations
 
@@ -24,49 +24,62 @@ SENTENCES = (
     "The soup was cold and the waiter colder.",
     "I would see it again tomorrow, and take my children with me.",
 )
-LONGEST = 64  # tokens
-SECONDS = 1.0  # of the longest waveform
+MAX_TOKENS = 64
+SECONDS = 1.0  # maximum duration of a waveform
 PROCESSORS: dict[str, Any] = {"image": AutoImageProcessor, "text": AutoTokenizer, "audio": AutoFeatureExtractor}
 
 
-def task_of(name_or_path: str, **hub: Any) -> str:
-    """What a model classifies, by its configuration: "image", "text" or "audio".
+def detect_task(name_or_path: str, **hub: Any) -> str:
+    """Return the task of a model according to its configuration: "image", "text" or "audio" classification.
+
+    Args:
+        name_or_path: Hub name or directory.
+        hub: Keyword arguments of `from_pretrained` that concern the Hub.
 
     Raises:
-        ValueError: It is of an architecture that classifies nothing, or several things and does not say which.
+        ValueError: The architecture supports none of the tasks, or several and the configuration does not name a class.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
-    fitting = {}
+    supported = {}
     for task, auto in CLASSES.items():
         if type(config) in auto._model_mapping:
             found = auto._model_mapping[type(config)]
-            fitting[task] = {cls.__name__ for cls in (found if isinstance(found, (list, tuple)) else [found])}
-    named = [task for task, names in fitting.items() if names & set(config.architectures or ())]
-    if len(named) == 1 or len(fitting) == 1:
-        return (named or list(fitting))[0]
-    if not fitting:
+            supported[task] = {cls.__name__ for cls in (found if isinstance(found, (list, tuple)) else [found])}
+    named = [task for task, names in supported.items() if names & set(config.architectures or ())]
+    if len(named) == 1 or len(supported) == 1:
+        return (named or list(supported))[0]
+    if not supported:
         raise ValueError(
-            f"{name_or_path} is a {config.model_type}, for which Transformers has no class that classifies images, texts or "
-            "audio: mm-hf models lists those that it has."
+            f"{name_or_path} is a {config.model_type}, for which Transformers has no image, text or audio "
+            "classification class: mm-hf models lists the supported classes."
         )
-    raise ValueError(f"{name_or_path} may classify {' or '.join(fitting)}: give --task.")
+    raise ValueError(f"{name_or_path} supports the tasks {' and '.join(supported)}: choose one with --task.")
 
 
 def load(name_or_path: str, task: str, **hub: Any) -> tuple[Any, Any]:
-    """A classification model in evaluation mode, and its processor, tokenizer or feature extractor; None without one.
+    """Load a classification model in evaluation mode, and its processor, tokenizer or feature extractor.
+
+    Args:
+        name_or_path: Hub name or directory.
+        task: "image", "text" or "audio".
+        hub: Keyword arguments of `from_pretrained` that concern the Hub.
+
+    Returns:
+        The model, and its processor or None if it has none.
 
     Raises:
-        ValueError: The model does not classify such inputs.
+        ValueError: The architecture does not support the task.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if type(config) not in CLASSES[task]._model_mapping:
         raise ValueError(
-            f"{name_or_path} is a {config.model_type}, which does not classify {task}s: give another --task."
+            f"{name_or_path} is a {config.model_type}, which does not support {task} classification: choose another "
+            "--task."
         )
     model = CLASSES[task].from_pretrained(name_or_path, **hub).eval()
     try:
         processor = PROCESSORS[task].from_pretrained(name_or_path, **hub)
-    except (OSError, ValueError, KeyError):  # a directory with a model alone
+    except (OSError, ValueError, KeyError):  # the directory contains only the model
         processor = None
     if task == "text" and processor is not None and processor.pad_token is None:
         processor.pad_token = processor.eos_token
@@ -76,18 +89,17 @@ def load(name_or_path: str, task: str, **hub: Any) -> tuple[Any, Any]:
 
 
 def example_batch(model: Any, processor: Any, task: str, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """A batch as the model's forward takes it, with random labels; the same one for a seed.
+    """Create a batch of inputs and random labels for a model. The same seed gives the same batch.
 
     Args:
-        model: Of [`load`].
-        processor: Likewise. None: noise and random words of the sizes in the model's configuration.
+        model: Model from [`load`].
+        processor: Processor from [`load`]. None: use noise or random tokens with the sizes of the configuration.
         task: "image", "text" or "audio".
-        size: Examples.
-        seed: Of noise, lengths and labels.
+        size: Batch size.
+        seed: Seed of the noise, the lengths and the labels.
 
     Raises:
-        ValueError: Audio without a feature extractor, for a model that does not take waveforms; or a tokenizer that does
-            not belong to the model.
+        ValueError: The model requires a feature extractor and has none, or the tokenizer does not match the model.
 
     Example:
         >>> from transformers import ViTConfig, ViTForImageClassification
@@ -127,12 +139,14 @@ def _texts(model: Any, tokenizer: Any, size: int, random: np.random.Generator) -
     config = model.config.get_text_config()
     if tokenizer is not None:
         texts = [SENTENCES[int(random.integers(len(SENTENCES)))] for _ in range(size)]
-        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+        longest = min(
+            tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or MAX_TOKENS, MAX_TOKENS
+        )
         found = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         if int(found["input_ids"].max()) >= config.vocab_size:
             raise ValueError(
-                f"The tokenizer beside the model gives token ids up to {int(found['input_ids'].max())}, and the model knows "
-                f"{config.vocab_size}: they do not belong together."
+                f"The tokenizer does not match the model: it returns token ids up to {int(found['input_ids'].max())}, "
+                f"but the vocabulary of the model has {config.vocab_size} tokens."
             )
         return found
     length = min(24, getattr(config, "max_position_embeddings", None) or 24)
@@ -150,8 +164,8 @@ def _sounds(model: Any, extractor: Any, size: int, random: np.random.Generator) 
         return extractor(waves, sampling_rate=rate, padding=True, return_tensors="pt")
     if model.main_input_name != "input_values":
         raise ValueError(
-            f"{type(model).__name__} takes {model.main_input_name}, which a feature extractor makes, and there is none beside "
-            "the model: save one there (preprocessor_config.json)."
+            f"{type(model).__name__} requires a feature extractor for {model.main_input_name}, but has none: save one "
+            "with the model (preprocessor_config.json)."
         )
     return {"input_values": torch.stack([torch.from_numpy(wave[: min(lengths)]) for wave in waves])}
 

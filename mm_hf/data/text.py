@@ -1,4 +1,4 @@
-"""Rows with texts to what a text model takes."""
+"""Tokenization of text data sets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ def tokenize(
     *,
     pad_to_max_length: bool = False,
 ) -> Any:
-    """Rows with `input_ids` and the like and `labels`.
+    """Tokenize a data set and return it with the tokenizer's outputs and `labels`.
 
     Args:
         rows: A `datasets.Dataset`.
-        columns: One column with texts, or two for pairs.
-        label: The column with class indices, or whatever the labels are; None: there is none.
-        tokenizer: The model's.
-        max_length: Texts are cut to so many tokens. Default: what the tokenizer says its model takes.
-        pad_to_max_length: Pad all texts to that length. Without it they are not padded: that is for the collator.
+        columns: Column with texts, or two columns for pairs of texts.
+        label: Column with labels, or None.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens; longer texts are truncated. Default: the tokenizer's `model_max_length`.
+        pad_to_max_length: Pad all texts to `max_length`. Otherwise the collator pads each batch.
 
     Raises:
-        ValueError: There are more than two columns of texts.
+        ValueError: There are not one or two text columns.
     """
     if len(columns) not in (1, 2):
         raise ValueError(
-            f"--text_column_names must be one column, or two for pairs, got {', '.join(columns) or 'none'}."
+            f"--text_column_names must be one column, or two for pairs of texts, but is "
+            f"{', '.join(columns) or 'empty'}."
         )
 
     def change(batch: dict[str, list[Any]]) -> dict[str, Any]:

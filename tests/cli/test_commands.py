@@ -1,4 +1,4 @@
-"""The command line: help that is read to the end, errors that are sentences, texts and folders of images."""
+"""Command line: help texts, error messages, option files, texts and directories of images."""
 
 import io
 import json
@@ -18,16 +18,16 @@ from mm_hf.data.splits import DataOptions, align, load_splits
 from tests.helpers.commands import OPTIONS, read_results, refused
 
 
-def test_help_is_quick_and_complete():
+def test_help_lists_all_commands_without_importing_torch():
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "mm_hf", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "transformers" not in done.stderr and "| torch" not in done.stderr
-    for name, says in commands().items():
-        assert f"{name}  " in done.stdout and says.endswith(".") and says in done.stdout
+    for name, description in commands().items():
+        assert f"{name}  " in done.stdout and description.endswith(".") and description in done.stdout
     assert set(commands()) >= {"analyze", "check", "compare", "models", "train"}
 
 
 @pytest.mark.parametrize("name", ["analyze", "check", "compare", "models", "train"])
-def test_the_help_of_a_command_is_short(name, capsys, monkeypatch):
+def test_command_help_is_short_and_help_all_is_complete(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
@@ -49,7 +49,7 @@ def test_the_help_of_a_command_is_short(name, capsys, monkeypatch):
         assert ("--max_test_samples N" in everything and "--weight_decay N" in everything) == trains
 
 
-def test_wrong_command_lines_are_refused_with_a_sentence(capsys, tmp_path):
+def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
     assert "did you mean compare?" in refused(capsys, "comapre")
     assert "the commands are analyze, check, compare, models, train." in refused(capsys, "fly")
     message = refused(capsys, "compare", *OPTIONS, "--methods", "erm", "nomix")
@@ -57,24 +57,26 @@ def test_wrong_command_lines_are_refused_with_a_sentence(capsys, tmp_path):
     message = refused(capsys, "compare", *OPTIONS, "--methods", "multimix:strength=2")
     assert "has no setting strength" in message and "num_mixed" in message
     message = refused(capsys, "compare", *OPTIONS, "--learnig_rate", "1")
-    assert "--learnig_rate is no option of mm-hf compare" in message and "did you mean --learning_rate?" in message
-    assert "--seed is decided by mm-hf compare itself, the same for all runs: give --seeds" in refused(
-        capsys, "compare", *OPTIONS, "--seed", "1"
+    assert "--learnig_rate is not an option of mm-hf compare or a field of TrainingArguments" in message
+    assert "did you mean --learning_rate?" in message
+    assert "--seed is set by mm-hf compare: use --seeds." in refused(capsys, "compare", *OPTIONS, "--seed", "1")
+    assert "--seed is set by mm-hf analyze: remove it." in refused(
+        capsys, "analyze", "model", "--dataset_name", "digits", "--seed", "1"
     )
-    assert "Say which model" in refused(capsys, "compare", "--dataset_name", "digits")
-    assert "Say what to train on" in refused(capsys, "compare", "--model_type", "vit")
-    assert "no architecture of Transformers" in refused(
+    assert "The model is missing" in refused(capsys, "compare", "--dataset_name", "digits")
+    assert "The data set is missing" in refused(capsys, "compare", "--model_type", "vit")
+    assert "is not an architecture of Transformers" in refused(
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )
     assert "invalid choice: 'some'" in refused(capsys, "compare", *OPTIONS, "--keep_models", "some")
     assert "baseline is 'plain'" in refused(
         capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
     )
-    assert "Say which model: mm-hf analyze MODEL" in refused(capsys, "analyze", "--dataset_name", "digits")
+    assert "mm-hf analyze MODEL requires a directory" in refused(capsys, "analyze", "--dataset_name", "digits")
     assert "No such file" in refused(capsys, "compare", tmp_path / "none.yaml")
 
 
-def test_data_without_a_test_split_is_refused_with_what_to_do(capsys, tmp_path):
+def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
     data = offline.load_digits()
     for split in ("train", "test"):
         where = tmp_path / ("train" if split == "train" else "validation")
@@ -85,7 +87,7 @@ def test_data_without_a_test_split_is_refused_with_what_to_do(capsys, tmp_path):
     given = ["--train_dir", str(tmp_path / "train"), "--validation_dir", str(tmp_path / "validation")]
     others = OPTIONS[2:]
     message = refused(capsys, "compare", *given, *others, "--output_dir", tmp_path / "out")
-    assert "no split 'test' to test on: the data set has train, validation" in message
+    assert "no test split 'test'; the splits are train, validation" in message
     assert "--test_split validation" in message
     options = dict(zip(["train_dir", "validation_dir"], given[1::2])) | {"test_split": "validation"}
     splits = load_splits(DataOptions(**options))
@@ -93,34 +95,34 @@ def test_data_without_a_test_split_is_refused_with_what_to_do(capsys, tmp_path):
     assert splits.kind == "image" and splits.class_names == ["digit-0", "digit-1"]
 
 
-def test_a_missing_package_names_the_extra(capsys, monkeypatch):
+def test_missing_package_error_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     message = refused(capsys, "compare", *OPTIONS)
-    assert "kornia is not installed" in message and "pip install 'mm-hf[analysis]'" in message
+    assert "kornia is required but not installed: pip install 'mm-hf[analysis]'" in message
 
 
-def test_files_of_options(tmp_path, capsys):
+def test_option_files(tmp_path, capsys):
     options = {"methods": ["erm", "multimix:alpha=[0.5,2],num_mixed=3"], "seeds": 1, "use_cpu": True, "nothing": None}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
     (tmp_path / "list.yaml").write_text("- 1\n")
-    from mm_hf.cli._options import with_file
+    from mm_hf.cli._options import expand_option_file
 
-    given = with_file([str(tmp_path / "options.yaml"), "--seeds", "2"])
+    given = expand_option_file([str(tmp_path / "options.yaml"), "--seeds", "2"])
     assert given == ["--methods", *options["methods"], "--seeds", "1", "--use_cpu", "True", "--seeds", "2"]
     assert as_methods(given[1:3])[options["methods"][1]].alpha == (0.5, 2)
-    assert "must hold options, one a line" in refused(capsys, "compare", tmp_path / "list.yaml")
+    assert "must contain options as lines" in refused(capsys, "compare", tmp_path / "list.yaml")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_board_fills_up_on_a_terminal_and_prints_lines_elsewhere(terminal, tmp_path):
+def test_progress_table_is_live_on_a_terminal_and_prints_lines_elsewhere(terminal, tmp_path):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     run = Run("erm", 0, {"accuracy": 0.9731, "nll": 0.1, "train_seconds": 2.0}, {}, [], [], "", tmp_path)
-    with ProgressTable(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as board:
-        board.update("erm", 0, "40 %")
-        first = board._table().columns[1]
+    with ProgressTable(["erm", "multimix:alpha=[1,2]"], [0, 1], console) as table:
+        table.update("erm", 0, "40 %")
+        first = table._table().columns[1]
         assert list(map(str, first.cells)) == ["40 %", "·"]
-        board.finished(run)
-        board.update("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
+        table.finish(run)
+        table.update("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
     text = console.file.getvalue()
     if terminal:
         assert "97.3 %" in text and "multimix:alpha=[1,2]" in text
@@ -160,11 +162,11 @@ def test_texts_are_compared_and_analyzed(reviews, tmp_path, capsys):
     assert "Robustness" not in report and "BertForSequenceClassification" in report
     best = out / "runs" / "erm" / "seed-0"
     assert main(["analyze", str(best / "model"), *options, "--output_dir", str(tmp_path / "one")]) == 0
-    there, here = (json.loads((p / "result.json").read_text())["metrics"] for p in (best, tmp_path / "one"))
-    assert here == {name: there[name] for name in here}
+    expected, found = (json.loads((p / "result.json").read_text())["metrics"] for p in (best, tmp_path / "one"))
+    assert found == {name: expected[name] for name in found}
 
 
-def test_columns_and_classes_are_found():
+def test_columns_and_classes_are_inferred():
     rows = {"question": ["a", "b"] * 4, "answer": ["c", "d"] * 4, "label": [7, 3] * 4}
     data = DatasetDict(train=Dataset.from_dict(rows), test=Dataset.from_dict(rows))
     from mm_hf.data import splits as module
@@ -178,22 +180,22 @@ def test_columns_and_classes_are_found():
     assert (found.kind, found.inputs, found.class_names) == ("text", ["question", "answer"], ["3", "7"])
     assert set(found.train["label"]) == {0, 1}
     assert load(text_column_names=["answer"]).inputs == ["answer"]
-    with pytest.raises(ValueError, match="no column 'title', only"):
+    with pytest.raises(ValueError, match="no column 'title': choose one of its columns"):
         load(text_column_names=["title"])
     with pytest.raises(ValueError, match="give --label_column_name"):
         load(label_column_name="class")
-    with pytest.raises(ValueError, match="no split 'dev' to test on.*--test_split test"):
+    with pytest.raises(ValueError, match="no test split 'dev'.*--test_split test"):
         load(test_split="dev")
-    turned = align(load(), {"7": 0, "3": 1})
-    assert turned.class_names == ["7", "3"] and turned.test["label"][:2] == [0, 1]
+    aligned = align(load(), {"7": 0, "3": 1})
+    assert aligned.class_names == ["7", "3"] and aligned.test["label"][:2] == [0, 1]
     with pytest.raises(ValueError, match="leaves 1 of 2 classes"):
         load(ood_classes=["3"])
 
 
-def test_examples_of_unknown_classes_take_no_part_in_the_training():
+def test_unknown_classes_are_excluded_from_training():
     splits = load_splits(DataOptions("digits", ood_classes=["4", "9"]))
     assert splits.class_names == list("01235678") and set(splits.train["label"]) == set(range(8))
-    whole = load_splits(DataOptions("digits"))
-    kept = [y for y in whole.test["label"] if y not in (4, 9)]
-    assert len(splits.test) == len(kept) and len(splits.ood) == len(whole.test) - len(kept)
+    complete = load_splits(DataOptions("digits"))
+    kept = [y for y in complete.test["label"] if y not in (4, 9)]
+    assert len(splits.test) == len(kept) and len(splits.ood) == len(complete.test) - len(kept)
     assert [splits.class_names[y] for y in splits.test["label"]] == [str(y) for y in kept]

@@ -138,7 +138,7 @@ def test_analyze_takes_a_model_that_was_trained_elsewhere(tmp_path, capsys):
     assert main(given) == 0
     assert "Settings" not in (tmp_path / "out" / "report.md").read_text()
     assert main([*given, "--ood_classes", "3"]) == 2
-    assert "tells 10 classes apart and the data set has 9" in capsys.readouterr().err
+    assert "has 10 classes, but the data set has 9" in capsys.readouterr().err
 
 
 def test_stopped_between_runs_the_command_goes_on(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from mm_hf import check_model
 from mm_hf.cli import main
 from mm_hf.cli.models import select
 from mm_hf.data import supported_models as table
-from mm_hf.data.dummy_inputs import SENTENCES, example_batch, load, task_of
+from mm_hf.data.dummy_inputs import SENTENCES, example_batch, load, detect_task
 from mm_hf.evaluation.model_check import mixed_error
 from mm_hf.methods import METHODS
 from tests.helpers import digits, models, zoo
@@ -125,9 +125,9 @@ def test_the_command_answers_in_words_and_by_its_exit_code(tmp_path, capsys):
     assert "Say which model" in refused(capsys, "check")
     assert "did you mean multimix?" in refused(capsys, "check", model, "--mixing", "mutimix")
     assert "--batch_size must be 2 at least" in refused(capsys, "check", model, "--batch_size", "1")
-    assert "does not classify texts: give another --task" in refused(capsys, "check", model, "--task", "text")
-    assert "may classify image or text: give --task" in refused(capsys, "check", perceiver_of_images(tmp_path))
-    assert "--num_train_epochs is no option of mm-hf check:" in refused(
+    assert "does not support text classification: choose another --task" in refused(capsys, "check", model, "--task", "text")
+    assert "supports the tasks image and text: choose one with --task" in refused(capsys, "check", perceiver_of_images(tmp_path))
+    assert "--num_train_epochs is not an option of mm-hf check:" in refused(
         capsys, "check", model, "--num_train_epochs", "1"
     )
 
@@ -152,7 +152,7 @@ def test_batches_of_each_kind(tmp_path):
     ]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=16)
     name = saved(models.build("bert", vocab_size=200), tmp_path / "bert", tokenizer)
-    assert task_of(name) == "text"
+    assert detect_task(name) == "text"
     model, processor = load(name, "text")
     batch = example_batch(model, processor, "text", 4)
     assert batch["input_ids"].shape == (4, 16) and (batch["attention_mask"] == 0).any()
@@ -167,11 +167,11 @@ def test_batches_of_each_kind(tmp_path):
     ):
         tiny = zoo.build(cls)
         name = saved(tiny, tmp_path / cls, extractor)
-        assert task_of(name) == "audio"
+        assert detect_task(name) == "audio"
         model, processor = load(name, "audio")
         batch = example_batch(model, processor, "audio", 2)
         assert batch[model.main_input_name].shape[0] == 2 and batch["labels"].shape == (2,)
-    with pytest.raises(ValueError, match="takes input_features, which a feature extractor makes"):
+    with pytest.raises(ValueError, match="requires a feature extractor for input_features, but has none"):
         example_batch(zoo.build("WhisperForAudioClassification"), None, "audio", 2)
 
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1)
