@@ -1,4 +1,4 @@
-"""What the example scripts share: options with the mixing method's fields among them, data, models, the end of `main`."""
+"""Options, data, models, and training shared by the example scripts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_se
 from mm_hf import Mixing, MultiMixTrainer, get_method
 from mm_hf.data.images import image_size
 from mm_hf.data.models import configuration
+from mm_hf.methods import METHODS
 
 __all__ = ["image_size"]
 logger = logging.getLogger("mm_hf.examples")
@@ -24,30 +25,33 @@ logger = logging.getLogger("mm_hf.examples")
 
 @dataclass
 class ModelArguments:
-    """Which model is trained. A script's own class sets the default of `model_type`."""
+    """Model to train. The scripts' own classes set the default of `model_type`."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pretrained model: a Hub name or a directory. Without it: from scratch."}
+        default=None,
+        metadata={"help": "Pretrained model: a Hub name or a directory. Default: train a model from scratch."},
     )
-    model_type: str = field(default="", metadata={"help": "Architecture of a model from scratch."})
+    model_type: str = field(default="", metadata={"help": "Architecture of a model trained from scratch."})
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "Settings of a model from scratch: hidden_size=192,num_hidden_layers=6 or, where some are lists, JSON: "
-            '{"depths": [1, 1]}'
+            "help": "Configuration of a model trained from scratch: hidden_size=192,num_hidden_layers=6, or JSON for "
+            'lists: {"depths": [1, 1]}'
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    token: str | None = field(default=None, metadata={"help": "Token for the Hub, if not the one of `hf auth login`."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Directory for downloads."})
+    token: str | None = field(
+        default=None, metadata={"help": "Hub token. Default: the token stored by `hf auth login`."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the model's repository."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Load a checkpoint whose head has another number of classes."}
+        default=False, metadata={"help": "Replace the head if its number of classes differs."}
     )
 
     @property
     def hub(self) -> dict[str, Any]:
-        """What each `from_pretrained` is told of the Hub."""
+        """Keyword arguments of `from_pretrained` that concern the Hub."""
         return {
             "revision": self.model_revision,
             "cache_dir": self.cache_dir,
@@ -58,27 +62,27 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which data it is trained on. A script's own class adds files and columns."""
+    """Data to train on. The scripts' own classes add files and columns."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set of the Hub, or an offline one."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub name or an offline data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_val_split: float | None = field(
         default=None,
-        metadata={"help": "Share of the training set to validate on. Default: the validation or test split, or 0.15."},
+        metadata={
+            "help": "Share of the training set for validation. Default: use the validation or test split, or else 0.15."
+        },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many examples only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on so many examples only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation examples."})
 
 
 @dataclass
 class MixingArguments:
-    """Which method mixes."""
+    """Mixing method."""
 
     mixing: str = field(
         default="dense_multimix",
-        metadata={
-            "help": "dense_multimix, multimix, mixup, cutmix, manifold_mixup, transmix, or erm for plain training."
-        },
+        metadata={"help": f"Mixing method ({', '.join(sorted(METHODS))}); erm is plain training."},
     )
 
 
@@ -89,15 +93,15 @@ Data = TypeVar("Data", bound=DataArguments)
 def parse_arguments(
     arguments: list[str], model_class: type[Model], data_class: type[Data], training_class: Any = TrainingArguments
 ) -> tuple[Model, Data, Any, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     file = Path(arguments[0]) if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml", ".json")) else None
     if file is not None:
         options = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
         method = get_method(options.get("mixing", MixingArguments.mixing))
     else:
         first = HfArgumentParser([MixingArguments], add_help=False)  # type: ignore[list-item]
-        chosen, _ = first.parse_known_args(arguments)
-        method = get_method(chosen.mixing)
+        known, _ = first.parse_known_args(arguments)
+        method = get_method(known.mixing)
     classes: Any = (model_class, data_class, training_class, MixingArguments, method)
     parser = HfArgumentParser(classes)
     parsed = parser.parse_dict(options) if file is not None else parser.parse_args_into_dataclasses(arguments)
@@ -106,7 +110,7 @@ def parse_arguments(
 
 
 def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
-    """Logging and seeds."""
+    """Configure logging and set the seeds."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     logger.info("mixing: %s", mixing)
@@ -114,25 +118,25 @@ def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
 
 
 def load_from_hub(data_args: DataArguments, model_args: ModelArguments) -> DatasetDict:
-    """The data set of `--dataset_name`."""
+    """Load the data set `--dataset_name` from the Hub."""
     return load_dataset(
         data_args.dataset_name, data_args.dataset_config_name, cache_dir=model_args.cache_dir, token=model_args.token
     )
 
 
 def check_columns(data: DatasetDict, data_args: DataArguments, *options: str) -> None:
-    """Refuse the columns that these options name if the data set does not have them."""
+    """Raise a ValueError if the data set does not have the columns that these options name."""
     for option in options:
         column = getattr(data_args, option)
         if column not in data["train"].column_names:
             raise ValueError(
-                f"--{option} is {column!r}, but the data set has only the columns "
+                f"--{option} is {column!r}, but the data set has the columns "
                 f"{', '.join(data['train'].column_names)}: choose one of them."
             )
 
 
 def train_and_validation(data: DatasetDict, data_args: DataArguments, seed: int) -> DatasetDict:
-    """Splits `train` and `validation`, cut to size."""
+    """Return the splits `train` and `validation` with at most the maximum numbers of examples."""
     held_out = next((split for split in ("validation", "test") if split in data), None)
     if held_out is not None and data_args.train_val_split is None:
         data = DatasetDict(train=data["train"], validation=data[held_out])
@@ -146,7 +150,7 @@ def train_and_validation(data: DatasetDict, data_args: DataArguments, seed: int)
 
 
 def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], task: str, **settings: Any) -> Any:
-    """A model of an auto class, pretrained or from scratch; `settings` are defaults of one from scratch."""
+    """Load a model of an auto class, or create one from scratch with `settings` as defaults of its configuration."""
     labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if model_args.model_name_or_path is None:
         config = configuration(model_args.model_type, model_args.config_overrides or "", **labels, **settings)
@@ -160,7 +164,7 @@ def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], ta
     )
 
 
-def card_of(
+def card_arguments(
     task: str,
     finetuned_from: str | None,
     data: str | None,
@@ -168,15 +172,15 @@ def card_of(
     offline: Collection[str | None],
     *tags: str,
 ) -> dict[str, Any]:
-    """What the model card is told.
+    """Return the arguments of `Trainer.create_model_card` and `Trainer.push_to_hub`.
 
     Args:
-        task: That of the pipeline, which is a tag, too.
-        finetuned_from: The pretrained model, as its card names it.
-        data: What the model was trained on, in words: a data set, a folder, a file.
-        dataset_name: `--dataset_name`, a name on the Hub unless it is `offline`.
-        offline: Names that are of no data set on the Hub.
-        tags: More of them.
+        task: Task of the pipeline, which is also a tag.
+        finetuned_from: Name of the pretrained model.
+        data: Training data: a data set, a directory or a file.
+        dataset_name: `--dataset_name`, a Hub name unless it is one of `offline`.
+        offline: Names of data sets that are not on the Hub.
+        tags: Additional tags.
     """
     return {
         "finetuned_from": finetuned_from,
@@ -188,11 +192,12 @@ def card_of(
 
 
 def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:
-    """Train, save, evaluate, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     training_args = trainer.args
     if training_args.do_train:
-        wanted = training_args.resume_from_checkpoint
-        result = trainer.train(resume_from_checkpoint=str(wanted).lower() == "true" or wanted)  # an option is text
+        # The option is a string: "true" selects the last checkpoint, any other value is a directory.
+        checkpoint = training_args.resume_from_checkpoint
+        result = trainer.train(resume_from_checkpoint=str(checkpoint).lower() == "true" or checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

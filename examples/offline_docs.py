@@ -1,4 +1,4 @@
-"""Real pairs of texts that need no download: functions of Python's standard library and what their docstrings say."""
+"""Pairs of texts that need no download: functions of Python's standard library and their docstrings."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from offline_tokens import MODULES, read_module
 
-OFFLINE = ("stdlib_docs",)
-
-
-def load_offline(name: str) -> DatasetDict:
-    """A data set of `OFFLINE` by name, with a `train` and a `test` split."""
-    if name == "stdlib_docs":
-        return load_stdlib_docs()
-    raise ValueError(f"There is no offline data set {name!r}. There are {', '.join(OFFLINE)}.")
-
 
 def load_stdlib_docs() -> DatasetDict:
-    """Is it this function that the text is about? Splits by module: `sentence1`, `sentence2`, `label` and `module`.
+    """Load pairs of a function signature and a docstring paragraph that belongs to the same or to another function.
 
-    Of the documented functions of a module every second one keeps the first paragraph of its docstring; the others exchange
-    theirs among each other. No paragraph comes twice, so that it alone does not tell whether it is where it belongs.
+    The columns are `sentence1`, `sentence2`, `label` and `module`; the splits `train` and `test` share no modules. In
+    each module, half of the documented functions keep the first paragraph of their docstrings and the others exchange
+    theirs. No paragraph occurs twice, so that the label cannot be predicted from the paragraph alone.
     """
     features = Features(
         sentence1=Value("string"),
@@ -39,7 +31,7 @@ def load_stdlib_docs() -> DatasetDict:
             texts, heads = list(found), list(found.values())
             order = np.random.default_rng(0).permutation(len(texts))
             kept, moved = order[::2], order[1::2]
-            if len(moved) == 1:  # nothing to exchange with
+            if len(moved) == 1:  # there is no other paragraph to exchange with
                 kept, moved = order, order[:0]
             rows += [{"sentence1": heads[i], "sentence2": texts[i], "label": 1, "module": module} for i in kept]
             rows += [
@@ -51,7 +43,7 @@ def load_stdlib_docs() -> DatasetDict:
 
 
 def documented(source: str) -> Iterator[tuple[str, str]]:
-    """The head of each function or class that has a docstring, and the docstring's first paragraph.
+    """Yield the signature of each function or class that has a docstring, and the docstring's first paragraph.
 
     Example:
         >>> list(documented("class A:\\n  def f(self, *x, y=1):\\n    '''Add\\n    x.\\n\\n    More.'''"))
@@ -72,3 +64,6 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     names += [f"*{given.vararg.arg}"] if given.vararg else []
     names += [argument.arg for argument in given.kwonlyargs]
     return names + ([f"**{given.kwarg.arg}"] if given.kwarg else [])
+
+
+OFFLINE = {"stdlib_docs": load_stdlib_docs}

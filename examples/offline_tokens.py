@@ -1,4 +1,4 @@
-"""Real text with labels of each token that needs no download: Python's standard library and what its parser says of it."""
+"""Text with a label per token that needs no download: Python's standard library, labeled with Python's parser."""
 
 from __future__ import annotations
 
@@ -13,36 +13,28 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-OFFLINE = ("stdlib",)
-# Modules that all versions of Python have that mm_hf supports; the splits share none.
+# Modules that all supported versions of Python have. The splits share none.
 MODULES = {
-    "train": "argparse bdb calendar code codecs configparser contextlib copy csv dataclasses difflib fileinput fractions "
-    "ftplib functools getpass gettext glob gzip heapq imaplib inspect ipaddress mailbox mimetypes netrc optparse os "
-    "pickle plistlib pprint profile pstats random sched shlex shutil socket statistics stat subprocess tarfile trace "
-    "typing",
+    "train": "argparse bdb calendar code codecs configparser contextlib copy csv dataclasses difflib fileinput "
+    "fractions ftplib functools getpass gettext glob gzip heapq imaplib inspect ipaddress mailbox mimetypes netrc "
+    "optparse os pickle plistlib pprint profile pstats random sched shlex shutil socket statistics stat subprocess "
+    "tarfile trace typing",
     "test": "cmd compileall datetime enum filecmp graphlib hashlib hmac queue selectors shelve smtplib socketserver "
     "tempfile textwrap threading timeit uuid weakref zipapp",
 }
 TYPES = ("CLASS", "DECORATOR", "EXCEPTION", "FUNCTION", "IMPORT", "PARAMETER")
 TAGS = ("O", *(f"{place}-{kind}" for kind in TYPES for place in "BI"))
 SKIPPED = {tokenize.COMMENT, tokenize.NL, token.INDENT, token.DEDENT, token.ENDMARKER}
-BLOCK, LONGEST_LINE, LONGEST_TOKEN = 32, 96, 24
+MAX_PASSAGE, MAX_LINE, MAX_TOKEN = 32, 96, 24  # tokens, tokens, characters
 DEFINITIONS, FROM = {"def": "FUNCTION", "class": "CLASS"}, "from"
 
 
-def load_offline(name: str) -> DatasetDict:
-    """A data set of `OFFLINE` by name, with a `train` and a `test` split."""
-    if name == "stdlib":
-        return load_stdlib()
-    raise ValueError(f"There is no offline data set {name!r}. There are {', '.join(OFFLINE)}.")
-
-
 def load_stdlib() -> DatasetDict:
-    """Blocks of code of the running Python's standard library, split by module: `tokens`, `ner_tags` and `module`.
+    """Load code passages of the standard library of the running Python.
 
-    The tags (BIO) are spans of the names that are being defined (CLASS, FUNCTION, PARAMETER), of the dotted names of
-    DECORATORs and of modules after import or from (IMPORT), and of what is raised or caught (EXCEPTION). Blocks with
-    none of these, every second one, are left out.
+    The columns are `tokens`, `ner_tags` and `module`; the splits `train` and `test` share no modules. The tags (BIO)
+    mark spans of defined names (CLASS, FUNCTION, PARAMETER), dotted names of DECORATORs, modules after import or from
+    (IMPORT), and raised or caught exceptions (EXCEPTION). Passages without tags, about half of them, are omitted.
     """
     features = Features(
         tokens=List(Value("string")), ner_tags=List(ClassLabel(names=list(TAGS))), module=Value("string")
@@ -52,7 +44,7 @@ def load_stdlib() -> DatasetDict:
         rows = [
             {"tokens": tokens, "ner_tags": tags, "module": module}
             for module in modules.split()
-            for tokens, tags in blocks(tagged_lines(read_module(module)))
+            for tokens, tags in passages(tagged_lines(read_module(module)))
             if set(tags) != {"O"}
         ]
         splits[split] = Dataset.from_list(rows, features=features)
@@ -60,19 +52,23 @@ def load_stdlib() -> DatasetDict:
 
 
 def read_module(name: str) -> str:
-    """The source code of a module of the standard library."""
+    """Return the source code of a module of the standard library.
+
+    Raises:
+        FileNotFoundError: The standard library is installed without its source code.
+    """
     path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
     if not path.is_file():
         raise FileNotFoundError(
-            f"The standard library's {name}.py is not at {path}: this Python comes without its source code. Use one that "
-            "has it, or your own data by --train_file."
+            f"{path} does not exist: this Python is installed without the source code of its standard library. Use "
+            "another Python, or your own data with --train_file."
         )
     with tokenize.open(path) as file:
         return file.read()
 
 
 def tagged_lines(source: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Tokens and tags of each logical line, without comments; long tokens, which are strings, are cut.
+    """Yield the tokens and tags of each logical line without comments. Long tokens, such as strings, are truncated.
 
     Example:
         >>> list(tagged_lines("@a.b\\ndef f(x=1): pass"))[0]
@@ -85,18 +81,18 @@ def tagged_lines(source: str) -> Iterator[tuple[list[str], list[str]]]:
             if part.type not in SKIPPED and part.string.strip():
                 line.append(part)
         elif line:
-            yield [part.string.strip()[:LONGEST_TOKEN] for part in line], _tags(line, starts)
+            yield [part.string.strip()[:MAX_TOKEN] for part in line], _tags(line, starts)
             line = []
 
 
-def blocks(lines: Iterator[tuple[list[str], list[str]]]) -> Iterator[tuple[list[str], list[str]]]:
-    """Lines that follow each other, put together while they have no more than 32 tokens; tables are left out."""
+def passages(lines: Iterator[tuple[list[str], list[str]]]) -> Iterator[tuple[list[str], list[str]]]:
+    """Join consecutive lines into passages of at most 32 tokens; a longer line is a passage. Omit very long lines."""
     tokens: list[str] = []
     tags: list[str] = []
     for more_tokens, more_tags in lines:
-        if len(more_tokens) > LONGEST_LINE:
+        if len(more_tokens) > MAX_LINE:  # tables of data
             continue
-        if tokens and len(tokens) + len(more_tokens) > BLOCK:
+        if tokens and len(tokens) + len(more_tokens) > MAX_PASSAGE:
             yield tokens, tags
             tokens, tags = [], []
         tokens, tags = tokens + more_tokens, tags + more_tags
@@ -105,7 +101,7 @@ def blocks(lines: Iterator[tuple[list[str], list[str]]]) -> Iterator[tuple[list[
 
 
 def _starts(source: str) -> Iterator[tuple[tuple[int, int], str]]:
-    """Where the parser sees a span begin (line and column, as `tokenize` counts them), and its type."""
+    """Yield the position (line, column) of the first token of each span, and the type of the span."""
     lines = [line.encode() for line in source.split("\n")]
     for node in ast.walk(ast.parse(source)):
         for kind, name in _names(node):
@@ -116,7 +112,7 @@ def _starts(source: str) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 def _names(node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """Types and nodes of the spans that a node has. Names after def, class and from have no node: see `_tags`."""
+    """Yield the types and nodes of the spans of a node. Names after def, class and from have no nodes: see `_tags`."""
     if isinstance(node, ast.arg):
         yield "PARAMETER", node
     elif isinstance(node, ast.Import):
@@ -139,9 +135,9 @@ def _is_dotted(node: ast.AST) -> bool:
 
 
 def _tags(line: list[tokenize.TokenInfo], starts: dict[tuple[int, int], str]) -> list[str]:
-    """A tag for each token: a span is the name it starts with and all that follow with a dot between."""
+    """Return a tag for each token. A span is a name and the names joined to it by dots."""
     tags: list[str] = []
-    kind = coming = ""  # the type of the span that we are in, and of the one that the next name begins
+    kind = next_kind = ""  # types of the current span and of the span that the next name begins
     before = ""
     for part in line:
         is_name = part.type == token.NAME
@@ -150,11 +146,14 @@ def _tags(line: list[tokenize.TokenInfo], starts: dict[tuple[int, int], str]) ->
         else:
             kind = starts.get(part.start, "")
             if kind == FROM or part.string in DEFINITIONS:
-                kind, coming = "", DEFINITIONS.get(part.string, "IMPORT")
+                kind, next_kind = "", DEFINITIONS.get(part.string, "IMPORT")
             elif part.string == "import":
-                coming = ""
-            elif coming and is_name:
-                kind, coming = coming, ""
+                next_kind = ""
+            elif next_kind and is_name:
+                kind, next_kind = next_kind, ""
             tags.append(f"B-{kind}" if kind else "O")
         before = part.string
     return tags
+
+
+OFFLINE = {"stdlib": load_stdlib}

@@ -4,23 +4,26 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any audio classifier of Transformers with MultiMix or Dense MultiMix.
+"""Fine-tune an audio classification model of Transformers with MultiMix or Dense MultiMix.
 
-From the Hub:
+With a data set from the Hub:
 
     python examples/run_audio_classification.py --model_name_or_path facebook/wav2vec2-base \
-        --dataset_name PolyAI/minds14 --dataset_config_name en-US --label_column_name intent_class --max_length_seconds 10 \
-        --mixing dense_multimix --do_train --do_eval --learning_rate 3e-5 --output_dir outputs/minds14
+        --dataset_name PolyAI/minds14 --dataset_config_name en-US --label_column_name intent_class \
+        --max_length_seconds 10 --mixing dense_multimix --do_train --do_eval --learning_rate 3e-5 \
+        --output_dir outputs/minds14
 
-Offline, a small spectrogram transformer from scratch that tells five languages apart (or your folders by --train_dir):
+Offline, train a small spectrogram transformer from scratch to classify five languages (for your own recordings, use
+--train_dir):
 
     python examples/run_audio_classification.py examples/recipes/spoken_prompts.yaml
 
-The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
---help shows those of --mixing. One argument that ends in .yaml or .json is a file with options. docs/text.md has more.
+The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
+...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file. See
+docs/text.md for details.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ import common
 import numpy as np
 import soundfile
 from datasets import Audio, Dataset, DatasetDict
-from offline_voices import OFFLINE, load_offline
+from offline_voices import OFFLINE
 from scipy.signal import resample_poly
 from transformers import (
     FEATURE_EXTRACTOR_MAPPING,
@@ -59,85 +62,91 @@ SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())
 
 @dataclass
 class ModelArguments(common.ModelArguments):
-    """Which model is trained."""
+    """Model to train."""
 
     model_type: str = field(
-        default="audio-spectrogram-transformer", metadata={"help": "Architecture of a model from scratch."}
+        default="audio-spectrogram-transformer", metadata={"help": "Architecture of a model trained from scratch."}
     )
-    feature_extractor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    feature_extractor_name: str | None = field(
+        default=None, metadata={"help": "Feature extractor. Default: the model's."}
+    )
     feature_extractor_overrides: str | None = field(
         default=None,
         metadata={
-            "help": 'Settings of the feature extractor of a model from scratch, as JSON: {"sampling_rate": 8000}'
+            "help": 'Feature extractor settings of a model trained from scratch, as JSON: {"sampling_rate": 8000}'
         },
     )
     freeze_feature_encoder: bool = field(
         default=True,
-        metadata={"help": "Leave the convolutions of a pretrained model as they are, if it has such (wav2vec 2.0)."},
+        metadata={
+            "help": "Freeze the convolutional feature encoder of a pretrained model, if it has one (wav2vec 2.0)."
+        },
     )
     attention_mask: bool | None = field(
-        default=None, metadata={"help": "Tell the model what is padding. Default: as the feature extractor says."}
+        default=None,
+        metadata={"help": "Pass an attention mask to the model. Default: the feature extractor's setting."},
     )
 
 
 @dataclass
 class DataTrainingArguments(common.DataArguments):
-    """Which recordings it is trained on."""
+    """Recordings to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
     )
-    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of recordings a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Directory of training recordings with one subdirectory per class."}
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Directory of validation recordings."})
     eval_split_name: str | None = field(
-        default=None, metadata={"help": "The split to validate on. Default: validation, or test."}
+        default=None, metadata={"help": "Split for validation. Default: validation, or else test."}
     )
-    audio_column_name: str = field(default="audio", metadata={"help": "The column with the recordings."})
-    label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
+    audio_column_name: str = field(default="audio", metadata={"help": "Column with the recordings."})
+    label_column_name: str = field(default="label", metadata={"help": "Column with the classes."})
     max_length_seconds: float = field(
-        default=20, metadata={"help": "In training, a random part of this length is taken of what is longer."}
+        default=20, metadata={"help": "Maximum length in training: longer recordings are cropped at random."}
     )
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_dir is None:
             raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
         if self.max_length_seconds <= 0:
-            raise ValueError(f"--max_length_seconds must be above 0, but is {self.max_length_seconds}.")
+            raise ValueError(f"--max_length_seconds must be positive, but is {self.max_length_seconds}.")
 
 
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
 
 
 class AudioTransform:
-    """Recordings of a batch of rows to what the feature extractor makes of them, and `labels`.
+    """Transform of a batch of rows with recordings to the feature extractor's outputs and `labels`.
 
     Args:
-        extractor: The model's feature extractor.
-        data_args: Names of columns, and the length to train with.
-        train: Whether to take random parts of what is longer.
+        extractor: Feature extractor of the model.
+        data_args: Names of the columns, and maximum length in training.
+        train: Crop longer recordings at random.
     """
 
     def __init__(self, extractor: Any, data_args: DataTrainingArguments, train: bool):
         self.extractor, self.train = extractor, train
         self.columns = (data_args.audio_column_name, data_args.label_column_name)
-        self.longest = round(data_args.max_length_seconds * extractor.sampling_rate)
+        self.max_length = round(data_args.max_length_seconds * extractor.sampling_rate)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """A batch of rows as the data set gives them."""
+        """Transform a batch of rows."""
         rate = self.extractor.sampling_rate
         waves = [read(recording, rate) for recording in rows[self.columns[0]]]
         if self.train:
-            waves = [random_part(wave, self.longest) for wave in waves]
-        found = self.extractor(waves, sampling_rate=rate)
-        return {**found, "labels": rows[self.columns[1]]}
+            waves = [random_crop(wave, self.max_length) for wave in waves]
+        return {**self.extractor(waves, sampling_rate=rate), "labels": rows[self.columns[1]]}
 
 
 def read(recording: dict[str, Any], rate: int) -> np.ndarray:
-    """A recording, as `datasets.Audio(decode=False)` gives it, in float32, one channel, at a sampling rate in Hz."""
+    """Decode a recording of `datasets.Audio(decode=False)` to one float32 channel at a sampling rate in Hz."""
     source = recording["path"] if recording.get("bytes") is None else io.BytesIO(recording["bytes"])
     wave, own_rate = soundfile.read(source, dtype="float32", always_2d=True)
     wave = wave.mean(axis=1)
@@ -147,21 +156,24 @@ def read(recording: dict[str, Any], rate: int) -> np.ndarray:
     return wave
 
 
-def random_part(wave: np.ndarray, length: int) -> np.ndarray:
-    """So many samples from a random place on, or all there are."""
+def random_crop(wave: np.ndarray, length: int) -> np.ndarray:
+    """Return a random crop of `length` samples; shorter recordings are unchanged."""
     start = random.randint(0, max(len(wave) - length, 0))
     return wave[start : start + length]
 
 
 def read_folders(data_args: DataTrainingArguments) -> DatasetDict:
-    """Columns with the recordings' paths and classes, for each folder. `datasets`' own reader would need torchcodec."""
+    """Return the paths and classes of the recordings in each directory.
+
+    The loader of datasets would require torchcodec.
+    """
     splits = {}
     for split, folder in {"train": data_args.train_dir, "validation": data_args.validation_dir}.items():
         if folder is not None:
             paths = sorted(path for path in Path(folder).glob("*/**/*") if path.suffix.lower() in SUFFIXES)
             if not paths:
                 raise ValueError(
-                    f"--{split}_dir is {folder!r}, where no folder has recordings ({', '.join(SUFFIXES)})."
+                    f"--{split}_dir {folder!r} has no subdirectory with recordings ({', '.join(SUFFIXES)})."
                 )
             columns = {
                 data_args.audio_column_name: [str(path) for path in paths],
@@ -172,9 +184,9 @@ def read_folders(data_args: DataTrainingArguments) -> DatasetDict:
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train` and `validation`, cut to size."""
+    """Load the splits `train` and `validation`."""
     if data_args.dataset_name in OFFLINE:
-        data = load_offline(data_args.dataset_name)
+        data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
     else:
@@ -183,40 +195,40 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     split = data_args.eval_split_name
     if split is not None:
         if split not in data:
-            raise ValueError(f"--eval_split_name is {split!r}, but the data set has only {', '.join(data)}.")
+            raise ValueError(f"--eval_split_name is {split!r}, but the splits are {', '.join(data)}.")
         data = DatasetDict(train=data["train"], validation=data[split])
-    # The files as they are: soundfile decodes them, and needs nothing else to be installed.
+    # Keep the files encoded: soundfile decodes them without further dependencies.
     data = data.cast_column(data_args.audio_column_name, Audio(decode=False))
     return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
-    """Model and feature extractor, pretrained or from scratch."""
+    """Load or create the model and its feature extractor."""
     model = common.load_model(AutoModelForAudioClassification, model_args, names, "audio-classification")
     source = model_args.feature_extractor_name or model_args.model_name_or_path
     settings = {} if model_args.attention_mask is None else {"return_attention_mask": model_args.attention_mask}
     if source is not None:
         extractor = AutoFeatureExtractor.from_pretrained(source, **settings, **model_args.hub)
     else:
-        made: Any = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
-        # What both have a name for (max_length, num_mel_bins, ...) is the same for both.
-        shared = set(inspect.signature(made).parameters) & set(model.config.to_dict())
+        extractor_class: Any = FEATURE_EXTRACTOR_MAPPING[type(model.config)]
+        # The extractor takes the values of settings that it shares with the configuration, such as num_mel_bins.
+        shared = set(inspect.signature(extractor_class).parameters) & set(model.config.to_dict())
         settings |= {name: getattr(model.config, name) for name in shared}
-        extractor = made(**settings | json.loads(model_args.feature_extractor_overrides or "{}"))
+        extractor = extractor_class(**settings | json.loads(model_args.feature_extractor_overrides or "{}"))
     if model_args.freeze_feature_encoder and model_args.model_name_or_path and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     return model, extractor
 
 
 def main() -> None:
-    """Train, save, evaluate, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
     common.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     names = data["train"].features[data_args.label_column_name].names
     model, extractor = load_model(model_args, names)
-    # The recordings are read as batches are made, and the transform needs the columns that the model does not.
+    # The transform reads the recordings of each batch and needs columns that the model does not accept.
     training_args = copy.copy(training_args)
     training_args.remove_unused_columns = False
     for split, rows in data.items():
@@ -232,7 +244,7 @@ def main() -> None:
         compute_metrics=classification_metrics,
         processing_class=extractor,
     )
-    card = common.card_of(
+    card = common.card_arguments(
         "audio-classification",
         model_args.model_name_or_path,
         data_args.dataset_name or data_args.train_dir,

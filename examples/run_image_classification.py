@@ -7,20 +7,20 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any image classifier of Transformers with MultiMix or Dense MultiMix.
+"""Fine-tune an image classification model of Transformers with MultiMix or Dense MultiMix.
 
-From the Hub:
+With a data set from the Hub:
 
     python examples/run_image_classification.py --model_name_or_path google/vit-base-patch16-224-in21k \
         --dataset_name beans --image_column_name image --label_column_name labels --mixing dense_multimix \
         --do_train --do_eval --output_dir outputs/beans
 
-Offline, a small ViT from scratch (data sets: digits, fashion_mnist; or your folders by --train_dir):
+Offline, train a small ViT from scratch on digits or fashion_mnist (for your own images, use --train_dir):
 
     python examples/run_image_classification.py examples/recipes/fashion_mnist.yaml
 
-The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
---help shows those of --mixing. One argument that ends in .yaml or .json is a file with options.
+The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
+...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
 """
 
 from __future__ import annotations
@@ -38,38 +38,40 @@ from transformers import AutoModelForImageClassification, TrainingArguments
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.images import ImageTransform
 from mm_hf.data.models import image_processor
-from mm_hf.data.offline import OFFLINE_IMAGES, load_offline
+from mm_hf.data.offline import OFFLINE_IMAGES
 from mm_hf.data.splits import as_classes
 from mm_hf.evaluation.metrics import classification_metrics
 
 
 @dataclass
 class ModelArguments(common.ModelArguments):
-    """Which model is trained."""
+    """Model to train."""
 
-    model_type: str = field(default="vit", metadata={"help": "Architecture of a model from scratch."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    model_type: str = field(default="vit", metadata={"help": "Architecture of a model trained from scratch."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Height and width of images, for a model from scratch. Default: its configuration's, or 224."
+            "help": "Image size of a model trained from scratch. Default: the size in its configuration, or else 224."
         },
     )
 
 
 @dataclass
 class DataTrainingArguments(common.DataArguments):
-    """Which images it is trained on."""
+    """Images to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE_IMAGES)}."}
+        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE_IMAGES)}."}
     )
-    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
-    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Directory of training images with one subdirectory per class."}
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Directory of validation images."})
+    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column with the classes."})
     augmentation: Literal["none", "crop", "crop_flip", "randaugment"] = field(
-        default="crop_flip", metadata={"help": "Augmentation of training images, by kornia."}
+        default="crop_flip", metadata={"help": "Augmentation of training images with kornia."}
     )
 
     def __post_init__(self) -> None:
@@ -80,14 +82,14 @@ class DataTrainingArguments(common.DataArguments):
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train` and `validation`, cut to size."""
+    """Load the splits `train` and `validation`."""
     if data_args.dataset_name in OFFLINE_IMAGES:
-        data = load_offline(data_args.dataset_name)
+        data = OFFLINE_IMAGES[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
     else:
@@ -99,14 +101,14 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
-    """Model and image processor, pretrained or from scratch."""
+    """Load or create the model and its image processor."""
     model = common.load_model(AutoModelForImageClassification, model_args, names, "image-classification")
     source = model_args.image_processor_name or model_args.model_name_or_path
     return model, image_processor(model.config, source, size=model_args.image_size, **model_args.hub)
 
 
 def main() -> None:
-    """Train, save, evaluate, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
     common.set_up(training_args, mixing)
 
@@ -114,7 +116,7 @@ def main() -> None:
     names = data["train"].features[data_args.label_column_name].names
     model, processor = load_model(model_args, names)
     channels = getattr(model.config, "num_channels", 3)
-    # The images are read and changed as batches are made, and the transform needs the columns that the model does not.
+    # The transform reads the images of each batch and needs columns that the model does not accept.
     training_args = copy.copy(training_args)
     training_args.remove_unused_columns = False
     columns = (data_args.image_column_name, data_args.label_column_name)
@@ -137,7 +139,7 @@ def main() -> None:
         compute_metrics=classification_metrics,
         processing_class=processor,
     )
-    card = common.card_of(
+    card = common.card_arguments(
         "image-classification",
         model_args.model_name_or_path,
         data_args.dataset_name or data_args.train_dir,

@@ -4,24 +4,24 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any image classifier of Transformers with MultiMix or Dense MultiMix in a loop of one's own, with Accelerate.
+"""Fine-tune an image classification model with MultiMix or Dense MultiMix in a custom training loop with Accelerate.
 
-Transformers' script of the same name with two lines more: `wrap_model(model, mixing)` before `accelerator.prepare`, and
-`handle.epoch = epoch` at the start of each epoch.
-On one process, or on as many as `accelerate launch` starts (examples/accelerate_configs):
+Two lines differ from Transformers' script of the same name: `wrap_model(model, mixing)` before `accelerator.prepare`,
+and `handle.epoch = epoch` at the start of each epoch. Run it in one process or with `accelerate launch`
+(examples/accelerate_configs):
 
     accelerate launch examples/run_image_classification_no_trainer.py \
         --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name beans --image_column_name image \
         --label_column_name labels --mixing dense_multimix --output_dir outputs/beans
 
-Offline, a small ViT from scratch (data sets: digits, fashion_mnist; or your folders by --train_dir):
+Offline, train a small ViT from scratch on digits or fashion_mnist (for your own images, use --train_dir):
 
     python examples/run_image_classification_no_trainer.py examples/recipes/digits_no_trainer.yaml
 
-One argument that ends in .yaml or .json is a file with options; --help shows them.
+A single argument that ends in .yaml or .json is an option file; --help shows the options.
 """
 
 from __future__ import annotations
@@ -61,51 +61,57 @@ SECRETS = ("token", "hub_token")
 
 @dataclass
 class LoopArguments:
-    """How it is trained, in the words of Transformers' scripts without Trainer."""
+    """Training arguments with the names of Transformers' scripts without Trainer."""
 
-    output_dir: str = field(metadata={"help": "Where the model, the results and the checkpoints go."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Examples of a process in a step."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Likewise, in evaluation."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "After the warm-up."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of all parameters but biases and norms."})
-    num_train_epochs: int = field(default=3, metadata={"help": "How often all examples are gone through."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "So many updates, whatever the epochs."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Mini-batches of an update."})
-    lr_scheduler_type: SchedulerType = field(default=SchedulerType.LINEAR, metadata={"help": "How the rate falls."})
-    num_warmup_steps: int = field(default=0, metadata={"help": "Updates in which it rises first."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load images, for each process."})
-    seed: int = field(default=42, metadata={"help": "Of weights, order of examples, augmentation and mixing."})
+    output_dir: str = field(metadata={"help": "Directory for the model, the results and the checkpoints."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Training batch size per process."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Evaluation batch size per process."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate after the warmup."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of parameters except biases and norms."})
+    num_train_epochs: int = field(default=3, metadata={"help": "Number of epochs."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Number of optimizer steps. Overrides --num_train_epochs."}
+    )
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Number of mini-batches per optimizer step."})
+    lr_scheduler_type: SchedulerType = field(default=SchedulerType.LINEAR, metadata={"help": "Learning rate schedule."})
+    num_warmup_steps: int = field(default=0, metadata={"help": "Number of warmup steps."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Number of data loader workers per process."})
+    seed: int = field(
+        default=42, metadata={"help": "Seed of the initialization, the order of examples, augmentation and mixing."}
+    )
     checkpointing_steps: str | None = field(
-        default=None, metadata={"help": "Save the whole state every so many updates, or each 'epoch'."}
+        default=None, metadata={"help": "Save a checkpoint every N optimizer steps, or after each 'epoch'."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A directory step_N or epoch_N that --checkpointing_steps wrote."}
+        default=None, metadata={"help": "Checkpoint to resume from: a directory step_N or epoch_N."}
     )
     with_tracking: bool = field(default=False, metadata={"help": "Log to experiment trackers."})
     report_to: str = field(
-        default="all", metadata={"help": "Which: tensorboard, wandb, ..., or all that are installed."}
+        default="all", metadata={"help": "Tracker: tensorboard, wandb, ..., or all installed trackers."}
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the model at the end."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Where to. Default: the name of --output_dir."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the model to the Hub after training."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub. Default: the name of --output_dir."}
+    )
     hub_token: str | None = field(
-        default=None, repr=False, metadata={"help": "Token to upload with, if not the one of `hf auth login`."}
+        default=None, repr=False, metadata={"help": "Hub token. Default: the token stored by `hf auth login`."}
     )
 
     def __post_init__(self) -> None:
         steps = self.checkpointing_steps
         if steps is not None and steps != "epoch" and not (steps.isdigit() and int(steps)):
-            raise ValueError(f"--checkpointing_steps must be a number of updates or 'epoch', got {steps!r}.")
+            raise ValueError(f"--checkpointing_steps must be a number of optimizer steps or 'epoch', but is {steps!r}.")
 
 
 def main() -> None:
-    """Train, evaluate after each epoch, save, and push to the Hub."""
+    """Train the model, evaluate it after each epoch, save it, and push it to the Hub."""
     model_args, data_args, args, mixing = common.parse_arguments(
         sys.argv[1:], ModelArguments, DataTrainingArguments, LoopArguments
     )
     tracking = {"log_with": args.report_to, "project_dir": args.output_dir} if args.with_tracking else {}
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        # The order of examples follows from the seed and the epoch: a resumed training finds it again.
+        # The order of examples depends only on the seed and the epoch, so that a resumed run repeats it.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         **tracking,
     )
@@ -121,8 +127,8 @@ def main() -> None:
     handle = wrap_model(model, mixing)
 
     train, validation = prepare_images(data, data_args, processor, getattr(model.config, "num_channels", 3))
-    # With generators of their own the loaders draw nothing from the global one, which mixing and dropout draw from: a
-    # resumed training begins an epoch in its middle, and draws what an uninterrupted one does nevertheless.
+    # The loaders have their own generators. Otherwise a run resumed within an epoch would draw other numbers for mixing
+    # and dropout from the global generator than an uninterrupted run.
     train_loader, eval_loader = (
         DataLoader(
             rows,
@@ -136,13 +142,13 @@ def main() -> None:
     )
 
     batches = math.ceil(len(train_loader) / accelerator.num_processes)
-    updates_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    total = args.max_train_steps or args.num_train_epochs * updates_per_epoch
+    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    total = args.max_train_steps or args.num_train_epochs * steps_per_epoch
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        # Accelerate takes as many steps of the scheduler at each update as there are processes.
+        # At each optimizer step Accelerate steps the scheduler once per process.
         num_warmup_steps=args.num_warmup_steps * accelerator.num_processes,
         num_training_steps=total * accelerator.num_processes,
     )
@@ -151,19 +157,19 @@ def main() -> None:
     )
     start_tracking(accelerator, args, model_args, data_args, mixing)
 
-    done = resume(accelerator, args, mixing, handle, updates_per_epoch) if args.resume_from_checkpoint else 0
+    done = resume(accelerator, args, mixing, handle, steps_per_epoch) if args.resume_from_checkpoint else 0
     logger.info(
-        f"{len(train)} examples, {accelerator.num_processes} processes, {args.per_device_train_batch_size} examples each "
-        f"in a mini-batch, {args.gradient_accumulation_steps} mini-batches an update, updates {done} to {total}; {mixing}"
+        f"{len(train)} examples, {accelerator.num_processes} processes, batch size {args.per_device_train_batch_size} "
+        f"per process, {args.gradient_accumulation_steps} mini-batches per step, steps {done} to {total}; {mixing}"
     )
     progress = tqdm(total=total, initial=done, disable=not accelerator.is_local_main_process)
     metrics: dict[str, float] = {}
-    for epoch in range(done // updates_per_epoch, math.ceil(total / updates_per_epoch)):
+    for epoch in range(done // steps_per_epoch, math.ceil(total / steps_per_epoch)):
         model.train()
-        handle.epoch = epoch  # some methods mix inputs in late epochs
+        handle.epoch = epoch  # input mixing may start in a later epoch
         train.seed_augmentation(args.seed, epoch)
         train_loader.set_epoch(epoch)
-        skipped = done % updates_per_epoch * args.gradient_accumulation_steps
+        skipped = done % steps_per_epoch * args.gradient_accumulation_steps
         losses = []
         for batch in accelerator.skip_first_batches(train_loader, skipped) if skipped else train_loader:
             with accelerator.accumulate(model):
@@ -191,7 +197,7 @@ def main() -> None:
         if args.checkpointing_steps == "epoch":
             save_checkpoint(accelerator, args, f"epoch_{epoch}", mixing, handle)
     progress.close()
-    metrics = metrics or evaluate(accelerator, model, eval_loader)  # where all updates were done before
+    metrics = metrics or evaluate(accelerator, model, eval_loader)  # the resumed run had finished all steps
     save(accelerator, model, processor, handle, mixing, {**metrics, "steps": done}, args)
     if accelerator.is_main_process and args.push_to_hub:
         push_to_hub(args, mixing, model_args)
@@ -199,7 +205,7 @@ def main() -> None:
 
 
 def set_up_logging(accelerator: Accelerator) -> None:
-    """The first process of each machine tells what happens, the others what goes wrong."""
+    """Log warnings in the first process of each machine and errors in the others."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logger.info(accelerator.state, main_process_only=False)
     main = accelerator.is_local_main_process
@@ -208,35 +214,35 @@ def set_up_logging(accelerator: Accelerator) -> None:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Refuse processes that were started together and do not train together, such as torchrun's on a CPU."""
+    """Raise a ValueError if processes started together would train independently, as those of torchrun on CPUs."""
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise ValueError(
-            f"{started} processes were started, and each would train alone: Accelerate sees {accelerator.num_processes}. On "
-            "CPUs, set ACCELERATE_USE_CPU=true."
+            f"{started} processes were started, but Accelerate has {accelerator.num_processes}: each would train "
+            "independently. On CPUs, set ACCELERATE_USE_CPU=true."
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != "FSDP":
         raise ValueError(
-            f"FSDP was asked for, and Accelerate would train with {accelerator.distributed_type.value} without a word: it "
-            "shards on accelerators only. Use another configuration on CPUs."
+            f"FSDP is configured, but Accelerate would silently use {accelerator.distributed_type.value}, since it "
+            "supports FSDP on accelerators only. Use another configuration on CPUs."
         )
 
 
 def prepare_images(data: Any, data_args: DataTrainingArguments, processor: Any, channels: int) -> list[ImageDataset]:
-    """Training and validation examples. Their augmentation follows from the seed, the epoch and the mini-batch alone."""
+    """Return training and validation data sets. Augmentation depends only on the seed, the epoch and the mini-batch."""
     columns = (data_args.image_column_name, data_args.label_column_name)
-    augmentation = {"train": data_args.augmentation, "validation": "none"}
+    augmentations = {"train": data_args.augmentation, "validation": "none"}
     return [
         ImageDataset(
             data[split],
-            ImageTransform(processor, *columns, augmentation=how, num_channels=channels, train=how != "none"),
+            ImageTransform(processor, *columns, augmentation=name, num_channels=channels, train=name != "none"),
         )
-        for split, how in augmentation.items()
+        for split, name in augmentations.items()
     ]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay, and those without: biases and norms."""
+    """Return parameter groups with and without weight decay; biases and norms have none."""
     vectors = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
     groups = (
         (weight_decay, [p for n, p in model.named_parameters() if n not in vectors]),
@@ -246,21 +252,21 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
 
 def start_tracking(accelerator: Accelerator, args: LoopArguments, *others: Any) -> None:
-    """Open the trackers, and give them all settings but tokens."""
+    """Start the trackers and log all settings except tokens."""
     if not args.with_tracking:
         return
     settings = {name: value for some in (args, *others) for name, value in asdict(some).items() if name not in SECRETS}
-    # TensorBoard takes numbers and strings only.
+    # TensorBoard accepts only numbers and strings.
     settings = {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in settings.items()}
     accelerator.init_trackers("image_classification_no_trainer", settings)
     if accelerator.is_main_process and not accelerator.trackers:
         raise ValueError(
-            f"--with_tracking found no tracker for --report_to {args.report_to}: install one, tensorboard say."
+            f"--with_tracking requires a tracker for --report_to {args.report_to}: install one, such as tensorboard."
         )
 
 
-def dealing(accelerator: Accelerator, args: LoopArguments) -> dict[str, int]:
-    """What decides which examples an update has."""
+def batch_settings(accelerator: Accelerator, args: LoopArguments) -> dict[str, int]:
+    """Return the settings that determine which examples each optimizer step has."""
     return {
         "processes": accelerator.num_processes,
         "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -272,44 +278,49 @@ def dealing(accelerator: Accelerator, args: LoopArguments) -> dict[str, int]:
 def save_checkpoint(
     accelerator: Accelerator, args: LoopArguments, name: str, mixing: Mixing, handle: MixingHandle
 ) -> None:
-    """Everything that a resumed training needs."""
+    """Save everything that a resumed run needs."""
     directory = Path(args.output_dir, name)
     accelerator.save_state(str(directory))
     if accelerator.is_main_process:
         save_mixing(directory, mixing, handle.plan, handle.num_mixed)
-        (directory / "loop.json").write_text(json.dumps(dealing(accelerator, args)) + "\n")
+        (directory / "loop.json").write_text(json.dumps(batch_settings(accelerator, args)) + "\n")
 
 
 def resume(
-    accelerator: Accelerator, args: LoopArguments, mixing: Mixing, handle: MixingHandle, updates_per_epoch: int
+    accelerator: Accelerator, args: LoopArguments, mixing: Mixing, handle: MixingHandle, steps_per_epoch: int
 ) -> int:
-    """Load a checkpoint's state, and give the number of updates that are done."""
+    """Load a checkpoint and return its number of optimizer steps.
+
+    Raises:
+        ValueError: The directory is not a checkpoint, or the method or the settings differ.
+    """
     directory = Path(str(args.resume_from_checkpoint))
-    name = re.fullmatch(r"(step|epoch)_(\d+)", directory.name)
-    if name is None or not (directory / "loop.json").is_file():
+    match = re.fullmatch(r"(step|epoch)_(\d+)", directory.name)
+    if match is None or not (directory / "loop.json").is_file():
         raise ValueError(
-            f"--resume_from_checkpoint must be a directory step_N or epoch_N that --checkpointing_steps wrote, got {directory}."
+            "--resume_from_checkpoint must be a directory step_N or epoch_N written with --checkpointing_steps, but is "
+            f"{directory}."
         )
-    before, now = json.loads((directory / "loop.json").read_text()), dealing(accelerator, args)
-    for what in now:
-        if before[what] != now[what]:
+    saved, current = json.loads((directory / "loop.json").read_text()), batch_settings(accelerator, args)
+    for name, value in current.items():
+        if saved[name] != value:
             raise ValueError(
-                f"{directory} was trained with {what}={before[what]}, and now it is {now[what]}: an epoch would go on with "
-                "other examples. Give the same, or train on from the saved weights (--model_name_or_path)."
+                f"{directory} was trained with {name}={saved[name]}, but it is now {value}: the epoch would resume "
+                "with other examples. Use the same value, or start from the saved weights (--model_name_or_path)."
             )
     if load_mixing(directory) != mixing:
         raise ValueError(
-            f"{directory} was trained with {load_mixing(directory)}, and now it is {mixing}: give the same."
+            f"{directory} was trained with {load_mixing(directory)}, but the options give {mixing}: use the same."
         )
     accelerator.load_state(str(directory))
     handle.num_mixed = load_num_mixed(directory)
-    done = int(name[2])
-    return done if name[1] == "step" else (done + 1) * updates_per_epoch
+    number = int(match[2])
+    return number if match[1] == "step" else (number + 1) * steps_per_epoch
 
 
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
-    """Metrics over all examples, each counted once."""
+    """Compute metrics over all examples, counting each once."""
     model.eval()
     logits, labels = [], []
     for batch in loader:
@@ -329,9 +340,9 @@ def save(
     results: dict[str, float],
     args: LoopArguments,
 ) -> None:
-    """The model as a plain one of Transformers, with `mixing.json` and the results beside it."""
+    """Save a plain Transformers model, `mixing.json` and the results."""
     accelerator.wait_for_everyone()
-    state = accelerator.get_state_dict(model)  # gathered, where it is sharded
+    state = accelerator.get_state_dict(model)  # gathers sharded weights
     accelerator.unwrap_model(model).save_pretrained(
         args.output_dir, is_main_process=accelerator.is_main_process, save_function=accelerator.save, state_dict=state
     )
@@ -339,11 +350,11 @@ def save(
         processor.save_pretrained(args.output_dir)
         save_mixing(args.output_dir, mixing, handle.plan, handle.num_mixed)
         Path(args.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-    accelerator.wait_for_everyone()  # nobody ends before the first process has written
+    accelerator.wait_for_everyone()  # wait until the first process has written the files
 
 
 def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments) -> None:
-    """Upload what was saved, checkpoints left out, with a model card."""
+    """Upload the saved files except checkpoints, with a model card."""
     path = Path(args.output_dir, "README.md")
     if not is_user_edited(path):
         card = ModelCardData(

@@ -7,20 +7,20 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any semantic segmentation model of Transformers with Dense MultiMix at each location.
+"""Fine-tune a semantic segmentation model of Transformers with Dense MultiMix at each location.
 
-From the Hub:
+With a data set from the Hub:
 
-    python examples/run_semantic_segmentation.py --model_name_or_path nvidia/mit-b0 --dataset_name segments/sidewalk-semantic \
-        --image_column_name pixel_values --augmentation crop_flip --mixing dense_multimix \
-        --do_train --do_eval --output_dir outputs/sidewalk
+    python examples/run_semantic_segmentation.py --model_name_or_path nvidia/mit-b0 \
+        --dataset_name segments/sidewalk-semantic --image_column_name pixel_values --augmentation crop_flip \
+        --mixing dense_multimix --do_train --do_eval --output_dir outputs/sidewalk
 
-Offline, a small SegFormer from scratch on scenes of handwritten digits:
+Offline, train a small SegFormer from scratch on scenes of handwritten digits:
 
     python examples/run_semantic_segmentation.py examples/recipes/digit_scenes.yaml
 
-The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
---help shows those of --mixing. One argument that ends in .yaml or .json is a file with options.
+The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
+...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import torch
 from datasets import DatasetDict
 from huggingface_hub import hf_hub_download
 from kornia import augmentation
-from offline_scenes import CLASSES, IGNORED, OFFLINE, load_offline
+from offline_scenes import CLASSES, IGNORED, OFFLINE
 from torch.nn.functional import interpolate
 from transformers import (
     AutoImageProcessor,
@@ -54,33 +54,33 @@ from mm_hf import Mixing, MultiMixTrainer
 
 @dataclass
 class ModelArguments(common.ModelArguments):
-    """Which model is trained."""
+    """Model to train."""
 
-    model_type: str = field(default="segformer", metadata={"help": "Architecture of a model from scratch."})
-    image_size: int = field(default=128, metadata={"help": "Height and width of images, for a model from scratch."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "If not that of the model."})
+    model_type: str = field(default="segformer", metadata={"help": "Architecture of a model trained from scratch."})
+    image_size: int = field(default=128, metadata={"help": "Image size of a model trained from scratch."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})
 
 
 @dataclass
 class DataTrainingArguments(common.DataArguments):
-    """Which images it is trained on."""
+    """Images to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, its directory, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, directory, or offline data set: {', '.join(OFFLINE)}."}
     )
-    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
+    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
     label_column_name: str = field(
-        default="label", metadata={"help": "The column with images whose pixels are classes, 255 taking no part."}
+        default="label", metadata={"help": "Column with images of class indices; pixels with 255 are ignored."}
     )
     id2label: str | None = field(
         default=None,
-        metadata={"help": "A JSON file with the names of the classes. Default: id2label.json of the data set."},
+        metadata={"help": "JSON file with the names of the classes. Default: id2label.json of the data set."},
     )
     do_reduce_labels: bool = field(
-        default=False, metadata={"help": "Class 0, the background, takes no part, and the others move down by one."}
+        default=False, metadata={"help": "Ignore class 0, the background, and subtract 1 from the other classes."}
     )
     augmentation: Literal["none", "crop", "crop_flip"] = field(
-        default="none", metadata={"help": "Augmentation of training images, by kornia."}
+        default="none", metadata={"help": "Augmentation of training images with kornia."}
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class DataTrainingArguments(common.DataArguments):
 
 
 class SegmentationTransform:
-    """Rows to `pixel_values` (b, 3, h, w) and `labels` (b, h, w): resized, augmented in training, normalised."""
+    """Transform of a batch of rows to `pixel_values` (b, 3, h, w) and `labels` (b, h, w)."""
 
     def __init__(self, processor: Any, data_args: DataTrainingArguments, ignored: int, train: bool):
         self.processor, self.columns = processor, (data_args.image_column_name, data_args.label_column_name)
@@ -106,9 +106,9 @@ class SegmentationTransform:
         return augmentation.AugmentationSequential(*steps, data_keys=["input", "mask"]) if steps else None
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """A batch of rows as the data set gives them."""
+        """Transform a batch of rows."""
         images, classes = (rows[column] for column in self.columns)
-        # Crops are cut from images an eighth larger than what the model sees.
+        # Crops are taken from images resized to 8/7 of the model's input size.
         height, width = self.size if self.augment is None else [round(side * 8 / 7) for side in self.size]
         pixels = self.processor(
             [image.convert("RGB") for image in images],
@@ -128,8 +128,8 @@ class SegmentationTransform:
     def _resize(self, classes: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         if classes.ndim != 2:
             raise ValueError(
-                f"The images of --label_column_name {self.columns[1]!r} have the shape {classes.shape}; it takes images of "
-                "one channel, whose pixels are numbers of classes."
+                f"The images of --label_column_name {self.columns[1]!r} must have one channel of class indices, but "
+                f"have the shape {classes.shape}."
             )
         as_float = torch.from_numpy(classes.astype(np.float32))
         return interpolate(as_float[None, None], size, mode="nearest-exact")[0]
@@ -138,14 +138,14 @@ class SegmentationTransform:
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train` and `validation`, cut to size."""
+    """Load the splits `train` and `validation`."""
     if data_args.dataset_name in OFFLINE:
-        data = load_offline(data_args.dataset_name)
+        data = OFFLINE[data_args.dataset_name]()
     else:
         data = common.load_from_hub(data_args, model_args)
     common.check_columns(data, data_args, "image_column_name", "label_column_name")
@@ -153,7 +153,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
 
 
 def class_names(data_args: DataTrainingArguments, model_args: ModelArguments) -> list[str]:
-    """The names of the classes that the model tells apart."""
+    """Return the names of the classes of the model."""
     name = str(data_args.dataset_name)
     if name in OFFLINE:
         return CLASSES[1:] if data_args.do_reduce_labels else CLASSES
@@ -172,7 +172,7 @@ def class_names(data_args: DataTrainingArguments, model_args: ModelArguments) ->
 
 
 def load_model(model_args: ModelArguments, data_args: DataTrainingArguments, names: list[str]) -> tuple[Any, Any]:
-    """Model and image processor, pretrained or from scratch."""
+    """Load or create the model and its image processor."""
     model = common.load_model(AutoModelForSemanticSegmentation, model_args, names, "semantic-segmentation")
     source = model_args.image_processor_name or model_args.model_name_or_path
     if source is not None:
@@ -186,21 +186,21 @@ def load_model(model_args: ModelArguments, data_args: DataTrainingArguments, nam
 
 
 def predicted_classes(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Classes of the size of the labels in place of logits, so that evaluation keeps one number a pixel."""
+    """Convert logits to classes at the size of the labels, so that evaluation stores one number per pixel."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
 
 
 def segmentation_metrics(names: list[str], ignored: int) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Intersection over union, its mean over the classes that there are, and the accuracy of pixels."""
+    """Return a `compute_metrics` function: intersection over union, its mean over occurring classes, and accuracies."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         labels, predicted = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
-        count_valid = labels != ignored
-        pairs = labels[count_valid] * len(names) + predicted[count_valid]
+        valid = labels != ignored
+        pairs = labels[valid] * len(names) + predicted[valid]
         confusion = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
-        hits, true, found = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-        union = true + found - hits
+        hits, true = confusion.diagonal(), confusion.sum(axis=1)
+        union = true + confusion.sum(axis=0) - hits
         iou = {name: float(hits[i] / union[i]) for i, name in enumerate(names) if union[i]}
         return {
             "mean_iou": float(np.mean(list(iou.values()))),
@@ -213,7 +213,7 @@ def segmentation_metrics(names: list[str], ignored: int) -> Callable[[EvalPredic
 
 
 def main() -> None:
-    """Train, save, evaluate, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
     common.set_up(training_args, mixing)
 
@@ -221,7 +221,7 @@ def main() -> None:
     names = class_names(data_args, model_args)
     model, processor = load_model(model_args, data_args, names)
     ignored = getattr(model.config, "semantic_loss_ignore_index", IGNORED)
-    # The images are read and changed as batches are made, and the transform needs the columns that the model does not.
+    # The transform reads the images of each batch and needs columns that the model does not accept.
     training_args = copy.copy(training_args)
     training_args.remove_unused_columns = False
     data["train"].set_transform(SegmentationTransform(processor, data_args, ignored, train=True))
@@ -237,7 +237,7 @@ def main() -> None:
         preprocess_logits_for_metrics=predicted_classes,
         processing_class=processor,
     )
-    card = common.card_of(
+    card = common.card_arguments(
         "image-segmentation",
         model_args.model_name_or_path,
         data_args.dataset_name,

@@ -4,23 +4,25 @@
 #     "transformers>=5.20",
 #     "datasets>=4.0",
 #     "accelerate>=1.10",
-#     "torch>=2.6",
+#     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any text classifier of Transformers with MultiMix or Dense MultiMix: sentences or pairs; classes, several
-classes or a number for each; the whole model, or LoRA; encoders and decoders.
+"""Fine-tune a text classification model of Transformers with MultiMix or Dense MultiMix.
 
-From the Hub:
+It supports sentences and pairs of sentences; single-label, multi-label and regression problems; all parameters or LoRA;
+encoders and decoders. With a data set from the Hub:
 
     python examples/run_text_classification.py --model_name_or_path google-bert/bert-base-cased --task_name mrpc \
         --mixing dense_multimix --do_train --do_eval --max_seq_length 128 --learning_rate 2e-5 --output_dir outputs/mrpc
 
-Offline, a pretrained MiniLM on movie reviews (or your files by --train_file, --validation_file, --test_file):
+Offline, fine-tune a pretrained MiniLM on movie reviews (for your own files, use --train_file, --validation_file and
+--test_file):
 
     python examples/run_text_classification.py examples/recipes/movie_reviews.yaml
 
-The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
---help shows those of --mixing. One argument that ends in .yaml or .json is a file with options. docs/text.md has more.
+The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
+...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file. See
+docs/text.md for details.
 """
 
 from __future__ import annotations
@@ -47,15 +49,15 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
-from mm_hf.data.offline import OFFLINE_TEXTS, load_offline
+from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
 from mm_hf.evaluation.metrics import classification_metrics
 
 logger = logging.getLogger("mm_hf.examples")
-OFFLINE = (*OFFLINE_TEXTS, *offline_docs.OFFLINE)
+OFFLINE = {**OFFLINE_TEXTS, **offline_docs.OFFLINE}
 GLUE = "nyu-mll/glue"
-TASKS = {  # of GLUE, and their columns with text
+TASKS = {  # text columns of the GLUE tasks
     "cola": ["sentence"],
     "mnli": ["premise", "hypothesis"],
     "mrpc": ["sentence1", "sentence2"],
@@ -67,80 +69,80 @@ TASKS = {  # of GLUE, and their columns with text
     "wnli": ["sentence1", "sentence2"],
 }
 IGNORED = -100
-REGRESSION, SEVERAL, SINGLE = "regression", "multi_label_classification", "single_label_classification"
+REGRESSION, MULTI_LABEL, SINGLE_LABEL = "regression", "multi_label_classification", "single_label_classification"
 
 
 @dataclass
 class ModelArguments(common_text.ModelArguments):
-    """Which model is trained, and how much of it."""
+    """Model to train, and LoRA adapter."""
 
     padding_side: Literal["right", "left"] | None = field(
-        default=None, metadata={"help": "Where texts are padded. Default: as the tokenizer says."}
+        default=None, metadata={"help": "Padding side. Default: the tokenizer's."}
     )
     lora_r: int | None = field(
         default=None,
-        metadata={"help": "Train a LoRA adapter of this rank and the classifier in place of the whole model."},
+        metadata={"help": "Train only a LoRA adapter of this rank and the classifier. Default: all parameters."},
     )
     lora_alpha: int = field(
-        default=16, metadata={"help": "Its scale: the adapter is multiplied by lora_alpha / lora_r."}
+        default=16, metadata={"help": "LoRA scale: the adapter is multiplied by lora_alpha / lora_r."}
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into the adapter."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's inputs."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are adapted, such as query value. Default: what PEFT knows."}
+        default=None, metadata={"help": "Names of adapted modules, such as query value. Default: PEFT's choice."}
     )
     merge_lora: bool = field(
-        default=False, metadata={"help": "Save the merged model, too, to OUTPUT_DIR/merged: it loads without PEFT."}
+        default=False, metadata={"help": "Also save the merged model to OUTPUT_DIR/merged, which loads without PEFT."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_r is not None and self.model_name_or_path is None:
             raise ValueError(
-                "--lora_r adapts a pretrained model, which is not saved with the adapter: give --model_name_or_path."
+                "--lora_r requires a pretrained model, since only the adapter is saved: give --model_name_or_path."
             )
         if self.merge_lora and self.lora_r is None:
-            raise ValueError("--merge_lora is for an adapter: give --lora_r, or leave it out.")
+            raise ValueError("--merge_lora requires an adapter: give --lora_r, or remove --merge_lora.")
 
 
 @dataclass
 class DataTrainingArguments(common.DataArguments):
-    """Which text it is trained on."""
+    """Texts to train on."""
 
-    task_name: str | None = field(default=None, metadata={"help": f"A task of GLUE: {', '.join(TASKS)}."})
+    task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(TASKS)}."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
     )
-    train_file: str | None = field(default=None, metadata={"help": "A .csv, or lines of JSON, with texts and labels."})
-    validation_file: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
-    test_file: str | None = field(default=None, metadata={"help": "Likewise, to predict, without labels or with."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training file with texts and labels: .csv or JSON lines."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Validation file in the same format."})
+    test_file: str | None = field(default=None, metadata={"help": "File to predict, with or without labels."})
     text_column_names: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "The column with the texts, or two for pairs. Default: sentence1 and sentence2, or what there is."
-        },
+        metadata={"help": "One or two columns with texts. Default: sentence1 and sentence2, or else the text columns."},
     )
     label_column_name: str = field(
-        default="label", metadata={"help": "The column with classes, lists of classes, or numbers with a point."}
+        default="label", metadata={"help": "Column with classes, lists of classes, or floating-point numbers."}
     )
-    do_regression: bool = field(
-        default=False, metadata={"help": "Labels are numbers also where they look like classes."}
+    do_regression: bool = field(default=False, metadata={"help": "Treat labels as numbers even if they are integers."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Maximum number of word pieces; longer texts are truncated."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Word pieces of an example; what is longer is cut."})
     pad_to_max_length: bool = field(
-        default=False, metadata={"help": "Pad to --max_seq_length and not to the longest example of a batch."}
+        default=False, metadata={"help": "Pad to --max_seq_length instead of the longest text of a batch."}
     )
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Predict so many examples only."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Maximum number of examples to predict."})
 
     def __post_init__(self) -> None:
         if self.task_name is not None:
             self.task_name = self.task_name.lower()
             if self.task_name not in TASKS:
-                raise ValueError(f"--task_name is {self.task_name!r}, which is none of {', '.join(TASKS)}.")
+                raise ValueError(f"--task_name must be one of {', '.join(TASKS)}, but is {self.task_name!r}.")
             self.dataset_name, self.dataset_config_name = GLUE, self.task_name
             self.text_column_names = TASKS[self.task_name]
         elif self.dataset_name is None and self.train_file is None:
             raise ValueError(f"Give --task_name, --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
-        if self.text_column_names is not None:  # also separated by commas, as Transformers' script has them
+        if self.text_column_names is not None:  # Transformers' script separates them by commas
             self.text_column_names = [name for part in self.text_column_names for name in part.split(",")]
         common_text.check_files(self)
 
@@ -148,7 +150,7 @@ class DataTrainingArguments(common.DataArguments):
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
 
 
@@ -156,19 +158,17 @@ def parse_arguments(
 
 
 def load_data(data_args: DataTrainingArguments, model_args: common.ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train`, `validation` (and, for MNLI, `validation_mismatched`) and those to predict, cut to size.
+    """Load the splits `train`, `validation` (for MNLI also `validation_mismatched`) and the splits to predict.
 
-    Files take the place of a data set's splits.
+    Files replace the splits of a data set.
     """
     data = DatasetDict()
-    if data_args.dataset_name in offline_docs.OFFLINE:
-        data = offline_docs.load_offline(data_args.dataset_name)
-    elif data_args.dataset_name in OFFLINE:
-        data = load_offline(data_args.dataset_name)
+    if data_args.dataset_name in OFFLINE:
+        data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
     files = common_text.load_files(data_args, model_args)
-    to_predict = files.pop("test", None)  # and never to validate on
+    to_predict = files.pop("test", None)  # train_and_validation must not use it for validation
     data = DatasetDict({**data, **files})
     common.check_columns(data, data_args, "label_column_name")
     if "validation_matched" in data:
@@ -185,7 +185,7 @@ def load_data(data_args: DataTrainingArguments, model_args: common.ModelArgument
 
 
 def text_columns(data: DatasetDict, data_args: DataTrainingArguments) -> list[str]:
-    """The columns with one text or with two."""
+    """Return the names of the one or two text columns."""
     pair = ["sentence1", "sentence2"]
     rows, names = data["train"], data_args.text_column_names
     if names is None and set(pair) <= set(rows.column_names):
@@ -194,18 +194,18 @@ def text_columns(data: DatasetDict, data_args: DataTrainingArguments) -> list[st
 
 
 def problem_type(feature: Any, data_args: DataTrainingArguments) -> str:
-    """What the labels call for: a number, several classes or one class an example."""
+    """Return the problem type of Transformers that fits the labels."""
     if data_args.do_regression or str(getattr(feature, "dtype", "")).startswith("float"):
         return REGRESSION
-    return SEVERAL if hasattr(feature, "feature") else SINGLE
+    return MULTI_LABEL if hasattr(feature, "feature") else SINGLE_LABEL
 
 
 def prepare_labels(
     data: DatasetDict, data_args: DataTrainingArguments, model_args: common.ModelArguments
 ) -> tuple[DatasetDict, str, list[str]]:
-    """Labels as a model takes them, in a column `labels`; the type of the problem; and the names of the classes.
+    """Return the data with a column `labels`, the problem type, and the names of the classes.
 
-    Splits to predict whose labels are not given away (none, or all -1 as in GLUE) have no such column.
+    Splits to predict have no such column if their labels are not public (none, or all -1 as in GLUE).
     """
     label = data_args.label_column_name
     feature = data["train"].features[label]
@@ -215,7 +215,7 @@ def prepare_labels(
     if problem == REGRESSION:
         names, encoded = [label], {split: [float(y) for y in column] for split, column in labels.items()}
     else:
-        names, encoded = encode_classes(labels, feature, problem == SEVERAL, model_args)
+        names, encoded = encode_classes(labels, feature, problem == MULTI_LABEL, model_args)
     for split, rows in data.items():
         data[split] = rows.remove_columns([label] if label in rows.column_names else [])
         if split in encoded:
@@ -224,10 +224,10 @@ def prepare_labels(
 
 
 def encode_classes(
-    labels: dict[str, Any], feature: Any, several: bool, model_args: common.ModelArguments
+    labels: dict[str, Any], feature: Any, multi_label: bool, model_args: common.ModelArguments
 ) -> tuple[list[str], dict[str, list[Any]]]:
-    """The names of the classes, and of each example its class's index, or a 0 or 1 for each class."""
-    lists = {split: column if several else [[y] for y in column] for split, column in labels.items()}
+    """Return the names of the classes, and for each example the index of its class or a multi-hot vector."""
+    lists = {split: column if multi_label else [[y] for y in column] for split, column in labels.items()}
     classes = getattr(feature, "feature", feature)
     if isinstance(classes, ClassLabel):
         found = dict(enumerate(classes.names))
@@ -235,17 +235,17 @@ def encode_classes(
         values = {y for column in lists.values() for row in column for y in row}
         found = {y: str(y) for y in sorted(values - {None})}
     names = known_classes(list(found.values()), model_args)
-    where = {y: names.index(name) for y, name in found.items()}
-    indices = {split: [[where[y] for y in row if y in where] for row in column] for split, column in lists.items()}
-    if several:
-        of_each = np.eye(len(names))
-        return names, {s: [of_each[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in indices.items()}
-    # An example without a class takes no part.
+    index = {y: names.index(name) for y, name in found.items()}
+    indices = {split: [[index[y] for y in row if y in index] for row in column] for split, column in lists.items()}
+    if multi_label:
+        one_hot = np.eye(len(names))
+        return names, {s: [one_hot[row].sum(axis=0).clip(max=1).tolist() for row in c] for s, c in indices.items()}
+    # Examples without a class are ignored.
     return names, {split: [row[0] if row else IGNORED for row in column] for split, column in indices.items()}
 
 
 def known_classes(found: list[str], model_args: common.ModelArguments) -> list[str]:
-    """The classes in the order of a model that tells them apart already; else as they are."""
+    """Return the classes in the order of a pretrained model that has all of them, or else unchanged."""
     if model_args.model_name_or_path is None:
         return found
     known = AutoConfig.from_pretrained(model_args.model_name_or_path, **model_args.hub).id2label
@@ -256,11 +256,11 @@ def known_classes(found: list[str], model_args: common.ModelArguments) -> list[s
 
 
 def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tuple[Any, Any]:
-    """Model and tokenizer, pretrained or from scratch."""
+    """Load or create the model and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.tokenizer_name or model_args.model_name_or_path, **model_args.hub
     )
-    if tokenizer.pad_token is None:  # decoders often come without one
+    if tokenizer.pad_token is None:  # common for decoders
         tokenizer.pad_token = tokenizer.eos_token
     if model_args.padding_side is not None:
         tokenizer.padding_side = model_args.padding_side
@@ -268,13 +268,13 @@ def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tu
     settings["vocab_size"] = len(tokenizer)
     model = common.load_model(AutoModelForSequenceClassification, model_args, names, "text-classification", **settings)
     model.config.problem_type = problem
-    if model.config.pad_token_id is None:  # by which a decoder knows a text's last token
+    if model.config.pad_token_id is None:  # decoders need it to find the last token of a text
         model.config.pad_token_id = tokenizer.pad_token_id
     return adapt(model, model_args), tokenizer
 
 
 def adapt(model: Any, model_args: ModelArguments) -> Any:
-    """The model with a LoRA adapter, if one is asked for; its classifier is trained and saved with it."""
+    """Add a LoRA adapter if `lora_r` is set. The classifier is trained and saved with the adapter."""
     if model_args.lora_r is None:
         return model
     from peft import LoraConfig, TaskType, get_peft_model
@@ -293,7 +293,7 @@ def adapt(model: Any, model_args: ModelArguments) -> Any:
 
 
 def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The figures of a type of problem, and those that a task of GLUE asks for."""
+    """Return a `compute_metrics` function for a problem type and a GLUE task."""
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -306,12 +306,12 @@ def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dic
                 "pearson": pearsonr(numbers, labels).statistic,
                 "spearman": spearmanr(numbers, labels).statistic,
             }
-        elif problem == SEVERAL:
-            chosen = logits > 0
+        elif problem == MULTI_LABEL:
+            predicted = logits > 0
             found = {
-                "micro_f1": f1_score(labels, chosen, average="micro", zero_division=0),
-                "macro_f1": f1_score(labels, chosen, average="macro", zero_division=0),
-                "subset_accuracy": (chosen == labels).all(axis=1).mean(),
+                "micro_f1": f1_score(labels, predicted, average="micro", zero_division=0),
+                "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),
+                "subset_accuracy": (predicted == labels).all(axis=1).mean(),
             }
         else:
             found = classification_metrics(prediction)
@@ -325,7 +325,7 @@ def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dic
 
 
 def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: list[str]) -> None:
-    """Write what is predicted for each test split to `predict_results.txt`, and the figures where there are labels."""
+    """Write the predictions of each test split to `predict_results.txt`, and metrics if there are labels."""
     for split in (split for split in data if split.startswith("test")):
         found = trainer.predict(data[split], metric_key_prefix="predict")
         kind = split.removeprefix("test")
@@ -333,13 +333,14 @@ def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: li
             trainer.log_metrics(f"predict{kind}", found.metrics)
             trainer.save_metrics(f"predict{kind}", found.metrics)
         if trainer.is_world_process_zero():
-            lines = ["index\tprediction", *(f"{i}\t{said}" for i, said in enumerate(_said(found, problem, names)))]
+            predictions = _predicted_labels(found, problem, names)
+            lines = ["index\tprediction", *(f"{i}\t{label}" for i, label in enumerate(predictions))]
             file = Path(str(trainer.args.output_dir)) / f"predict_results{kind}.txt"
             file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def save_merged(trainer: MultiMixTrainer, tokenizer: Any) -> None:
-    """Save the plain model that the adapter makes of the base model, and its tokenizer, to `merged`."""
+    """Merge the adapter into the base model, and save the model and its tokenizer to `merged`."""
     if not trainer.is_world_process_zero():
         return
     if trainer.mixing_handle is not None:
@@ -353,31 +354,31 @@ def _logits(predictions: Any) -> np.ndarray:
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
-def _said(found: Any, problem: str, names: list[str]) -> list[str]:
+def _predicted_labels(found: Any, problem: str, names: list[str]) -> list[str]:
     logits = _logits(found.predictions)
     if problem == REGRESSION:
         return [f"{number:.3f}" for number in logits.reshape(-1)]
-    if problem == SEVERAL:
+    if problem == MULTI_LABEL:
         return [",".join(name for name, score in zip(names, row) if score > 0) for row in logits]
     return [names[i] for i in logits.argmax(axis=-1)]
 
 
 def main() -> None:
-    """Train, save, evaluate, predict, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, predict, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
     common.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     if training_args.do_predict and not any(split.startswith("test") for split in data):
-        raise ValueError("--do_predict needs examples to predict: give --test_file, or a data set with a test split.")
+        raise ValueError("--do_predict requires a test split: give --test_file, or a data set with a test split.")
     columns = text_columns(data, data_args)
     data, problem, names = prepare_labels(data, data_args, model_args)
     logger.info("%s of %s from %s", problem, ", ".join(names), ", ".join(columns))
     model, tokenizer = load_model(model_args, names, problem)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    length = min(n for n in (data_args.max_seq_length, tokenizer.model_max_length, longest) if n is not None)
-    wanted = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
-    used = tuple(split for split, is_wanted in wanted.items() if is_wanted)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    length = min(n for n in (data_args.max_seq_length, tokenizer.model_max_length, positions) if n is not None)
+    needed = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    used = tuple(split for split, is_needed in needed.items() if is_needed)
     options = {"tokenizer": tokenizer, "max_length": length, "pad_to_max_length": data_args.pad_to_max_length}
     data = DatasetDict(
         {
@@ -400,7 +401,7 @@ def main() -> None:
         compute_metrics=metrics_of(problem, data_args.task_name),
         processing_class=tokenizer,
     )
-    card = common.card_of(
+    card = common.card_arguments(
         "text-classification",
         model_args.finetuned_from,
         data_args.task_name or data_args.dataset_name or data_args.train_file,

@@ -7,19 +7,20 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune any token classifier of Transformers (named entities, parts of speech) with Dense MultiMix at each token.
+"""Fine-tune a token classification model of Transformers (named entities, parts of speech) with Dense MultiMix.
 
-From the Hub:
+With a data set from the Hub:
 
     python examples/run_token_classification.py --model_name_or_path google-bert/bert-base-cased \
         --dataset_name conll2003 --mixing dense_multimix --do_train --do_eval --output_dir outputs/conll2003
 
-Offline, a pretrained MiniLM on the source code of Python's standard library (or your files by --train_file):
+Offline, fine-tune a pretrained MiniLM on the source code of Python's standard library (for your own files, use
+--train_file):
 
     python examples/run_token_classification.py examples/recipes/stdlib_tokens.yaml
 
-The options are Transformers' own, and the fields of the chosen mixing method (--num_mixed, --alpha, --attention, ...);
---help shows those of --mixing. One argument that ends in .yaml or .json is a file with options.
+The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
+...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from common_text import ModelArguments
 from datasets import ClassLabel, DatasetDict, List, Value
-from offline_tokens import OFFLINE, load_offline
+from offline_tokens import OFFLINE
 from seqeval.metrics import accuracy_score, classification_report
 from transformers import (
     AutoModelForTokenClassification,
@@ -52,24 +53,28 @@ IGNORED = -100
 
 @dataclass
 class DataTrainingArguments(common.DataArguments):
-    """Which text it is trained on."""
+    """Texts to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"A data set of the Hub, or offline: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
     )
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Lines of JSON with lists of tokens and tags, or a .csv with both separated by spaces."},
+        metadata={
+            "help": "Training file: JSON lines with lists of tokens and tags, or a .csv with both separated by spaces."
+        },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Likewise, for validation."})
-    text_column_name: str = field(default="tokens", metadata={"help": "The column with the tokens."})
-    label_column_name: str = field(default="ner_tags", metadata={"help": "The column with their tags."})
-    max_seq_length: int = field(default=128, metadata={"help": "Word pieces of an example; what is longer is cut."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation file in the same format."})
+    text_column_name: str = field(default="tokens", metadata={"help": "Column with the tokens."})
+    label_column_name: str = field(default="ner_tags", metadata={"help": "Column with the tags."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Maximum number of word pieces; longer texts are truncated."}
+    )
     label_all_tokens: bool = field(
-        default=False, metadata={"help": "Label all word pieces of a token and not only the first."}
+        default=False, metadata={"help": "Label all word pieces of a token, not only the first."}
     )
     return_entity_level_metrics: bool = field(
-        default=False, metadata={"help": "Precision, recall and F1 of each type of entity, too."}
+        default=False, metadata={"help": "Report precision, recall and F1 of each entity type, too."}
     )
 
     def __post_init__(self) -> None:
@@ -81,14 +86,14 @@ class DataTrainingArguments(common.DataArguments):
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
-    """Options or a file of options; the fields of the chosen mixing method are among them."""
+    """Parse options or an option file, including the fields of the selected mixing method."""
     return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Splits `train` and `validation`, cut to size, whose tags are classes."""
+    """Load the splits `train` and `validation` with tags as class indices."""
     if data_args.dataset_name in OFFLINE:
-        data = load_offline(data_args.dataset_name)
+        data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
         data = common.load_from_hub(data_args, model_args)
     else:
@@ -108,8 +113,8 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
 def align(
     tokenizer: Any, data_args: DataTrainingArguments, names: list[str]
 ) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
-    """A function of a batch of rows: word pieces, and the label of each, -100 where none is asked for."""
-    # Pieces that follow the first one of a token that begins an entity are inside of it.
+    """Return a function that tokenizes a batch of rows and labels its word pieces, with -100 for no label."""
+    # Further word pieces of a token labeled B-TYPE are labeled I-TYPE.
     inside = {f"B-{name[2:]}": i for i, name in enumerate(names) if name.startswith("I-")}
     following = [inside.get(name, i) for i, name in enumerate(names)]
 
@@ -138,17 +143,17 @@ def align(
 
 
 def most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Classes in place of logits, so that evaluation keeps one number a word piece."""
+    """Convert logits to classes, so that evaluation stores one number per word piece."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
 
 
 def entity_metrics(names: list[str], of_each: bool) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The figures of entities by seqeval, and the accuracy of tokens."""
+    """Return a `compute_metrics` function: entity metrics of seqeval and the accuracy of tokens."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        count_valid = np.asarray(prediction.label_ids) != IGNORED
+        valid = np.asarray(prediction.label_ids) != IGNORED
         true, predicted = (
-            [[names[i] for i in row[part]] for row, part in zip(np.asarray(classes), count_valid)]
+            [[names[i] for i in row[mask]] for row, mask in zip(np.asarray(classes), valid)]
             for classes in (prediction.label_ids, prediction.predictions)
         )
         report = classification_report(true, predicted, output_dict=True, zero_division=0)
@@ -160,22 +165,22 @@ def entity_metrics(names: list[str], of_each: bool) -> Callable[[EvalPrediction]
             "accuracy": accuracy_score(true, predicted),
         }
         if of_each:
-            for kind, figures in report.items():
+            for kind, values in report.items():
                 if not kind.endswith(" avg"):
-                    metrics |= {f"{kind}_{figure.replace('-score', '')}": value for figure, value in figures.items()}
+                    metrics |= {f"{kind}_{name.replace('-score', '')}": value for name, value in values.items()}
         return {name: float(value) for name, value in metrics.items()}
 
     return compute
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
-    """Model and tokenizer, pretrained or from scratch."""
+    """Load or create the model and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.tokenizer_name or model_args.model_name_or_path, add_prefix_space=True, **model_args.hub
     )
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} does not tell which token a word piece comes from: give a fast one by "
+            f"{type(tokenizer).__name__} does not map word pieces to tokens: choose a fast tokenizer with "
             "--tokenizer_name."
         )
     settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -184,7 +189,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Train, save, evaluate, and write a model card or push to the Hub."""
+    """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
     common.set_up(training_args, mixing)
 
@@ -204,7 +209,7 @@ def main() -> None:
         preprocess_logits_for_metrics=most_likely,
         processing_class=tokenizer,
     )
-    card = common.card_of(
+    card = common.card_arguments(
         "token-classification",
         model_args.finetuned_from,
         data_args.dataset_name or data_args.train_file,

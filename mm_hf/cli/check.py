@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from ..data.dummy_inputs import example_batch, load, detect_task
+from ..data.dummy_inputs import detect_task, example_batch, load
 from ..evaluation.model_check import MIXED, ModelCheck, check_model, within_rounding
 from ..methods import ERM, METHODS, get_method
 from ._options import expand_arguments, make_parser, parse

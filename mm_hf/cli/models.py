@@ -92,7 +92,7 @@ def format_table(rows: Sequence[SupportedModel]) -> str:
     if tested:
         lines.append(f"Tested with Transformers {versions}; installed: {transformers.__version__}.")
     if len(tested) < len(rows):
-        lines.append(f"{len(rows) - len(tested)} classes marked ? were not tested. Test one with mm-hf check MODEL.")
+        lines.append(f"Not tested: {len(rows) - len(tested)} (marked ?). Test a model with mm-hf check MODEL.")
     return "\n".join(lines)
 
 

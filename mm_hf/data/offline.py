@@ -15,24 +15,6 @@ from PIL import Image as PILImage
 
 FASHION_MNIST = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 FASHION_CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-OFFLINE_IMAGES, OFFLINE_TEXTS = ("digits", "fashion_mnist"), ("movie_reviews",)
-OFFLINE = (*OFFLINE_IMAGES, *OFFLINE_TEXTS)
-
-
-def load_offline(name: str) -> DatasetDict:
-    """Load a data set of `OFFLINE` by name, with the splits `train` and `test`.
-
-    Raises:
-        ValueError: The name is unknown.
-        FileNotFoundError: The files of the data set are not installed.
-    """
-    if name == "digits":
-        return load_digits()
-    if name == "fashion_mnist":
-        return load_fashion_mnist()
-    if name == "movie_reviews":
-        return load_movie_reviews()
-    raise ValueError(f"There is no offline data set {name!r}: choose one of {', '.join(OFFLINE)}.")
 
 
 def load_digits() -> DatasetDict:
@@ -106,3 +88,20 @@ def _dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Datase
     features = Features(image=Image(), label=ClassLabel(names=names))
     columns = {"image": [PILImage.fromarray(image) for image in images], "label": labels.tolist()}
     return Dataset.from_dict(columns, features=features)
+
+
+OFFLINE_IMAGES = {"digits": load_digits, "fashion_mnist": load_fashion_mnist}
+OFFLINE_TEXTS = {"movie_reviews": load_movie_reviews}
+OFFLINE = {**OFFLINE_IMAGES, **OFFLINE_TEXTS}
+
+
+def load_offline(name: str) -> DatasetDict:
+    """Load a data set of `OFFLINE` by name, with the splits `train` and `test`.
+
+    Raises:
+        ValueError: The name is unknown.
+        FileNotFoundError: The files of the data set are not installed.
+    """
+    if name not in OFFLINE:
+        raise ValueError(f"There is no offline data set {name!r}: choose one of {', '.join(OFFLINE)}.")
+    return OFFLINE[name]()

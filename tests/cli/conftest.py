@@ -8,7 +8,7 @@ WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]
 
 @pytest.fixture
 def reviews(tmp_path):
-    """A directory of sentences whose class depends on one word, and the directory of a tiny BERT for them."""
+    """Return a directory of sentences whose class depends on one word, and the directory of a tiny BERT for them."""
     rows = [
         {"text": f"{adverb} {word} {noun}", "sentiment": "up" if word in ("good", "fine") else "down", "id": i}
         for i, (adverb, word, noun) in enumerate(

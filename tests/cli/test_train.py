@@ -25,8 +25,8 @@ from mm_hf.training.hub import load_mixing, load_plan
 from tests.helpers.commands import TINY, refused
 
 OPTIONS = (
-    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 --max_validation_samples 40 "
-    "--max_test_samples 80 --augmentation crop --per_device_train_batch_size 32 --learning_rate 3e-3 --use_cpu"
+    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 "
+    "--max_validation_samples 40 --max_test_samples 80 --augmentation crop --per_device_train_batch_size 32 --learning_rate 3e-3 --use_cpu"
 ).split()
 DATA = DataOptions("digits", max_train_samples=96, max_validation_samples=40, max_test_samples=80, augmentation="crop")
 
@@ -98,8 +98,8 @@ def test_python_api_gives_the_same_model(trained, tmp_path):
     """The command only combines a task, a trainer, and Trainer's own methods."""
     task = build_task(DATA, ModelOptions(model_type="vit", config_overrides=TINY))
     args = TrainingArguments(
-        str(tmp_path), num_train_epochs=3, per_device_train_batch_size=32, learning_rate=3e-3, use_cpu=True, disable_tqdm=True,
-        eval_strategy="epoch", save_strategy="epoch",
+        str(tmp_path), num_train_epochs=3, per_device_train_batch_size=32, learning_rate=3e-3, use_cpu=True,
+        disable_tqdm=True, eval_strategy="epoch", save_strategy="epoch",
     )  # fmt: skip
     trainer = task.trainer(args, DenseMultiMix(num_mixed=30))
     trainer.train()
@@ -200,7 +200,7 @@ def test_push_passes_card_arguments_to_trainer(trained, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(MultiMixTrainer, "init_hf_repo", lambda self, token=None: calls.append(self.args.hub_model_id))
     monkeypatch.setattr(MultiMixTrainer, "push_to_hub", lambda self, *args, **kwargs: calls.append(kwargs))
-    run("--mixing", "erm", "--num_train_epochs", 1, "--output_dir", tmp_path, "--push_to_hub", "--hub_model_id", "me/it",
-        "--save_strategy", "no")  # fmt: skip
+    run("--mixing", "erm", "--num_train_epochs", 1, "--output_dir", tmp_path, "--save_strategy", "no", "--push_to_hub",
+        "--hub_model_id", "me/it")  # fmt: skip
     assert calls[0] == "me/it"
     assert calls[-1] == {"finetuned_from": None, "tasks": "image-classification", "dataset": "digits"}

@@ -164,7 +164,7 @@ def test_stopped_between_runs_the_command_goes_on(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(compare, "train_run", stops)
     assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert not (tmp_path / "parts" / "results.csv").exists()
     assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 0
     assert calls == ["erm", "multimix:num_mixed=10", "multimix:num_mixed=10", "erm", "multimix:num_mixed=10"]

@@ -87,8 +87,8 @@ def test_multi_node_on_two_machines_that_are_one(tmp_path):
 @pytest.mark.parametrize(
     ("config", "environment", "message"),
     [
-        ("multi_gpu", {}, "2 processes were started, and each would train alone"),
-        ("fsdp2", ON_CPU, "FSDP was asked for, and Accelerate would train with MULTI_CPU without a word"),
+        ("multi_gpu", {}, "2 processes were started, but Accelerate has 1"),
+        ("fsdp2", ON_CPU, "FSDP is configured, but Accelerate would silently use MULTI_CPU"),
     ],
 )
 def test_what_a_cpu_would_train_otherwise_than_asked_is_refused(tmp_path, config, environment, message):

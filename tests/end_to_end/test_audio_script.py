@@ -138,29 +138,27 @@ def test_recordings_are_read_in_one_channel_at_the_rate_asked_for(tmp_path):
 
 def test_parts_are_random_in_training_only():
     wave = np.arange(1000)
-    starts = {int(audio.random_part(wave, 990)[0]) for _ in range(200)}
-    assert starts == set(range(11)) and len(audio.random_part(wave, 990)) == 990
-    assert audio.random_part(wave, 1000) is not wave and np.array_equal(audio.random_part(wave, 2000), wave)
+    starts = {int(audio.random_crop(wave, 990)[0]) for _ in range(200)}
+    assert starts == set(range(11)) and len(audio.random_crop(wave, 990)) == 990
+    assert audio.random_crop(wave, 1000) is not wave and np.array_equal(audio.random_crop(wave, 2000), wave)
 
 
 def test_mistakes_are_refused_with_sentences(tones):
     with pytest.raises(ValueError, match="Give --dataset_name .*spoken_prompts.* or --train_dir"):
         audio.DataTrainingArguments()
-    with pytest.raises(ValueError, match="--max_length_seconds must be above 0, but is 0"):
+    with pytest.raises(ValueError, match="--max_length_seconds must be positive, but is 0"):
         audio.DataTrainingArguments(train_dir="x", max_length_seconds=0)
-    with pytest.raises(ValueError, match="--train_dir is .*/more', where no folder has recordings .*\\.wav"):
+    with pytest.raises(ValueError, match="--train_dir .*/more' has no subdirectory with recordings .*\\.wav"):
         audio.read_folders(audio.DataTrainingArguments(train_dir=str(tones / "low" / "more")))
     data_args = audio.DataTrainingArguments(train_dir=str(tones), eval_split_name="other")
-    with pytest.raises(ValueError, match="--eval_split_name is 'other', but the data set has only train"):
+    with pytest.raises(ValueError, match="--eval_split_name is 'other', but the splits are train"):
         audio.load_data(data_args, audio.ModelArguments(), seed=0)
 
 
 def test_missing_recordings_name_their_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(offline_voices, "SOUNDS", tmp_path)
     with pytest.raises(FileNotFoundError, match="asterisk-core-sounds-en-wav .* asterisk-core-sounds-ru-wav"):
-        offline_voices.load_offline("spoken_prompts")
-    with pytest.raises(ValueError, match="no offline data set 'speech'"):
-        offline_voices.load_offline("speech")
+        offline_voices.load_spoken_prompts()
 
 
 def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_path):
@@ -171,7 +169,7 @@ def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_pat
             (tmp_path / voice / "silence").mkdir(exist_ok=True)
             soundfile.write(tmp_path / voice / "digits" / f"{i}.wav", tone(500, seconds), RATE)
         soundfile.write(tmp_path / voice / "silence" / "1.wav", np.zeros(RATE), RATE)
-    data = offline_voices.load_offline("spoken_prompts")
+    data = offline_voices.load_spoken_prompts()
     assert {split: len(rows) for split, rows in data.items()} == {"train": 40, "validation": 10, "other_voice": 2}
     said = {split: set(rows["prompt"]) for split, rows in data.items()}
     assert not said["train"] & said["validation"] and said["other_voice"] == said["validation"]

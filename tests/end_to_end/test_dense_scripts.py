@@ -202,7 +202,7 @@ def test_code_has_valid_tags_and_splits_by_module(stdlib):
         seen = set()
         for row in split:
             tags = [names[i] for i in row["ner_tags"]]
-            assert len(tags) == len(row["tokens"]) <= offline_tokens.LONGEST_LINE and all(row["tokens"])
+            assert len(tags) == len(row["tokens"]) <= offline_tokens.MAX_LINE and all(row["tokens"])
             for before, tag in zip(["O", *tags], tags):
                 assert not tag.startswith("I-") or before[2:] == tag[2:]
             assert set(tags) != {"O"}
@@ -212,10 +212,8 @@ def test_code_has_valid_tags_and_splits_by_module(stdlib):
 
 def test_a_python_without_its_source_code(monkeypatch, tmp_path):
     monkeypatch.setattr(offline_tokens.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"argparse\.py is not at .* comes without its source code"):
+    with pytest.raises(FileNotFoundError, match=r"argparse\.py does not exist: this Python is installed without"):
         offline_tokens.load_stdlib()
-    with pytest.raises(ValueError, match="no offline data set 'conll'"):
-        offline_tokens.load_offline("conll")
 
 
 @pytest.mark.parametrize("label_all", [False, True])
@@ -253,7 +251,7 @@ def test_metrics_of_entities_leave_ignored_pieces_out():
 def test_errors_of_the_token_script(monkeypatch):
     with pytest.raises(ValueError, match="--dataset_name .*stdlib.* or --train_file"):
         tokens.DataTrainingArguments()
-    with pytest.raises(ValueError, match="--train_file must end in .csv, .json or .jsonl, but is 'a.txt'"):
+    with pytest.raises(ValueError, match="--train_file must be a .csv, .json or .jsonl file, but is 'a.txt'"):
         tokens.DataTrainingArguments(train_file="a.txt")
     with pytest.raises(ValueError, match="--model_name_or_path .*minilm.* or --tokenizer_name"):
         tokens.ModelArguments()
@@ -290,8 +288,6 @@ def test_test_scenes_are_of_test_digits(few_scenes, monkeypatch):
     monkeypatch.setattr(offline_scenes, "load_digits", lambda: digits)
     for split, scenes in offline_scenes.load_digit_scenes().items():
         assert {int(v) for _, label in as_arrays(scenes) for v in np.unique(label)} == {0, only[split] + 1, 255}
-    with pytest.raises(ValueError, match="no offline data set 'ade'"):
-        offline_scenes.load_offline("ade")
 
 
 def test_ink_is_labelled_and_overlaps_are_ambiguous():
@@ -378,7 +374,10 @@ def test_errors_of_the_segmentation_script():
     with pytest.raises(ValueError, match="--dataset_name .*digit_scenes"):
         segmentation.DataTrainingArguments()
     rows = {"image": [Image.new("RGB", (8, 8))], "label": [Image.new("RGB", (8, 8))]}
-    with pytest.raises(ValueError, match=r"--label_column_name 'label' have the shape \(8, 8, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"--label_column_name 'label' must have one channel of class indices, but have the shape \(8, 8, 3\)",
+    ):
         transform()(rows)
 
 

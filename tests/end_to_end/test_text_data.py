@@ -45,7 +45,7 @@ def labels_of(columns, label="label", model_args=None, features=None, **options)
 
 def test_classes_count_from_the_smallest_in_all_splits_alike():
     found, problem, names = labels_of({"train": [10, 2, -1, 2], "validation": [-1, 10, 33], "test": [2, 33]})
-    assert problem == text.SINGLE and names == ["-1", "2", "10", "33"]
+    assert problem == text.SINGLE_LABEL and names == ["-1", "2", "10", "33"]
     assert found == {"train": [2, 1, 0, 1], "validation": [0, 2, 3], "test": [1, 3]}
     found, _, names = labels_of({"train": ["no", "yes"], "validation": ["yes", "yes"], "test": [None, None]})
     assert names == ["no", "yes"] and found == {"train": [0, 1], "validation": [1, 1], "test": None}
@@ -62,7 +62,7 @@ def test_examples_without_a_class_take_no_part():
 def test_several_classes_and_numbers():
     columns = {"train": [["b"], [], ["a", "b"]], "validation": [["a"]]}
     found, problem, names = labels_of(columns, "tags")
-    assert problem == text.SEVERAL and names == ["a", "b"]
+    assert problem == text.MULTI_LABEL and names == ["a", "b"]
     assert found == {"train": [[0, 1], [0, 0], [1, 1]], "validation": [[1, 0]]}
     named = List(ClassLabel(names=["x", "y", "z"]))
     found, _, names = labels_of({"train": [[2], [0, 2]], "validation": [[1]]}, features=named)
@@ -88,7 +88,7 @@ def test_files_take_the_place_of_splits(tmp_path, docs):
     assert data["test"][:] == {"sentence1": ["f"], "sentence2": ["Does it."]}
     assert (len(data["train"]), data["validation"][:]) == (len(docs["train"]), docs["test"][:])
     data, problem, names = text.prepare_labels(data, data_args, model_args)
-    assert names == ["other", "same"] and "labels" not in data["test"].column_names and problem == text.SINGLE
+    assert names == ["other", "same"] and "labels" not in data["test"].column_names and problem == text.SINGLE_LABEL
 
 
 def test_classes_of_images_and_recordings_are_the_same_in_all_splits():
@@ -105,14 +105,14 @@ def test_figures_by_hand():
         EvalPrediction(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 4.0]))
     )
     assert numbers == pytest.approx({"mse": 1 / 3, "pearson": 0.9286, "spearman": 1.0}, abs=1e-4)
-    several = text.metrics_of(text.SEVERAL, None)(
+    several = text.metrics_of(text.MULTI_LABEL, None)(
         EvalPrediction(np.array([[1.0, -1], [1, 1], [-1, -1]]), np.array([[1, 0], [0, 1], [0, 1]]))
     )
     assert several == pytest.approx({"micro_f1": 2 / 3, "macro_f1": 2 / 3, "subset_accuracy": 1 / 3})
     logits, labels = np.array([[2.0, 0], [0, 2], [0, 2], [2, 0]]), np.array([0, 1, 0, 1])
-    found = text.metrics_of(text.SINGLE, "mrpc")(EvalPrediction(logits, labels))
+    found = text.metrics_of(text.SINGLE_LABEL, "mrpc")(EvalPrediction(logits, labels))
     assert found["accuracy"] == 0.5 and found["f1"] == 0.5 and "nll" in found
-    assert text.metrics_of(text.SINGLE, "cola")(EvalPrediction(logits, labels))["matthews_correlation"] == 0
+    assert text.metrics_of(text.SINGLE_LABEL, "cola")(EvalPrediction(logits, labels))["matthews_correlation"] == 0
     json.dumps([numbers, several, found])
 
 
@@ -135,7 +135,7 @@ def test_which_columns_hold_the_text():
     assert columns(["a", "b", "label"]) == ["a", "b"]
     assert columns(["a", "b", "c", "label"], text_column_names=["b"]) == ["b"]
     assert columns(["a", "b", "label"], text_column_names=["b,a"]) == ["b", "a"]
-    with pytest.raises(ValueError, match="not clear which columns.*--text_column_names"):
+    with pytest.raises(ValueError, match="cannot be determined.*--text_column_names"):
         columns(["a", "b", "c", "label"])
     with pytest.raises(ValueError, match="no column 'd'"):
         columns(["a", "label"], text_column_names=["d"])
@@ -154,8 +154,6 @@ def test_docstrings_do_not_tell_whose_they_are(docs):
         own = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
         assert (row["label"] == 1) == (row["sentence2"] == own)
     assert doctest.testmod(offline_docs).failed == 0
-    with pytest.raises(ValueError, match="no offline data set 'docs'"):
-        offline_docs.load_offline("docs")
 
 
 def test_words_in_common_tell_some_pairs_apart(docs):

@@ -17,7 +17,7 @@ from mm_hf import check_model
 from mm_hf.cli import main
 from mm_hf.cli.models import select
 from mm_hf.data import supported_models as table
-from mm_hf.data.dummy_inputs import SENTENCES, example_batch, load, detect_task
+from mm_hf.data.dummy_inputs import SENTENCES, detect_task, example_batch, load
 from mm_hf.evaluation.model_check import mixed_error
 from mm_hf.methods import METHODS
 from tests.helpers import digits, models, zoo
@@ -125,8 +125,12 @@ def test_the_command_answers_in_words_and_by_its_exit_code(tmp_path, capsys):
     assert "Say which model" in refused(capsys, "check")
     assert "did you mean multimix?" in refused(capsys, "check", model, "--mixing", "mutimix")
     assert "--batch_size must be 2 at least" in refused(capsys, "check", model, "--batch_size", "1")
-    assert "does not support text classification: choose another --task" in refused(capsys, "check", model, "--task", "text")
-    assert "supports the tasks image and text: choose one with --task" in refused(capsys, "check", perceiver_of_images(tmp_path))
+    assert "does not support text classification: choose another --task" in refused(
+        capsys, "check", model, "--task", "text"
+    )
+    assert "supports the tasks image and text: choose one with --task" in refused(
+        capsys, "check", perceiver_of_images(tmp_path)
+    )
     assert "--num_train_epochs is not an option of mm-hf check:" in refused(
         capsys, "check", model, "--num_train_epochs", "1"
     )
@@ -210,15 +214,15 @@ def test_classes_are_listed(capsys, monkeypatch):
     listed = re.findall(r"^(\w+) +image +yes", said, re.MULTILINE)
     assert listed == [row.name for row in select(table.installed(), "vit", "image", "dense_multimix")]
     assert "ViTForImageClassification" in listed and "BertForSequenceClassification" not in said
-    assert f"{len(listed)} classes, trained by dense_multimix {len(listed)}" in said
+    assert f"{len(listed)} classes: dense_multimix trains {len(listed)}" in said
     assert main(["models", "perceiver"]) == 0
     assert "PerceiverForSequenceClassification gives no per-location logits." in capsys.readouterr().out
     assert "did you mean bert?" in refused(capsys, "models", "bret")
-    assert "No class with 'vit' in its name fits --task audio" in refused(capsys, "models", "vit", "--task", "audio")
+    assert "No class with 'vit' in its name matches --task audio" in refused(capsys, "models", "vit", "--task", "audio")
     assert "invalid choice: 'pictures'" in refused(capsys, "models", "--task", "pictures")
     new = table.SupportedModel("NewForImageClassification", "image", "new")
     monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^NewForImageClassification +image +\? +\? +\?", said, re.MULTILINE)
-    assert "1 marked ? were not tried: mm-hf check MODEL tries one." in said
+    assert "Not tested: 1 (marked ?). Test a model with mm-hf check MODEL." in said
