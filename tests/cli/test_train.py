@@ -26,7 +26,8 @@ from tests.helpers.commands import TINY, refused
 
 OPTIONS = (
     f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 "
-    "--max_validation_samples 40 --max_test_samples 80 --augmentation crop --per_device_train_batch_size 32 --learning_rate 3e-3 --use_cpu"
+    "--max_validation_samples 40 --max_test_samples 80 --augmentation crop --per_device_train_batch_size 32 "
+    "--learning_rate 3e-3 --use_cpu"
 ).split()
 DATA = DataOptions("digits", max_train_samples=96, max_validation_samples=40, max_test_samples=80, augmentation="crop")
 
