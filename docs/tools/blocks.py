@@ -1,8 +1,8 @@
-"""Run the `python` blocks of a page in order, in one namespace, and write what each prints into the block behind it.
+"""Run the `python` blocks of a page in order in one namespace, and update the printed output in the page.
 
     python docs/tools/blocks.py docs/tutorial.md
 
-A block marked `text` that follows is what it prints.
+A `text` block after a `python` block is its output.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ TRAINER_LINE = re.compile(r"^\{'(?:loss|train_runtime|eval_loss)'.*\n", re.MULTI
 
 
 class Block(NamedTuple):
-    """A block of code, and what the page says that it prints."""
+    """Block of code and its output in the page."""
 
     code: str
     printed: str | None
     line: int
     place: tuple[int, int] | None
-    """Where the printed text is in the page."""
+    """Start and end of the output in the page."""
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The blocks of Python of a page."""
+    """Return the Python blocks of a page."""
     fences = list(FENCE.finditer(page))
     blocks = []
     for fence, after in zip(fences, [*fences[1:], None]):
@@ -43,7 +43,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def run(page: str, name: str, namespace: dict[str, Any] | None = None) -> Iterator[tuple[Block, str]]:
-    """Each block and what it has printed."""
+    """Run the blocks of a page, and yield each with its output."""
     namespace = {"__name__": "__main__"} if namespace is None else namespace
     for block in blocks_of(page):
         printed = io.StringIO()
@@ -54,7 +54,7 @@ def run(page: str, name: str, namespace: dict[str, Any] | None = None) -> Iterat
 
 
 def update(path: Path) -> None:
-    """Write what the blocks print into the page."""
+    """Write the output of the blocks to the page."""
     page = text = path.read_text(encoding="utf-8")
     shift = 0
     for block, printed in run(page, str(path)):

@@ -1,4 +1,4 @@
-"""How the docstrings' conventions are told to mkdocstrings: sections named `Example`, references such as [`MultiMix`]."""
+"""Translate docstring conventions for mkdocstrings: sections named `Example`, references such as [`MultiMix`]."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from griffe import AliasResolutionError, Attribute, ExprCall, Extension, NameResolutionError, Object
 
 REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\[|\()")
-BARE_DOCTEST = re.compile(r"(^|\n)((?:>>> .*)(?:\n.+)*)")  # outside of a section, where griffe sees to it
+BARE_DOCTEST = re.compile(r"(^|\n)((?:>>> .*)(?:\n.+)*)")  # outside of sections; griffe handles those in sections
 ELSEWHERE = {"transformers.Trainer": "https://huggingface.co/docs/transformers/main_classes/trainer"}
 
 
 class Docstrings(Extension):
-    """Rewrites docstrings before they are parsed."""
+    """Griffe extension that rewrites docstrings before they are parsed."""
 
     def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
-        """Fields of methods: the default alone, without the help text that a command line shows of it."""
+        """Show only the default of a method's field, without its help text for the command line."""
         if isinstance(attr.value, ExprCall) and str(attr.value.function) == "setting":
             attr.value = attr.value.arguments[0]
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Once for each module, class, function and attribute, when all of its module is known."""
+        """Rewrite the docstring of a module, class, function or attribute after its module is loaded."""
         if obj.docstring is None or obj.is_alias:
             return
         text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
@@ -37,7 +37,7 @@ def _reference(obj: Object, short: str, name: str) -> str:
         target = obj.resolve(name)
         found = obj.modules_collection[target]
         if found.is_module and found.name in found.members:
-            target += f".{found.name}"  # a function that has the name of its file
+            target += f".{found.name}"  # a function with the name of its module
     except (NameResolutionError, AliasResolutionError, KeyError):
-        target = name  # a full path; if it is none, the strict build says so
+        target = name  # a full path; otherwise the strict build fails
     return f"[`{shown}`][{target}]"

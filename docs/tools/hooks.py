@@ -1,4 +1,4 @@
-"""What MkDocs does beside its plugins: the list of how-tos, two files from the root of the repository, formulas."""
+"""MkDocs hooks: the "How-to" section, pages from the root of the repository, and formulas."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from mkdocs.structure.files import File, Files
 
 LOG = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parent.parent.parent
-# Pages made of files that belong in the root.
+# Pages whose files are in the root of the repository.
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changes.md": "CHANGELOG.md"}
 PAGES = {"README.md": "index.md", **{source: page for page, source in FROM_ROOT.items()}}
 PUBLIC = [
-    "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.evaluation.metrics", "mm_hf.evaluation.plots", "mm_hf.comparison",
+    "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.evaluation.metrics",
+    "mm_hf.evaluation.plots", "mm_hf.comparison",
 ]  # fmt: skip
 LINK = re.compile(r"(?<=\]\()[\w./-]+")
 
 
 def on_config(config: Any) -> Any:
-    """Put pages that the navigation does not name under "How-to", and those of the root at its end."""
+    """Add pages that are not in the navigation to "How-to", and the pages of the root at the end."""
     listed = set(_pages(config.nav))
     pages = sorted(path.name for path in Path(config.docs_dir).glob("*.md"))
     how_to = next(section["How-to"] for section in config.nav if "How-to" in section)
@@ -41,7 +42,7 @@ def _pages(nav: Any) -> list[str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are files of the root, and the files outside of docs/ that pages link to."""
+    """Add the pages of the root, and linked files outside of docs/."""
     for page, source in FROM_ROOT.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for page in list(files.documentation_pages()):
@@ -53,7 +54,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to files outside of docs/ lead to what the site has of them; columns that have nothing to show are left out."""
+    """Rewrite links to files outside of docs/, and hide empty columns."""
     hidden = {"toc": not re.search(r"^##|^:::", markdown, flags=re.MULTILINE), "navigation": page.parent is None}
     page.meta["hide"] = [part for part, empty in hidden.items() if empty]
     source, start = page.file.src_uri, posixpath.dirname(page.file.src_uri) or "."
@@ -61,7 +62,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _in_site(page: str, target: str) -> tuple[str, str]:
-    """Where the site has the target of a page's link, and where the repository has it."""
+    """Return the path of a link's target in the site and in the repository."""
     start = "" if page in FROM_ROOT else posixpath.join("docs", posixpath.dirname(page))
     path = posixpath.normpath(posixpath.join(start, target))
     if path.startswith("docs/"):
@@ -72,7 +73,7 @@ def _in_site(page: str, target: str) -> tuple[str, str]:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw by themselves, in place of TeX, for which a script would be loaded."""
+    """Convert formulas from TeX to MathML, which browsers display without a script."""
     html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', _formula("block"), html, flags=re.DOTALL)
     return re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', _formula("inline"), html, flags=re.DOTALL)
 
@@ -82,10 +83,10 @@ def _formula(display: str) -> Any:
 
 
 def on_post_build(config: Any) -> None:
-    """Warn, which a strict build fails by, of a public class or function that no page of the reference has."""
+    """Warn about public classes and functions without an entry in the reference; a strict build then fails."""
     pages = [path.read_text(encoding="utf-8") for path in (Path(config.site_dir) / "api").glob("*.html")]
-    told = {name for page in pages for name in re.findall(r'id="mm_hf\.(?:[\w.]+\.)?(\w+)"', page)}
+    documented = {name for page in pages for name in re.findall(r'id="mm_hf\.(?:[\w.]+\.)?(\w+)"', page)}
     for module in map(importlib.import_module, PUBLIC):
         for name in module.__all__:
-            if callable(getattr(module, name)) and name not in told:
-                LOG.warning("%s.%s is public and on no page of docs/api.", module.__name__, name)
+            if callable(getattr(module, name)) and name not in documented:
+                LOG.warning("%s.%s is public but has no entry in docs/api.", module.__name__, name)

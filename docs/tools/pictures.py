@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/method.md, from what mm_hf itself draws, extracts and computes: half a minute.
+"""Plot the figures of docs/method.md with factors, attention and logits computed by mm_hf, in half a minute.
 
 python docs/tools/pictures.py [--output_dir docs/images]
 """
@@ -19,6 +19,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
 from mm_hf.data.offline import load_digits
+from mm_hf.evaluation.plots.attention import patch_grid
 from mm_hf.evaluation.plots.style import CLASS_COLORS, COLORS, WIDTH, method_styles, saved_figure
 from mm_hf.functional.factors import SparseFactors, alpha_for
 from mm_hf.methods.pairs import draw_factor, draw_partners
@@ -33,7 +34,7 @@ MIXED_BY = {
 
 
 def factors_of(method: MultiMix | None, b: int, generator: torch.Generator) -> Tensor:
-    """Factors (b, n) as a training step draws them; of Mixup, (b, b)."""
+    """Draw the factors (b, n) of a training step; those of Mixup are (b, b)."""
     if method is None:
         factor = draw_factor(1.0, generator)
         partner = draw_partners(b, generator, CPU)
@@ -42,31 +43,31 @@ def factors_of(method: MultiMix | None, b: int, generator: torch.Generator) -> T
     return factors.dense() if isinstance(factors, SparseFactors) else factors
 
 
-def made_of(factors: Tensor) -> float:
-    """Of how many examples a mixed one is made: one over the mean sum of the squared factors (b, n)."""
+def effective_number(factors: Tensor) -> float:
+    """Return the effective number of examples in a mixed example: 1 over the mean sum of squared factors (b, n)."""
     return 1 / float(factors.square().sum(dim=0).mean())
 
 
 def draw_factors(path: Path, b: int = 32) -> None:
-    """What one step draws: a column is a mixed example, a row an example of the mini-batch."""
-    with saved_figure(path) as holder:
+    """Plot the factors of one step: columns are mixed examples, rows are examples of the mini-batch."""
+    with saved_figure(path) as figures:
         figure, axes = plt.subplots(1, len(MIXED_BY), figsize=(WIDTH, 2.1), layout="constrained", sharey=True)
         for cell, (name, method) in zip(axes, MIXED_BY.items(), strict=True):
             factors = factors_of(method, b, torch.Generator().manual_seed(4))
             shown = cell.imshow(factors[:, :b], cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
             cell.set_title(f"{name}\n{factors.shape[1]:,} mixed examples")
-            cell.set_xlabel(f"of {made_of(factors):.1f} examples each")
+            cell.set_xlabel(f"effective number of examples: {effective_number(factors):.1f}")
             cell.spines[:].set_visible(False)
             cell.set_xticks([])
             cell.set_yticks([])
         axes[0].set_ylabel(f"{b} examples")
-        figure.supxlabel(f"mixed examples: the first {b}", fontsize=8)
+        figure.supxlabel(f"first {b} mixed examples", fontsize=8)
         figure.colorbar(shown, ax=axes, shrink=0.8, label="factor")
-        holder.append(figure)
+        figures.append(figure)
 
 
 def draw_effective(path: Path) -> None:
-    """Of how many examples a mixed one is made, against the size of the mini-batch."""
+    """Plot the effective number of examples in a mixed example against the batch size."""
     sizes = [8, 16, 32, 64, 128, 256, 512]
     methods = {
         "α from U[0.5, 2] (paper)": MultiMix(num_mixed=2000, alpha=(0.5, 2.0)),
@@ -75,53 +76,57 @@ def draw_effective(path: Path) -> None:
         "effective_examples = 3 (default)": MultiMix(num_mixed=2000),
     }
     generator = torch.Generator().manual_seed(0)
-    with saved_figure(path) as holder:
+    with saved_figure(path) as figures:
         figure, axes = plt.subplots(figsize=(0.75 * WIDTH, 2.6), layout="constrained")
         for (name, method), (color, marker) in zip(methods.items(), method_styles(methods).values(), strict=True):
-            fitting = [b for b in sizes if b > 2 * (method.effective_examples or 0)]
-            means = [made_of(factors_of(method, b, generator)) for b in fitting]
-            axes.plot(fitting, means, color=color, marker=marker, markersize=4, linewidth=1.2)
-            axes.annotate(name, (fitting[-1], means[-1]), (6, 0), textcoords="offset points", va="center", color=color)
+            used = [b for b in sizes if b > 2 * (method.effective_examples or 0)]
+            means = [effective_number(factors_of(method, b, generator)) for b in used]
+            axes.plot(used, means, color=color, marker=marker, markersize=4, linewidth=1.2)
+            axes.annotate(name, (used[-1], means[-1]), (6, 0), textcoords="offset points", va="center", color=color)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(b) for b in sizes])
         axes.set_yticks([2, 3, 10, 30, 100, 300], ["2", "3", "10", "30", "100", "300"])
         axes.minorticks_off()
-        axes.set_xlabel("examples in the mini-batch")
-        axes.set_ylabel("examples in a mixed example, 1 / E Σλ²")
+        axes.set_xlabel("batch size")
+        axes.set_ylabel("effective number of examples, 1 / E Σλ²")
         axes.grid(alpha=0.3)
-        holder.append(figure)
+        figures.append(figure)
 
 
 def draw_simplex(path: Path, images: np.ndarray) -> None:
-    """Three examples and what is trained on between them."""
+    """Plot three examples and the mixed examples between them."""
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
     colors = np.array([plt.matplotlib.colors.to_rgb(c) for c in (COLORS[1], COLORS[2], COLORS[3])])
     generator = torch.Generator().manual_seed(28)
-    drawn_factors = {
-        "Mixup: 3 mixed examples a step,\neach of a pair": factors_of(None, 3, generator),
-        "MultiMix, of 1.5 examples:\n1,000 a step": sample_factors(3, 1000, alpha_for(1.5, 3), generator=generator),
-        "MultiMix, α from U[0.5, 2]:\n1,000 a step": sample_factors(3, 1000, (0.5, 2.0), generator=generator),
+    panels = {
+        "Mixup: 3 mixed examples per step,\none per pair": factors_of(None, 3, generator),
+        "MultiMix, effective_examples = 1.5:\n1,000 mixed examples per step": sample_factors(
+            3, 1000, alpha_for(1.5, 3), generator=generator
+        ),
+        "MultiMix, α from U[0.5, 2]:\n1,000 mixed examples per step": sample_factors(
+            3, 1000, (0.5, 2.0), generator=generator
+        ),
     }
-    with saved_figure(path) as holder:
+    with saved_figure(path) as figures:
         figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.15), layout="constrained")
-        for cell, (name, factors) in zip(axes, drawn_factors.items(), strict=True):
+        for cell, (name, factors) in zip(axes, panels.items(), strict=True):
             weights = factors.T.numpy()
             cell.plot(*corners[[0, 1, 2, 0]].T, color="#bbbbbb", linewidth=0.8, zorder=0)
             size = 70 if weights.shape[0] < 10 else 3
             cell.scatter(*(weights @ corners).T, s=size, c=np.clip(weights @ colors, 0, 1), linewidths=0)
             for i, corner in enumerate(corners):
-                centre = corner + (corner - corners.mean(axis=0)) * 0.22
-                box = (centre[0] - 0.11, centre[0] + 0.11, centre[1] - 0.11, centre[1] + 0.11)
+                center = corner + (corner - corners.mean(axis=0)) * 0.22
+                box = (center[0] - 0.11, center[0] + 0.11, center[1] - 0.11, center[1] + 0.11)
                 cell.imshow(images[i], cmap="gray", extent=box, interpolation="nearest", zorder=2)
             cell.set(xlim=(-0.32, 1.32), ylim=(-0.25, 1.13), aspect="equal")
             cell.set_title(name)
             cell.axis("off")
-        holder.append(figure)
+        figures.append(figure)
 
 
 def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) -> None:
-    """Mixed features, classified, against mixed logits; and what has to be kept for either."""
+    """Plot logits of mixed features against mixed logits, and the sizes of the tensors."""
     with torch.no_grad():
         features = model.vit(pixels).last_hidden_state[:, 0]
         factors = sample_factors(len(pixels), 1000, (0.5, 2.0), generator=torch.Generator().manual_seed(0))
@@ -130,12 +135,12 @@ def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) 
     difference = float((of_features - of_logits).abs().max())
     b, r, d, c, n = 32, 196, 384, 100, 1000
     numbers = {"mixed features\nn·r·d": n * r * d, "mixed logits\nn·r·c": n * r * c, "logits\nb·r·c": b * r * c}
-    with saved_figure(path) as holder:
+    with saved_figure(path) as figures:
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
         left.plot(of_logits.flatten(), of_features.flatten(), ".", markersize=1.5, color=COLORS[2])
-        left.set_xlabel("logits, mixed")
-        left.set_ylabel("features mixed, then classified")
-        left.set_title(f"{of_logits.numel():,} logits: equal to {difference:.0e}")
+        left.set_xlabel("mixed logits")
+        left.set_ylabel("logits of mixed features")
+        left.set_title(f"{of_logits.numel():,} logits: maximum difference {difference:.0e}")
         left.set_aspect("equal")
         right.barh(list(numbers), list(numbers.values()), color=[COLORS[0], COLORS[0], COLORS[1]])
         for i, value in enumerate(numbers.values()):
@@ -143,46 +148,46 @@ def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) 
         right.set_xscale("log")
         right.set_xlim(1e5, 1e9)
         right.invert_yaxis()
-        right.set_xlabel("numbers")
+        right.set_xlabel("number of elements")
         right.set_title(f"ViT-S/16: b = {b}, r = {r}, d = {d}, c = {c}, n = {n:,}")
-        holder.append(figure)
+        figures.append(figure)
 
 
-def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOutput) -> None:
-    """One mixed example, made of other examples at each patch, and the label it has there."""
-    assert seen.attention is not None
-    b, r = seen.attention.shape
-    side = round(r**0.5)
+def draw_dense(path: Path, images: np.ndarray, labels: Tensor, output: LocationOutput) -> None:
+    """Plot a mixed example with other factors at each patch, and its label at each patch."""
+    assert output.attention is not None
+    b, r = output.attention.shape
+    side, _ = patch_grid(r, *images.shape[1:3])
     patch = images.shape[1] // side
     factors = sample_factors(b, 1, alpha_for(3, b), num_locations=r, generator=torch.Generator().manual_seed(11))
-    weights = seen.attention.T[:, :, None] * factors
+    weights = output.attention.T[:, :, None] * factors
     weights = (weights / weights.sum(dim=1, keepdim=True))[:, :, 0].numpy()  # (r, b)
     mixed = np.zeros(images.shape[1:])
     for j in range(r):
         y, x = (patch * k for k in divmod(j, side))
         mixed[y : y + patch, x : x + patch] = np.tensordot(weights[j], images[:, y : y + patch, x : x + patch], 1)
     colors = [CLASS_COLORS[int(label)] for label in labels]
-    with saved_figure(path) as holder:
+    with saved_figure(path) as figures:
         figure = plt.figure(figsize=(WIDTH, 4.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.2])
         cells = top.subplots(2, b)
-        scale: Any = {"cmap": "inferno", "vmin": 0, "vmax": float(seen.attention.max())}
+        scale: Any = {"cmap": "inferno", "vmin": 0, "vmax": float(output.attention.max())}
         for i in range(b):
             cells[0, i].imshow(images[i], cmap="gray", interpolation="nearest")
-            shown = cells[1, i].imshow(seen.attention[i].view(side, side), interpolation="nearest", **scale)
+            shown = cells[1, i].imshow(output.attention[i].view(side, side), interpolation="nearest", **scale)
             cells[0, i].set_title(f"label {int(labels[i])}", color=colors[i], fontweight="bold")
         cells[0, 0].set_ylabel("examples")
         cells[1, 0].set_ylabel("attention")
         for cell in cells.flat:
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
-        top.colorbar(shown, ax=cells[1].tolist(), label="share")
+        top.colorbar(shown, ax=cells[1].tolist(), label="weight")
         left, right = bottom.subplots(1, 2)
         left.imshow(mixed, cmap="gray", interpolation="nearest")
-        left.set_title("a mixed example: other factors at every patch\n(here of pixels; the method mixes features)")
+        left.set_title("mixed example: other factors at each patch\n(shown with pixels; the method mixes features)")
         left.set_xticks([])
         left.set_yticks([])
-        right.set_title("its label at every patch")
+        right.set_title("label at each patch")
         for j in range(r):
             y, x = divmod(j, side)
             start = 0.0
@@ -196,11 +201,11 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, seen: LocationOut
             [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors], [f"{int(label)}" for label in labels],
             loc="outside right center", title="label",
         )  # fmt: skip
-        holder.append(figure)
+        figures.append(figure)
 
 
 def train_vit(data: DatasetDict, mixing: Mixing, epochs: int) -> ViTForImageClassification:
-    """A small ViT on digits: 8x8 pixels in 4x4 patches."""
+    """Train a small ViT on digits of 8x8 pixels in 4x4 patches."""
     set_seed(0)
     config = ViTConfig(
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, image_size=8, patch_size=2,
@@ -219,15 +224,15 @@ def train_vit(data: DatasetDict, mixing: Mixing, epochs: int) -> ViTForImageClas
 
 
 def pixels_of(data: Any) -> Tensor:
-    """Images (b, 1, 8, 8) in [-1, 1]."""
+    """Return the images (b, 1, 8, 8) with values in [-1, 1]."""
     return torch.tensor(np.stack(data["image"]), dtype=torch.float32)[:, None] / 127.5 - 1
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Plot all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("docs/images"))
-    parser.add_argument("--epochs", type=int, default=20, help="of the ViT whose attention is shown")
+    parser.add_argument("--output_dir", type=Path, default=Path("docs/images"), help="directory for the figures")
+    parser.add_argument("--epochs", type=int, default=20, help="training epochs of the ViT whose attention is plotted")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     data = load_digits()
@@ -237,12 +242,12 @@ def main() -> None:
     images = np.stack(chosen["image"]) / 255
     model = train_vit(data["train"], DenseMultiMix(), args.epochs)
     with torch.no_grad():
-        seen = extract(model, pixel_values=pixels_of(chosen))
+        output = extract(model, pixel_values=pixels_of(chosen))
     draw_factors(args.output_dir / "factors.png")
     draw_effective(args.output_dir / "effective.png")
     draw_simplex(args.output_dir / "simplex.png", images)
     draw_identity(args.output_dir / "identity.png", model, pixels_of(test.select(range(32))))
-    draw_dense(args.output_dir / "dense.png", images, torch.tensor(chosen["label"]), seen)
+    draw_dense(args.output_dir / "dense.png", images, torch.tensor(chosen["label"]), output)
 
 
 if __name__ == "__main__":

@@ -246,8 +246,10 @@ def test_pictures_show_what_the_methods_draw(tmp_path):
     for name, k in [("Mixup", None), ("MultiMix (default)", 3), ("effective_examples = 10", 10)]:
         factors = pictures.factors_of(pictures.MIXED_BY[name], 64, generator)
         torch.testing.assert_close(factors.sum(dim=0), torch.ones(factors.shape[1]))
-        assert k is None or pictures.made_of(factors) == pytest.approx(k, rel=0.05)
-    assert pictures.made_of(torch.eye(5)) == 1 and pictures.made_of(torch.full((5, 3), 0.2)) == pytest.approx(5)
+        assert k is None or pictures.effective_number(factors) == pytest.approx(k, rel=0.05)
+    assert pictures.effective_number(torch.eye(5)) == 1 and pictures.effective_number(
+        torch.full((5, 3), 0.2)
+    ) == pytest.approx(5)
     model = digits.vit().eval()
     pixels = torch.stack([row["pixel_values"] for row in digits.dataset(0, 6)])
     seen = mm_hf.extract(model, pixel_values=pixels)
