@@ -13,8 +13,8 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (here / "mm_hf" / "__init__.py").read_text("utf-8")).group(1)
 
-# Relative links do not work on PyPI. If REPOSITORY_URL is set, as in the release workflow, links of the README to files of
-# the repository become absolute; otherwise only their text remains.
+# Relative links do not work on PyPI. If REPOSITORY_URL is set, as in the release workflow, links of the README to files
+# of the repository become absolute; otherwise only their text remains.
 url = os.environ.get("REPOSITORY_URL", "").rstrip("/")
 link = rf"[\1]({url}/blob/v{version}/\2)" if url else r"\1"
 readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md").read_text("utf-8"))
