@@ -24,6 +24,7 @@ _EXPORTS = {
     "MultiMix": ".methods",
     "MultiMixTrainer": ".training.trainer",
     "Plan": ".locations",
+    "RecursiveMix": ".methods",
     "TransMix": ".methods",
     "check_model": ".evaluation.model_check",
     "clean_loss": ".functional",
@@ -42,7 +43,18 @@ if TYPE_CHECKING:
     from .evaluation.model_check import check_model
     from .functional import clean_loss, dense_multimix_loss, multimix_loss, sample_factors
     from .locations import LocationError, LocationOutput, Plan, extract, probe
-    from .methods import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixing, Mixup, MultiMix, TransMix, get_method
+    from .methods import (
+        ERM,
+        CutMix,
+        DenseMultiMix,
+        ManifoldMixup,
+        Mixing,
+        Mixup,
+        MultiMix,
+        RecursiveMix,
+        TransMix,
+        get_method,
+    )
     from .training.callbacks import AttentionMapCallback
     from .training.hub import load_mixing
     from .training.trainer import MultiMixTrainer

@@ -1,4 +1,25 @@
-"""What a mixing method is: settings that can be parsed, saved and checked, and a loss made of what a forward tells."""
+"""Base class of mixing methods: settings that can be parsed, saved and validated, and the hooks of a training step.
+
+The life of a batch, in the order of the calls. `mixing` is the method of the training, `method` that of one mini-batch:
+
+    MultiMixTrainer.compute_loss(model, inputs)             training/trainer.py
+      model(**inputs)                                       wrapping/step.py, in training mode and with labels
+        first batch only                                    wrapping/state.py
+          check_labels(model, labels)                       select the criterion
+          mixing.check_inputs(inputs, model)                raise if the inputs cannot be mixed
+          mixing.requirements                               probe the model and install the hooks they name
+        method = mixing.for_batch(inputs, labels)           select the method of this mini-batch
+        inputs, labels = method.mix_inputs(inputs, labels)  mix in input space
+        outputs = forward(**inputs)                         the model's own forward, once and without labels
+          method.block_mixing                               mixes hidden states if method.requirements.blocks
+        output = LocationOutput(logits, ...)                logits, and what method.requirements name beyond them
+        result = method.loss(output, labels)                the loss, computed by mm_hf.functional
+        outputs.loss = result.loss                          result.logs are averaged for the next training log
+      loss.backward(), optimizer.step()                     Trainer
+
+`MultiMixTrainer` saves `mixing.state_dict()` in each checkpoint and restores it before the first resumed batch. In
+evaluation mode, or without labels, the model's own forward runs and no method is called.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +37,38 @@ METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
 
 
+@dataclass(frozen=True)
+class Requirements:
+    """Requirements of a method on the model and on the data.
+
+    Attributes:
+        attention: Kind of attention over the locations that the loss reads ("auto", "cls", "mean", "gap", "cam",
+            "uniform"); None if it reads none.
+        token_logits: The loss reads the logits of every location.
+        linear_head: The last layer must be linear, because the method mixes its input.
+        blocks: The method mixes hidden states where a block of the model begins: see `Mixing.block_mixing`.
+        dense_labels: The method supports one label per location (tokens, pixels).
+        detach_attention: Gradients do not flow through the attention.
+        min_examples: Least number of examples in a mini-batch of one rank.
+    """
+
+    attention: str | None = None
+    token_logits: bool = False
+    linear_head: bool = False
+    blocks: bool = False
+    dense_labels: bool = False
+    detach_attention: bool = True
+    min_examples: int = 2
+
+    @property
+    def locations(self) -> bool:
+        """True if the loss reads anything beyond the logits of examples."""
+        return self.attention is not None or self.token_logits
+
+
 @dataclass
 class MixingLoss:
-    """A loss and what to log of it: detached scalars by name, without synchronisation of the device."""
+    """A loss and values to log: detached scalars by name, computed without synchronizing the device."""
 
     loss: Tensor
     logs: dict[str, Tensor | float] = field(default_factory=dict)
@@ -26,10 +76,13 @@ class MixingLoss:
 
 @dataclass
 class Mixing:
-    """Base of all mixing methods. A subclass sets `name`, adds fields, and defines `loss` and, rarely, `mix_inputs`.
+    """Base class of mixing methods.
 
-    The settings are the fields of the dataclass: `HfArgumentParser` parses them, `to_dict` and `from_dict` save and
-    restore them, and a subclass's `__post_init__` refuses what makes no sense.
+    A subclass is a dataclass that sets `name`, adds its settings as fields, validates them in `__post_init__`, and
+    defines `loss`. The other hooks are optional; the module's docstring lists the order of their calls.
+
+    `HfArgumentParser` parses the fields, and `to_dict` and `from_dict` write and read them. A wrapped model trains with a
+    deep copy of the method, so that one method serves several models.
     """
 
     name: ClassVar[str] = ""
@@ -39,74 +92,53 @@ class Mixing:
         if "name" in cls.__dict__:
             METHODS[cls.name] = cls
 
-    @property
-    def attention_kind(self) -> str | None:
-        """The attention to extract with per-location logits, or None for a method that needs the logits only."""
-        return None
+    # ---- Before training ----
 
     @property
-    def needs_linear_head(self) -> bool:
-        """Whether the method mixes what enters the last layer, and so needs it to be linear."""
-        return False
-
-    @property
-    def takes_dense_labels(self) -> bool:
-        """Whether the method trains models that label every location (tokens, pixels)."""
-        return False
+    def requirements(self) -> Requirements:
+        """Requirements on the model and on the data."""
+        return Requirements()
 
     @property
     def is_auto(self) -> bool:
-        """Whether the number of mixed examples is still to be decided by the clock: then `sized` is called."""
+        """True if the number of mixed examples is to be determined during training: see `with_num_mixed`."""
         return False
 
     def with_num_mixed(self, num_mixed: int) -> Mixing:
-        """The method with a number of mixed examples."""
+        """Return the method with a number of mixed examples."""
         return self
 
-    @property
-    def scores_locations(self) -> bool:
-        """Whether a method with an `attention_kind` wants the logits of every location, too."""
-        return True
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
+        """Raise a ValueError if the inputs of the first mini-batch cannot be mixed."""
 
-    @property
-    def needs_blocks(self) -> bool:
-        """Whether the method mixes hidden states where a block of the model begins: see `block_mixing`."""
-        return False
-
-    @property
-    def block_mixing(self) -> BlockMixing | None:
-        """How this mini-batch's hidden states are mixed; asked for after `mix_inputs`, for methods with `needs_blocks`."""
-        return None
-
-    def choose(self) -> Mixing:
-        """The method for this mini-batch: itself, or another one if it is applied with a probability only.
-
-        A method that has to remember how it mixed a mini-batch until the loss returns a copy of itself, so that one
-        method serves several models and mini-batches at a time.
-        """
-        return self
+    # ---- One mini-batch, in the order of the calls ----
 
     def for_batch(
         self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
-        """The method for a mini-batch that is looked at first: `choose()`, unless the method wants to know more.
+        """Return the method for a mini-batch: this one, a copy of it, or another method.
+
+        A method that remembers from `mix_inputs` to `loss` how it mixed the mini-batch returns a copy of itself and keeps
+        this in the copy.
 
         Args:
-            inputs: Of the model's forward, without labels.
-            labels: Of the examples, or of every location.
-            epoch: How many epochs are over, in fractions; None where nobody keeps count.
-            together: All processes have to choose alike, for they run parts of the model together.
+            inputs: Inputs of the model's forward, without labels.
+            labels: Labels of the examples, or of every location.
+            epoch: Epochs of training so far, as a fraction; None if they are not counted.
+            same_on_all_ranks: All ranks must return the same method, because they run parts of the model together.
         """
-        return self.choose()
-
-    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Refuse, by a ValueError, a first batch of inputs that the method cannot mix."""
+        return self
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Mix the inputs of the model's forward and the labels, for methods that work in input space."""
+        """Return the inputs of the model's forward and the labels, mixed by methods that work in input space."""
         return inputs, labels
+
+    @property
+    def block_mixing(self) -> BlockMixing | None:
+        """Mixing of the hidden states of this mini-batch, for methods that require blocks. Read after `mix_inputs`."""
+        return None
 
     def loss(
         self,
@@ -116,16 +148,40 @@ class Mixing:
         label_smoothing: float = 0.0,
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
-        """The training loss of a mini-batch, a scalar: a mean over whatever the method averages."""
+        """Return the training loss of the mini-batch, a scalar mean, and what to log.
+
+        Args:
+            output: Logits of the forward, and what `requirements` name beyond them.
+            labels: The labels that `mix_inputs` returned.
+            label_smoothing: In [0, 1], for "cross_entropy".
+            criterion: Criterion that the labels call for.
+        """
         raise NotImplementedError
 
+    # ---- State beyond a mini-batch ----
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the method remembers of earlier mini-batches: tensors by name, empty for most methods."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: The state is not one of this method.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, but got {', '.join(sorted(state))}.")
+
+    # ---- Settings ----
+
     def to_dict(self) -> dict[str, Any]:
-        """The method's name and its settings, in JSON types only."""
+        """Return the method's name and its settings, in JSON types only."""
         return {"method": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
     @classmethod
     def from_dict(cls: type[Method], values: Mapping[str, Any]) -> Method:
-        """The inverse of `to_dict`. Called on a method, it accepts that method's settings only."""
+        """Make a method from the result of `to_dict`. A subclass accepts its own settings only."""
         values = dict(values)
         method = get_method(values.pop("method", cls.name))
         if not issubclass(method, cls):
@@ -141,7 +197,10 @@ class Mixing:
 
 
 def get_method(name: str) -> type[Mixing]:
-    """The method class of a name, or a ValueError that lists the names there are.
+    """Return the method class of a name.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the names.
 
     Example:
         >>> get_method("dense_multimix").__name__
@@ -155,6 +214,6 @@ def get_method(name: str) -> type[Mixing]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a message says behind a name that nobody knows: `` (did you mean ...?)``, or nothing where none is near."""
+    """Return `` (did you mean ...?)`` with the known name that is most similar, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -45,7 +45,7 @@ class CutMix(PairMixing):
     def __post_init__(self) -> None:
         check_beta(self.alpha)
 
-    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         image_of(inputs, type(self).__name__)
 
     def mix_inputs(

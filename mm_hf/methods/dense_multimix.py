@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..distributed import GlobalBatch
 from ..locations import LocationOutput
 from ..locations.attention.weights import KINDS
+from .base import Requirements
 from .multimix import DEFAULTS, PAPER, MultiMix, setting
 
 
@@ -64,12 +65,14 @@ class DenseMultiMix(MultiMix):
             raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {self.attention!r}.")
 
     @property
-    def attention_kind(self) -> str | None:
-        return self.attention if self.dense_weight else None
-
-    @property
-    def takes_dense_labels(self) -> bool:
-        return not self.pooled_weight and self.input_mixing in (None, "none")
+    def requirements(self) -> Requirements:
+        return replace(
+            super().requirements,
+            attention=self.attention if self.dense_weight else None,
+            token_logits=bool(self.dense_weight),
+            dense_labels=not self.pooled_weight and self.input_mixing in (None, "none"),
+            detach_attention=self.detach_attention,
+        )
 
     def _terms(
         self, output: LocationOutput, labels: Tensor, how: dict[str, Any], global_batch: GlobalBatch | None

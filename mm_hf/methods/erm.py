@@ -1,4 +1,4 @@
-"""Empirical risk minimisation: plain training, the baseline of every comparison."""
+"""Empirical risk minimization: plain training, the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..functional import Criterion, clean_loss
 from ..locations import LocationOutput
-from .base import Mixing, MixingLoss
+from .base import Mixing, MixingLoss, Requirements
 
 
 @dataclass
 class ERM(Mixing):
-    """No mixing. Under `MultiMixTrainer`, exactly what `Trainer` does.
+    """Empirical risk minimization: no mixing. `MultiMixTrainer` then trains as `Trainer` does.
 
     Example:
         >>> ERM().to_dict()
@@ -24,8 +24,8 @@ class ERM(Mixing):
     name: ClassVar[str] = "erm"
 
     @property
-    def takes_dense_labels(self) -> bool:
-        return True
+    def requirements(self) -> Requirements:
+        return Requirements(dense_labels=True, min_examples=1)
 
     def loss(
         self,
@@ -35,5 +35,5 @@ class ERM(Mixing):
         label_smoothing: float = 0.0,
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
-        """The loss of the clean logits."""
+        """Return the loss of the clean logits."""
         return MixingLoss(clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion))

@@ -1,8 +1,9 @@
-"""Manifold mixup: pairs of examples, mixed inside of the model."""
+"""Manifold mixup: pairs of examples, mixed in the hidden states of the model."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,28 +13,29 @@ from torch import Tensor, nn
 from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations import BlockMixing
+from .base import Requirements
 from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
 
 
 @dataclass
 class ManifoldMixup(PairMixing):
-    """Every example's hidden state is interpolated with another one's where a random block begins; labels likewise.
+    """Manifold mixup: the hidden states of each example are interpolated with another example's; labels likewise.
 
-    One block, one factor and one permutation are drawn for each mini-batch. The first block begins with the embeddings:
-    what is mixed is what enters one of the model's blocks (layers, stages), all equally likely. They are found by looking
-    at one mini-batch, whatever the architecture, and proved: exchanging what enters a block exchanges the logits. Two
-    texts of different lengths are attended to as far as the longer one goes, in all blocks.
+    One block (layer, stage), one factor and one permutation are drawn per mini-batch, all blocks equally likely, and the
+    input of that block is mixed. The input of the first block is the embeddings. The blocks are found in one forward of
+    any architecture and verified: exchanging the input of a block between examples exchanges their logits. The attention
+    mask of two texts is the union of their masks, in all blocks.
 
     Args:
         alpha: Parameter of the symmetric Beta distribution of the factor.
 
     Raises:
-        ValueError: `alpha` is not positive; or the model leaves blocks out at random while it trains (layerdrop).
-        LocationError: (at the first mini-batch) no list of blocks was found through which alone the logits come about.
+        ValueError: `alpha` is not positive; or the model skips blocks at random in training (layerdrop).
+        LocationError: (at the first mini-batch) the logits do not depend on the input only through one stack of blocks.
 
     Source:
         Verma et al., "Manifold Mixup: Better Representations by Interpolating Hidden States", ICML 2019, and for alpha
-        https://github.com/vikasverma1077/manifold_mixup. That all blocks are eligible is ours.
+        https://github.com/vikasverma1077/manifold_mixup. That all blocks are eligible is our choice.
 
     Example:
         >>> ManifoldMixup().to_dict()
@@ -49,21 +51,21 @@ class ManifoldMixup(PairMixing):
         self._mixing: BlockMixing | None = None
 
     @property
-    def needs_blocks(self) -> bool:
-        return True
+    def requirements(self) -> Requirements:
+        return Requirements(blocks=True)
 
     @property
     def block_mixing(self) -> BlockMixing | None:
         return self._mixing
 
-    def choose(self) -> ManifoldMixup:
-        """A copy, which remembers how this mini-batch is mixed."""
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> ManifoldMixup:
+        """Return a copy, which keeps how this mini-batch is mixed."""
         return copy.copy(self)
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Draw how the blocks will mix; of the inputs only the masks change."""
+        """Draw how a block mixes its input, and mix the masks and the labels."""
         generator = rank_generator("cpu")
         depth = float(torch.rand((), generator=generator))
         factor = draw_factor(self.alpha, generator)

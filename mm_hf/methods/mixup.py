@@ -15,10 +15,13 @@ from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_mas
 
 @dataclass
 class Mixup(PairMixing):
-    """Every example is interpolated with another one of the mini-batch, inputs and labels by the same factor.
+    """Mixup: each example is interpolated with another one of the mini-batch, inputs and labels by the same factor.
 
     Args:
-        alpha: Parameter of the symmetric Beta distribution of the factor, one draw for each mini-batch.
+        alpha: Parameter of the symmetric Beta distribution of the factor, which is drawn once per mini-batch.
+
+    Raises:
+        ValueError: `alpha` is not positive; or, at the first mini-batch, no input can be mixed.
 
     Source:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
@@ -35,7 +38,7 @@ class Mixup(PairMixing):
     def __post_init__(self) -> None:
         check_beta(self.alpha)
 
-    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs.get("input_ids") is None and not numbers:
             raise ValueError(
@@ -46,23 +49,22 @@ class Mixup(PairMixing):
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Mix every floating-point input; token ids, which cannot be mixed, by their embeddings."""
+        """Mix every floating-point input, the embeddings of token ids, and the labels."""
         b = len(labels)
         if inputs.get("input_ids") is not None:
             embed: Any = model.get_input_embeddings()  # type: ignore[operator]
             inputs = {**inputs, "inputs_embeds": embed(inputs["input_ids"])}
             del inputs["input_ids"]
-        mixable = real_inputs(inputs, b)
         generator = rank_generator("cpu")
         factor = draw_factor(self.alpha, generator)
         partner = draw_partners(b, generator, labels.device)
-        mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in mixable}
+        mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in real_inputs(inputs, b)}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
 
 
 def real_inputs(inputs: Mapping[str, Any], num_examples: int) -> list[str]:
-    """The names of inputs that can be mixed as they are: real numbers, a row an example."""
+    """Return the names of inputs that can be mixed as they are: floating-point, one row per example."""
     return [
         name
         for name, value in inputs.items()

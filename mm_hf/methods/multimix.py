@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distributed import GlobalBatch, is_distributed, rank_generator
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss, sample_factors
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
 from ..locations import LocationOutput
-from .base import Mixing, MixingLoss
+from .base import Mixing, MixingLoss, Requirements
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable
 
 if TYPE_CHECKING:
@@ -181,12 +181,12 @@ class MultiMix(Mixing):
             )
 
     @property
-    def needs_linear_head(self) -> bool:
-        return True
+    def requirements(self) -> Requirements:
+        return Requirements(linear_head=True, min_examples=1 if self.gathers else 2)
 
-    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         for method in INPUT_METHODS[self.input_mixing or "none"]:
-            method.check_inputs(inputs)
+            method.check_inputs(inputs, model)
 
     def for_batch(
         self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False

@@ -1,4 +1,4 @@
-"""What the methods that mix pairs have in common: the draws, the labels, and the masks of two texts in one."""
+"""Functions shared by the methods that mix pairs: random draws, mixed labels, and joint masks of two texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Mixing, MixingLoss
 
 
 class PairMixing(Mixing):
-    """Base of the methods that mix pairs: the forward sees what is mixed already, and only the labels are left."""
+    """Base class of the methods that mix pairs before or during the forward and give its logits mixed labels."""
 
     def loss(
         self,
@@ -26,35 +26,41 @@ class PairMixing(Mixing):
         label_smoothing: float = 0.0,
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
-        """The loss against the mixed labels."""
+        """Return the loss of the logits against the mixed labels."""
         loss = clean_loss(output.logits, labels, label_smoothing=label_smoothing, criterion=criterion)
         return MixingLoss(loss, {f"loss_{self.name}": loss.detach()})
 
 
 def check_beta(alpha: float) -> None:
-    """Refuse a parameter that no Beta distribution has."""
+    """Raise a ValueError unless alpha is a parameter of a Beta distribution."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive, but is {alpha!r}.")
+        raise ValueError(f"alpha must be a positive number, got {alpha!r}.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise a ValueError unless a setting is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def draw_factor(alpha: float, generator: torch.Generator) -> float:
-    """One draw of Beta(alpha, alpha), which is the Dirichlet distribution of two: the share that an example keeps."""
+    """Draw from Beta(alpha, alpha), the Dirichlet distribution of two examples: the share that an example keeps."""
     return float(sample_factors(2, 1, alpha, generator=generator)[0, 0])
 
 
 def draw_partners(num_examples: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """A random permutation (b,): the example that each is mixed with. It is drawn on the CPU."""
+    """Draw the example (b,) that each example is mixed with: a permutation, drawn on the CPU."""
     return torch.randperm(num_examples, generator=generator).to(device)
 
 
 def targets_of(labels: Tensor, model: nn.Module, criterion: Criterion) -> Tensor:
-    """Labels as targets (b, c) that can be interpolated; zeros for examples that take no part."""
+    """Return labels as targets (b, c) that can be interpolated; zeros for ignored examples."""
     num_labels: int = model.config.num_labels  # type: ignore[union-attr, assignment]
     targets, is_valid = soft_targets(labels, num_labels, criterion=criterion)
     return targets * is_valid[:, None]
 
 
 def joint_masks(inputs: Mapping[str, Any], partner: Tensor) -> dict[str, Tensor]:
-    """The masks among the inputs, each example's joined with its partner's: what either attends to."""
+    """Return the masks among the inputs, each the union of an example's mask and its partner's."""
     masks = {name: inputs[name] for name in MASKS if isinstance(inputs.get(name), Tensor)}
     return {name: torch.maximum(mask, mask[partner]) for name, mask in masks.items()}

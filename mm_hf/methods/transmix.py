@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from ..functional import Criterion
 from ..locations import LocationError, LocationOutput
-from .base import MixingLoss
+from .base import MixingLoss, Requirements
 from .cutmix import Box, CutMix, area, image_of
 from .pairs import targets_of
 
@@ -58,18 +59,14 @@ class TransMix(CutMix):
         self.pasted: tuple[Tensor, Box, tuple[int, int]] | None = None
 
     @property
-    def attention_kind(self) -> str | None:
-        return "cls"
+    def requirements(self) -> Requirements:
+        return Requirements(attention="cls")
 
-    @property
-    def scores_locations(self) -> bool:
-        return False
-
-    def check_inputs(self, inputs: Any) -> None:
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         image_of(inputs, type(self).__name__, (4,))
 
-    def choose(self) -> TransMix:
-        """A copy, which remembers what was pasted into this mini-batch until its loss."""
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> TransMix:
+        """Return a copy, which keeps what was pasted into this mini-batch until its loss."""
         return copy.copy(self)
 
     def mix_inputs(
@@ -126,6 +123,6 @@ def grid_of(size: tuple[int, int], num_patches: int) -> tuple[int, int]:
         if rows * columns == num_patches and smallest < largest:
             return rows, columns
     raise LocationError(
-        f"TransMix needs to know where in an image a location is, and {num_patches} locations are no grid of square patches "
-        f"of images of {height} x {width} pixels: use CutMix."
+        f"The model's {num_patches} locations are no grid of square patches of images of {height} x {width} pixels, so that "
+        "their places in the image are unknown: use CutMix."
     )

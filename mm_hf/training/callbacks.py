@@ -85,7 +85,7 @@ class AttentionMapCallback(TrainerCallback):
                 "processes (FSDP, DeepSpeed) does not bear: leave it out."
             )
         method = getattr(trainer, "mixing", None)
-        self.attention = attention or getattr(method, "attention_kind", None) or "auto"
+        self.attention = attention or (None if method is None else method.requirements.attention) or "auto"
         self.processing_class = trainer.processing_class
         self.every = every
         self.plan: Plan | None = None

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..distributed import all_gather_object, is_distributed
+from .hub import state_file
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -58,6 +59,7 @@ def find_checkpoint_error(
         files += [] if sharded else [directory / "optimizer.pt", directory / "scheduler.pt"]
         files += [file for file in [directory / "scaler.pt"] if file.exists()]
         files += _random_states(directory, process, processes)
+        files += [file for file in [state_file(directory, process, processes)] if file.exists()]
     files += [file for file in [directory / "mixing.json"] if file.exists()]
     return next(filter(None, map(_flaw_of, [*files, directory / LAST_FILE])), None)
 

@@ -1,21 +1,32 @@
-"""What is told about the mixing beside a saved model: the settings it was trained with, as `mixing.json`."""
+"""Files of the mixing beside a saved model: `mixing.json` with the settings, and the method's state in checkpoints."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..locations import Plan
 from ..methods import Mixing
 
 MIXING_FILE = "mixing.json"
 
+logger = logging.getLogger(__name__)
+
 
 def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None, num_mixed: int | None = None) -> Path:
-    """Write the settings that a model was trained with, and how its locations were found, to `mixing.json`.
+    """Write the settings that a model was trained with to `mixing.json`.
 
-    `num_mixed` is what `num_mixed="auto"` has come to, with which a resumed training goes on.
+    Args:
+        directory: Directory of the model.
+        mixing: The method.
+        plan: Plan of the model's locations.
+        num_mixed: Number that `num_mixed="auto"` has determined, which a resumed training keeps.
     """
     from .. import __version__
 
@@ -31,15 +42,15 @@ def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None,
 
 
 def load_mixing(name_or_path: str | Path, **hub: Any) -> Mixing:
-    """The method that a model was trained with, from its `mixing.json`.
+    """Load the method that a model was trained with from its `mixing.json`.
 
     Args:
-        name_or_path: A directory that `MultiMixTrainer` saved (a checkpoint, too), or a model on the Hub, "user/name".
-        hub: What `from_pretrained` is told of the Hub: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
+        name_or_path: A directory that `MultiMixTrainer` saved (also a checkpoint), or a model on the Hub, "user/name".
+        hub: Arguments of `from_pretrained`: `revision`, `token`, `subfolder`, `cache_dir`, `local_files_only`.
 
     Raises:
         FileNotFoundError: The directory has no `mixing.json`: it was not saved by `MultiMixTrainer`.
-        OSError: The same of a model on the Hub; or it is not there, is private, or the Hub cannot be reached.
+        OSError: The model on the Hub has no `mixing.json`, does not exist or is private, or the Hub cannot be reached.
 
     Example:
         >>> import tempfile
@@ -54,7 +65,7 @@ def load_mixing(name_or_path: str | Path, **hub: Any) -> Mixing:
 
 
 def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
-    """How the locations of a model were found, from its `mixing.json`; None if they were not needed.
+    """Load the plan of a model's locations from its `mixing.json`; None if the method needed none.
 
     Arguments and errors are those of [`load_mixing`].
     """
@@ -63,9 +74,52 @@ def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
 
 
 def load_num_mixed(directory: str | Path) -> int | None:
-    """What `num_mixed="auto"` had come to when the checkpoint in a directory was written; None if it had not yet."""
+    """Load the number that `num_mixed="auto"` had determined when a checkpoint was written; None before that."""
     path = Path(directory) / MIXING_FILE
     return json.loads(path.read_text()).get("num_mixed") if path.exists() else None
+
+
+def state_file(directory: str | Path, rank: int = 0, world_size: int = 1) -> Path:
+    """Return the file of one rank's method state in a checkpoint.
+
+    Example:
+        >>> state_file("checkpoint-7").name, state_file("checkpoint-7", rank=1, world_size=2).name
+        ('mixing_state.safetensors', 'mixing_state_1.safetensors')
+    """
+    return Path(directory) / ("mixing_state.safetensors" if world_size == 1 else f"mixing_state_{rank}.safetensors")
+
+
+def save_method_state(
+    directory: str | Path, state: Mapping[str, Tensor], rank: int = 0, world_size: int = 1
+) -> Path | None:
+    """Write a method's state into a checkpoint. A method without state has no file.
+
+    The state may hold training examples, as that of RecursiveMix does, and is then part of a checkpoint that is pushed.
+    """
+    path = state_file(directory, rank, world_size)
+    path.unlink(missing_ok=True)  # of an earlier training in the same directory
+    if not state:
+        return None
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+    return path
+
+
+def load_method_state(directory: str | Path, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+    """Load what `save_method_state` wrote: empty if the method had no state.
+
+    The state of a checkpoint of another number of ranks is not used; a warning reports this.
+    """
+    path = state_file(directory, rank, world_size)
+    if path.is_file():
+        return load_file(path)
+    if any(Path(directory).glob("mixing_state*.safetensors")):
+        logger.warning(
+            "The checkpoint %s has method states of another number of processes than %d: the method starts without what "
+            "it remembered, and the resumed training is not exact.",
+            directory,
+            world_size,
+        )
+    return {}
 
 
 def _read(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:

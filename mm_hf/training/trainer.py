@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from ..methods import ERM, DenseMultiMix, Mixing, get_method
 from ..wrapping.labels import check_labels
-from ..wrapping.wrapper import STATE, MixingHandle, wrap_model
+from ..wrapping.state import STATE
+from ..wrapping.wrapper import MixingHandle, wrap_model
 from .checkpoints import (
     LAST_FILE,
     explain_write_errors,
@@ -24,7 +25,7 @@ from .checkpoints import (
     load_weights,
     refuse_missing,
 )
-from .hub import MIXING_FILE, load_num_mixed, save_mixing
+from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
 from .model_card import card_tags, is_user_edited, tags_of, write_card
 from .push import SafePushTrainer
 
@@ -107,8 +108,7 @@ class MultiMixTrainer(SafePushTrainer):
                 "the model would not mix. Start one process for each GPU (accelerate launch, torchrun), or make one "
                 "visible (CUDA_VISIBLE_DEVICES=0)."
             )
-        same_on_all_ranks = getattr(mixing, "gather_across_devices", False) and self.args.world_size > 1
-        if self.mixes and self.args.train_batch_size < 2 and not same_on_all_ranks:
+        if self.mixes and self.args.train_batch_size < mixing.requirements.min_examples:
             raise ValueError(
                 "per_device_train_batch_size is 1, and one example has nothing to be mixed with: make it at least 2, or use "
                 "mixing=ERM(). With several processes, gather_across_devices=True mixes the examples of all."
@@ -207,8 +207,8 @@ class MultiMixTrainer(SafePushTrainer):
             )
         if inputs.get("labels") is None:
             check_labels(self.accelerator.unwrap_model(model), None)
-        # Before a compiled model's first call, which fixes the hooks that it will ever see.
-        self.mixing_handle.prepare(inputs)
+        if not self.mixing_handle.prepared:  # before the first call of a compiled model, which fixes its hooks
+            self.mixing_handle.prepare(inputs)
         self.mixing_handle.epoch = self.state.epoch
         outputs = model(**inputs)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
@@ -242,6 +242,10 @@ class MultiMixTrainer(SafePushTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.mixing_handle is not None:
+            save_method_state(
+                output_dir, self.mixing_handle.state_dict(), self.args.process_index, self.args.world_size
+            )
         # The first process writes `trainer_state.json` next and may then delete older checkpoints: this one must be whole.
         self.accelerator.wait_for_everyone()
 
@@ -261,6 +265,13 @@ class MultiMixTrainer(SafePushTrainer):
             load_weights(model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Trainer calls this right before the first resumed batch: the method's state is restored with the random state.
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.mixing_handle is not None:
+            state = load_method_state(checkpoint, self.args.process_index, self.args.world_size)
+            self.mixing_handle.load_state_dict(state)
 
     def _load_best_model(self) -> None:
         best, model = self.state.best_model_checkpoint, self.model

@@ -1,39 +1,32 @@
-"""Let a model's own forward compute the mixing loss while it trains, and nothing else change."""
+"""Wrap a model so that its own forward computes the mixing loss in training."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..locations import LocationOutput, Plan
-from ..locations.recording import logits_of
-from ..locations.sharded import is_sharded
+from ..locations import Plan
 from ..methods import Mixing
-from .labels import at_locations, check_shapes
-from .state import MixingState
+from .state import STATE, MixingState
+from .step import mixing_forward
 
-STATE = "mm_hf_state"
 REPLACED = (STATE, "forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class MixingHandle:
-    """Returned by [`wrap_model`]: undoes the wrapping by `remove()` or at the end of a `with` block.
+    """Handle of a wrapped model, returned by [`wrap_model`]. As a context manager, it calls `remove()` at the end.
 
     Attributes:
         mixing: The method.
-        plan: How the model's locations are found; None before the first training step (or `example_inputs`), and for
-            methods that need none.
-        num_mixed: The number of mixed examples a step that "auto" has come to. Setting it, as a resumed training does, ends
-            the search.
-        epoch: How many epochs the training has behind it, in fractions; None at first. `MultiMixTrainer` keeps it, a loop
-            of one's own sets it at the start of each epoch: `DenseMultiMix(input_mixing_start=...)` counts in it.
+        plan: Plan of the model's locations; None before the first training step (or `example_inputs`), and for methods
+            that need none.
+        num_mixed: Number of mixed examples per step that `num_mixed="auto"` has determined. Setting it ends the search,
+            as a resumed training does.
+        epoch: Epochs of training so far, as a fraction; None at first. `MultiMixTrainer` sets it; a custom loop sets it
+            at the start of each epoch, for methods that depend on it (`DenseMultiMix(input_mixing_start=...)`).
     """
 
     def __init__(self, model: nn.Module, state: MixingState):
@@ -50,7 +43,7 @@ class MixingHandle:
 
     @property
     def num_mixed(self) -> int | None:
-        """What the clock decided, with `num_mixed="auto"`; None before it has, and for a number that was given."""
+        """Number of mixed examples that `num_mixed="auto"` has determined; None before, and for a given number."""
         return None if self._state.auto_num_mixed is None else self._state.auto_num_mixed.num_mixed
 
     @num_mixed.setter
@@ -68,24 +61,42 @@ class MixingHandle:
 
     @property
     def installed(self) -> bool:
-        """Whether the model still trains by this wrapping: it was not removed, and no other took its place."""
+        """True until the wrapping is removed or another one replaces it."""
         return self._model is not None and self._model.__dict__.get(STATE) is self._state
 
+    @property
+    def prepared(self) -> bool:
+        """True once a batch was probed. The first training step after a change of the adapter probes again."""
+        return self._state.ready
+
     def prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Probe and check the model with a batch now (it happens by itself at the first training step)."""
-        assert self._model is not None, "This model has been unwrapped."
-        self._state.prepare(self._model, inputs)
+        """Probe and check the model with a batch now, unless that is done. The first training step calls it otherwise."""
+        if self._model is None:
+            raise ValueError("The wrapping of this model was removed: call wrap_model again.")
+        if not self._state.is_ready(self._model):
+            self._state.prepare(self._model, inputs)
 
     def pop_logs(self) -> dict[str, float]:
-        """Means, since the last call, of the loss's terms and of what the method tells about its mixing."""
+        """Return the means since the last call of the loss terms and of the other values that the method logs."""
         return self._state.pop_logs()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the method remembers of earlier mini-batches; empty for most methods.
+
+        `MultiMixTrainer` saves it in checkpoints; a custom loop saves it beside the random state, per rank.
+        """
+        return self._state.mixing.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._state.mixing.load_state_dict(state)
+
     def remove(self) -> None:
-        """Give the model back as it was. A second call does nothing."""
+        """Restore the model as it was. A second call does nothing."""
         model, self._model = self._model, None
         if model is None:
             return
-        # What accelerate put around our forward goes with it; preparing the model again puts it around the model's own.
+        # This also removes what accelerate put around our forward; preparing the model again puts it around the original.
         for name in REPLACED:
             model.__dict__.pop(name, None)
         model.__dict__.update(self._state.before)
@@ -110,28 +121,28 @@ def wrap_model(
     example_inputs: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
 ) -> MixingHandle:
-    """Train a model with a mixing method: in training mode and with labels, its loss is the method's.
+    """Wrap a model so that its loss is the method's in training mode and with labels.
 
-    The model stays the same object with the same parameters; in evaluation mode, or without labels, its own forward
-    runs untouched. Call this before `accelerator.prepare`, and say `handle.epoch = epoch` at the start of each epoch: without it
-    methods that change with the epoch (`DenseMultiMix`, which mixes inputs, too, after three) stay as at the beginning.
+    The model stays the same object with the same parameters. In evaluation mode, or without labels, its own forward runs
+    unchanged. Call this before `accelerator.prepare`, and set `handle.epoch = epoch` at the start of each epoch: without
+    it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which also mixes inputs after three epochs).
 
     Args:
         model: A Transformers classification model, also under PEFT.
-        mixing: The method, for example `DenseMultiMix()`.
-        label_smoothing: In [0, 1]; spread over the classes after mixing.
-        processing_class: The tokenizer of a text model: it knows which tokens are special and so no locations.
-        example_inputs: A batch to probe the model with now, labels included. Without it the first training step does.
-        plan: How the model's locations are found, from another process or a checkpoint ([`~mm_hf.training.hub.load_plan`]). It is
-            proved on the first batch, in place of a search.
+        mixing: The method, for example `DenseMultiMix()`. The model trains with a deep copy of it.
+        label_smoothing: In [0, 1], applied after mixing.
+        processing_class: Tokenizer of a text model. It identifies special tokens, which are no locations.
+        example_inputs: A batch with labels to probe the model with now. By default, the first training step does.
+        plan: Plan of the model's locations, from another process or a checkpoint
+            ([`~mm_hf.training.hub.load_plan`]). It is verified on the first batch, instead of a search.
 
     Returns:
-        A handle: `handle.remove()` gives the model back as it was; it is a context manager, too.
+        A handle, which is also a context manager: `handle.remove()` restores the model as it was.
 
     Raises:
         ValueError: The model is wrapped already, or was prepared by accelerate before.
-        LocationError: (now with `example_inputs`, else at the first training step) the model does not show what the
-            method needs.
+        LocationError: (now with `example_inputs`, else at the first training step) the model does not provide what the
+            method requires.
 
     Example:
         >>> import torch
@@ -161,7 +172,7 @@ def wrap_model(
     state = MixingState(mixing, label_smoothing, processing_class, plan)
     state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}
     model.__dict__[STATE] = state
-    model.__dict__["forward"] = types.MethodType(_mixing_forward(type(model).forward), model)
+    model.__dict__["forward"] = types.MethodType(mixing_forward(type(model).forward), model)
     handle = MixingHandle(model, state)
     if example_inputs is not None:
         try:
@@ -170,118 +181,3 @@ def wrap_model(
             handle.remove()
             raise
     return handle
-
-
-def _mixing_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward with the original's signature. It knows the class's forward only, never a model: see `MixingState`."""
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.training:
-            return original(self, *args, **kwargs)
-        if args:
-            bound = signature.bind(self, *args, **kwargs)
-            kwargs = _flat_arguments(bound.arguments, signature)
-        if kwargs.get("labels") is None:
-            return original(self, **kwargs)
-        return _training_forward(self, original, kwargs)
-
-    signature = inspect.signature(original)
-    # Not functools.wraps: accelerate's unwrap_model follows __wrapped__ past this function and would lose it, and a
-    # bound __wrapped__ hides the first parameter from the Trainer, which would then drop the model's main input.
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    forward.__doc__ = original.__doc__
-    return forward
-
-
-def _flat_arguments(arguments: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for position, (name, value) in enumerate(arguments.items()):
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            flat.update(value)
-        elif position > 0:
-            flat[name] = value
-    return flat
-
-
-def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-    """The model's own forward without labels, and the method's loss put in the place of the model's."""
-    state: MixingState = model.__dict__[STATE]
-    labels = inputs.pop("labels")
-    inputs.pop("num_items_in_batch", None)  # the loss is a mean over this batch, whatever the accumulation
-    as_tuple = inputs.pop("return_dict", None) is False
-    if not state.is_ready(model):
-        _prepare(model, state, {**inputs, "labels": labels})
-    method, inputs, targets = _choose(model, state, inputs, labels)
-    try:
-        outputs, location_output = _forward(model, state, method, original, inputs, targets)
-    finally:
-        if state.blocks is not None:
-            state.blocks.end()
-    loss = _loss(model, state, method, location_output, targets)
-    rest = {k: v for k, v in outputs.items() if k != "loss"}
-    if "loss" in {field.name for field in dataclasses.fields(outputs)}:
-        outputs = type(outputs)(**{"loss": loss, **rest})
-    else:  # a model that is made for use only (DeiT with its teacher): it gets a place for its loss
-        outputs = SequenceClassifierOutput(loss=loss, logits=logits_of(outputs))
-    return outputs.to_tuple() if as_tuple else outputs
-
-
-def _forward(
-    model: nn.Module,
-    state: MixingState,
-    method: Mixing,
-    original: Callable[..., Any],
-    inputs: dict[str, Any],
-    targets: Tensor,
-) -> tuple[Any, LocationOutput]:
-    """The model's outputs, and what the method wants to see of its locations."""
-    if method.attention_kind is None:
-        outputs = original(model, **inputs, return_dict=True)
-        return outputs, LocationOutput(logits_of(outputs))
-    assert state.hooks is not None and state.attention is not None
-    detach = getattr(method, "detach_attention", True)
-    with state.hooks.capture(inputs, state.attention, detach=detach):
-        outputs = original(model, **inputs, return_dict=True)
-        location_output = state.hooks.to_output(
-            model, logits_of(outputs), inputs, state.attention, targets, detach, method.scores_locations
-        )
-    return outputs, location_output
-
-
-# Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
-# checkpoints do not restore, and the walk over chunks is nothing that it could make faster.
-@torch.compiler.disable
-def _prepare(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> None:
-    state.prepare(model, inputs)
-
-
-@torch.compiler.disable
-def _choose(
-    model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
-) -> tuple[Mixing, dict[str, Any], Tensor]:
-    mixing = state.mixing
-    if state.auto_num_mixed is not None:
-        mixing = mixing.with_num_mixed(state.auto_num_mixed.begin(labels.device))
-    if state.sharded is None:
-        state.sharded = is_sharded(model)
-    method = mixing.for_batch(inputs, labels, epoch=state.epoch, same_on_all_ranks=state.sharded)
-    inputs, targets = method.mix_inputs(inputs, labels, model, state.criterion)
-    if state.blocks is not None and method.block_mixing is not None:
-        state.blocks.begin(method.block_mixing)
-    return method, inputs, targets
-
-
-@torch.compiler.disable
-def _loss(model: nn.Module, state: MixingState, method: Mixing, output: LocationOutput, labels: Tensor) -> Tensor:
-    if state.blocks is not None and method.block_mixing is not None:
-        state.blocks.check(model)
-    check_shapes(model, output.logits, labels, state.criterion)
-    output, labels = at_locations(model, output, labels)
-    timed = state.auto_num_mixed if isinstance(method, type(state.mixing)) else None
-    if timed is not None:
-        timed.loss_begins(labels.device)
-    result = method.loss(output, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
-    if timed is not None:
-        timed.loss_ends(labels.device)
-    state.log(result.logs)
-    return result.loss

@@ -173,7 +173,7 @@ def test_without_attention_transmix_is_cutmix():
 
 def test_two_models_and_a_batch_within_a_batch_share_one_method():
     method, images = TransMix(), models.batch("vit")
-    first, second = method.choose(), method.choose()
+    first, second = method.for_batch(images, LABELS), method.for_batch(images, LABELS)
     torch.manual_seed(0)
     first.mix_inputs(dict(images), LABELS, models.build("vit"))
     kept = first.pasted

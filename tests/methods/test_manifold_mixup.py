@@ -24,7 +24,7 @@ def build(name, **changes):
 def drawn(seed, model, alpha=2.0):
     """Block, factor and partners as the method draws them."""
     torch.manual_seed(seed)
-    step = ManifoldMixup(alpha=alpha).choose()
+    step = ManifoldMixup(alpha=alpha).for_batch({}, torch.arange(4))
     step.mix_inputs({}, LABELS, model)
     how = step.block_mixing
     return int(how.depth * LAYERS), 1 - float(how.share), how.partner

@@ -156,8 +156,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 def test_terms_of_weight_zero_are_not_computed():
     assert set(MultiMix(pooled_weight=0.0).loss(seen(), models.labels()).logs) == {"loss_clean", "loss_terms"}
-    assert DenseMultiMix(dense_weight=0.0).attention_kind is None and DenseMultiMix().attention_kind == "auto"
-    assert ERM().attention_kind is None and not ERM().needs_linear_head
+    without, default = DenseMultiMix(dense_weight=0.0).requirements, DenseMultiMix().requirements
+    assert without.attention is None and not without.token_logits and without.linear_head
+    assert default.attention == "auto" and default.token_logits
+    assert not ERM().requirements.locations and not ERM().requirements.linear_head
 
 
 IMAGES, LABELS = {"pixel_values": torch.zeros(4, 1, 8, 8)}, torch.arange(4)
@@ -236,8 +238,8 @@ def test_explicit_cutmix_of_texts_is_rejected_before_training(input_mixing):
 
 
 def test_input_mixing_and_labels_of_locations():
-    assert DenseMultiMix().takes_dense_labels and DenseMultiMix(input_mixing="none").takes_dense_labels
-    assert not DenseMultiMix(input_mixing="mixup").takes_dense_labels
+    assert DenseMultiMix().requirements.dense_labels and DenseMultiMix(input_mixing="none").requirements.dense_labels
+    assert not DenseMultiMix(input_mixing="mixup").requirements.dense_labels
 
 
 def test_clean_loss_is_cross_entropy():
@@ -289,8 +291,8 @@ def test_mixup_of_text_mixes_word_embeddings(name):
 
 def test_mixup_rejects_inputs_that_it_cannot_mix():
     with pytest.raises(ValueError, match="Mixup mixes floating-point inputs .* only position_ids"):
-        Mixup().check_inputs({"position_ids": torch.arange(6)})
-    with pytest.raises(ValueError, match="alpha must be positive"):
+        Mixup().check_inputs({"position_ids": torch.arange(6)}, models.build("vit"))
+    with pytest.raises(ValueError, match="alpha must be a positive number, got 0"):
         Mixup(alpha=0)
 
 
@@ -304,13 +306,13 @@ def test_the_factor_of_a_pair_has_the_beta_distribution(alpha):
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
 def test_methods_of_pairs_refuse_what_is_no_parameter_and_draw_from_the_global_generator_alone(name):
-    with pytest.raises(ValueError, match="alpha must be positive, but is -1"):
+    with pytest.raises(ValueError, match="alpha must be a positive number, got -1"):
         get_method(name)(alpha=-1.0)
     model, images, labels = models.build("vit"), models.batch("vit"), torch.tensor([0, 1, 2, 3, -100, 4])
     drawn = []
     for _ in range(2):
         torch.manual_seed(9)
-        drawn.append(get_method(name)().choose().mix_inputs(dict(images), labels, model))
+        drawn.append(get_method(name)().for_batch(images, labels).mix_inputs(dict(images), labels, model))
     torch.testing.assert_close(*drawn)
     # -100 takes no part: it gives weight to no class, and the others keep theirs.
     assert drawn[0][1].sum() == pytest.approx(5, abs=1e-5) and (drawn[0][1] >= 0).all()

@@ -216,7 +216,7 @@ def test_mixup_or_cutmix_of_the_page_on_migration_trains(tmp_path):
     namespace = {}
     exec(compile(found[0].code, "migration.md", "exec", dont_inherit=True), {**namespace, "__name__": __name__})
     method = mm_hf.get_method("mixup_or_cutmix")
-    chosen = {type(method(prob=0.5).choose()).__name__ for _ in range(60)}
+    chosen = {type(method(prob=0.5).for_batch({}, torch.arange(4))).__name__ for _ in range(60)}
     METHODS.pop("mixup_or_cutmix")
     assert chosen == {"ERM", "Mixup", "CutMix"}
     trainer = mm_hf.MultiMixTrainer(
