@@ -1,7 +1,7 @@
-"""Mix examples inside of a model's own forward, where one of its blocks begins.
+"""Mix examples inside of a model's own forward, at the input of one of its blocks.
 
-Blocks are found as everything else is: in a recorded forward, by what they do. A block is a member of a list of modules;
-lists are tried, the outermost and longest first, until one is found through which alone the logits come about.
+The blocks are found in a recorded forward by what they do. They are the members of a list of modules. Lists are tried,
+the outermost and longest first, until one is found such that the logits depend on the inputs only through its members.
 """
 
 from __future__ import annotations
@@ -16,29 +16,24 @@ from torch import Tensor, nn
 
 from .modes import nonzero_head_weights, probing_mode
 from .plan import LocationError
-from .pools import MASKS
-from .recording import (
-    PROBE_EXAMPLES,
-    batch_size,
-    is_features,
-    logits_of,
-    plain_call,
-    record,
-)
-from .tolerance import relative_error
+from .probe_inputs import batch_size, distinct_examples
+from .recording import is_features, logits_of, original_forward, record
+from .tolerance import relative_error, within_rounding
 
-MEMBER = re.compile(r"((?:.*\.)?[^.\d][^.]*)((?:\.\d+)+)$")  # a list's name and the indices of one of its members
+LIST_MEMBER = re.compile(
+    r"((?:.*\.)?[^.\d][^.]*)((?:\.\d+)+)$"
+)  # name of a list, and the indices of one of its members
 
 
 @dataclass
 class BlockMixing:
-    """How one mini-batch is mixed inside of the model.
+    """Mixing of one mini-batch inside of the model.
 
     Attributes:
-        depth: Where, in [0, 1): 0 where the first block begins, and each block has its equal share of the interval.
-        partner: (b,), with whom each example is mixed.
-        share: Scalar tensor: what the partner contributes. A tensor, since a compiled model would be compiled anew for
-            each number.
+        depth: Position in [0, 1). The interval is divided equally among the blocks; 0 is the input of the first one.
+        partner: (b,), index of the example that each example is mixed with.
+        share: Scalar tensor, the weight of the partner. It is a tensor because a compiled model would be recompiled for
+            each Python number.
     """
 
     depth: float
@@ -46,22 +41,32 @@ class BlockMixing:
     share: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Mix (b, ...)."""
+        """Mix hidden states (b, ...)."""
         return hidden + self.share.to(hidden.device) * (hidden[self.partner] - hidden)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The modules whose calls are a model's blocks, and how many calls there are: one module may be called repeatedly."""
+    """Names of the modules that are a model's blocks, and the number of their calls in a forward.
+
+    There may be more calls than modules, because some models call a module repeatedly.
+    """
 
     names: tuple[str, ...]
     calls: int
 
 
 class BlockHooks:
-    """Hooks where the blocks begin. They stay installed and mix only when told to, as `Taps` listen.
+    """Hooks at the inputs of the blocks. They stay installed and mix only between `begin` and `end`.
 
-    Nothing here refers to the model: a copy of the model has taps of its own.
+    The object holds no reference to the model, so that a deep copy of the model has hooks of its own.
+
+    Attributes:
+        blocks: The blocks.
+        mixing: Mixing of the current mini-batch, or None.
+        block: Index of the call whose input is mixed.
+        chosen: (calls,), True at `block`: the same as a tensor, for compiled models.
+        calls: Number of calls since `begin`.
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks):
@@ -70,52 +75,57 @@ class BlockHooks:
         self.block = 0
         self.chosen: Tensor | None = None
         self.calls = 0
-        self._hooks = [
-            model.get_submodule(name).register_forward_pre_hook(self._enter, with_kwargs=True) for name in blocks.names
+        self._handles = [
+            model.get_submodule(name).register_forward_pre_hook(self._mix_input, with_kwargs=True)
+            for name in blocks.names
         ]
 
     def remove(self) -> None:
-        """Leave the model as it was."""
-        for hook in self._hooks:
-            hook.remove()
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     def begin(self, mixing: BlockMixing) -> None:
-        """Mix in the forward to come. Call outside of compiled regions: a number in Python would be compiled for."""
+        """Mix in the next forward. Call it outside of compiled regions, because it depends on Python numbers."""
         block = min(int(mixing.depth * self.blocks.calls), self.blocks.calls - 1)
         self.chosen = torch.arange(self.blocks.calls, device=mixing.partner.device) == block
         self.block, self.mixing, self.calls = block, mixing, 0
 
     def end(self) -> None:
-        """Mix no more."""
+        """Stop mixing."""
         self.mixing = self.chosen = None
 
     def check(self, model: nn.Module) -> None:
-        """Raise unless the forward that was to be mixed called all blocks. Call after `end`."""
+        """Check that the mixed forward called all blocks. Call it after `end`.
+
+        Raises:
+            ValueError: A block was skipped, possibly the one whose input was to be mixed.
+        """
         if self.calls != self.blocks.calls:
             raise ValueError(
-                f"{type(model).__name__} called {self.calls} of its {self.blocks.calls} blocks in this forward, and it may be "
-                "the one that was to mix which was left out, with labels mixed all the same. If its config has a layerdrop, "
-                "set it to 0."
+                f"{type(model).__name__} called {self.calls} of its {self.blocks.calls} blocks in this forward. If it "
+                "skipped the block whose input is mixed, its labels were mixed without its features. If the model's "
+                "config has a layerdrop, set it to 0."
             )
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _mix_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mixing = self.mixing
         if mixing is None:
             if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
                 raise ValueError(
-                    f"A block of the model ({type(module).__name__}) is computed again in the backward pass, and cannot be "
-                    "mixed there as it was in the forward pass: this kind of gradient checkpointing does not go with mixing "
-                    "inside of the model. Switch it off, or use Mixup or MultiMix."
+                    f"A block of the model ({type(module).__name__}) is recomputed in the backward pass, where its "
+                    "input is not mixed as in the forward pass: this kind of gradient checkpointing cannot be combined "
+                    "with mixing inside of the model. Disable it, or use Mixup or MultiMix."
                 )
             return None
         call, self.calls = self.calls, self.calls + 1
         if not torch.compiler.is_compiling() and call != self.block:
             return None
-        given: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
-        key, hidden = next((key, x) for key, x in given if is_features(x))
+        arguments: list[tuple[Any, Any]] = [*enumerate(args), *kwargs.items()]
+        key, hidden = next((key, x) for key, x in arguments if is_features(x))
         mixed = mixing(hidden)
         if torch.compiler.is_compiling():
-            # Which block it is, is no number to a compiled model: it would be compiled once for each.
+            # A comparison with the Python number `block` would be compiled once for each block.
             assert self.chosen is not None
             mixed = torch.where(self.chosen[call], mixed, hidden)
         if isinstance(key, int):
@@ -124,13 +134,16 @@ class BlockHooks:
 
 
 def find_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
-    """The blocks of a model, from a batch of at least two examples.
+    """Find the blocks of a model from a batch of at least two examples.
 
-    Proof that nothing of an example goes around them: with the examples exchanged where a block begins, whichever, and
-    nowhere else, the logits are those of the exchanged examples.
+    The blocks are verified: exchanging the examples at the input of any one block exchanges the logits.
+
+    Args:
+        model: A Transformers classification model.
+        inputs: Keyword arguments of its forward.
 
     Raises:
-        LocationError: No list of blocks passes.
+        LocationError: No list of blocks has this property.
 
     Example:
         >>> import torch
@@ -142,28 +155,30 @@ def find_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     """
     name = type(model).__name__
     if batch_size(inputs) < 2:
-        raise LocationError(f"The blocks of {name} are found by exchanging examples: give a mini-batch of at least 2.")
+        raise LocationError(f"To find the blocks of {name}, examples are exchanged: pass a mini-batch of at least 2.")
     with torch.inference_mode(False):
         calls = [c.name for c in record(model, inputs).calls if c.argument is not None]
-        inputs = _distinct_examples(inputs)
-        tried = list(_lists(calls))
+        inputs = distinct_examples(inputs)
+        tried = list(_candidates(calls))
         for blocks in tried:
-            if _carries_everything(model, blocks, inputs):
+            if _determine_logits(model, blocks, inputs):
                 return blocks
-    lists = ", ".join(sorted({MEMBER.match(b.names[0])[1] for b in tried})) or "none"  # type: ignore[index]
+    lists = ", ".join(sorted({LIST_MEMBER.match(b.names[0])[1] for b in tried})) or "none"  # type: ignore[index]
     raise LocationError(
-        f"{name} has no list of blocks (tried: {lists}) through which all that its logits depend on goes. What goes around, "
-        "and would not be mixed, may be a second input, an encoder beside a decoder, or the place of the last word (then: pad "
-        "on the left). Use Mixup or MultiMix."
+        f"{name} has no list of blocks (tried: {lists}) such that its logits depend on the inputs only through them. "
+        "The logits may also depend on a second input, on an encoder beside a decoder, or on the position of the last "
+        "word (then pad on the left). Use Mixup or MultiMix."
     )
 
 
-def _lists(calls: list[str]) -> Iterator[Blocks]:
-    """Members of lists among the names of called modules, in the order of their first call: outermost lists first, and of
-    these the longest."""
+def _candidates(calls: list[str]) -> Iterator[Blocks]:
+    """Yield the lists among the called modules, the outermost first, and of these the longest.
+
+    The members are in the order of their first call.
+    """
     lists: dict[str, list[str]] = {}
     for name in calls:
-        match = MEMBER.match(name)
+        match = LIST_MEMBER.match(name)
         if match:
             lists.setdefault(match[1], []).append(name)
     found = []
@@ -175,34 +190,24 @@ def _lists(calls: list[str]) -> Iterator[Blocks]:
         yield blocks
 
 
-def _distinct_examples(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A few examples, the shortest and the longest among them, all with the same masks: these are no block's to mix."""
-    b = batch_size(inputs)
-    masks = [inputs[k] for k in MASKS if isinstance(inputs.get(k), Tensor) and inputs[k].ndim == 2]
-    order = masks[0].sum(dim=1).argsort() if masks else torch.arange(b)
-    few = torch.cat([order[: PROBE_EXAMPLES // 2], order[PROBE_EXAMPLES // 2 :][-PROBE_EXAMPLES // 2 :]])
-    chosen = {
-        k: v[few.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == b else v for k, v in inputs.items()
-    }
-    return {k: torch.ones_like(v) if k in MASKS and isinstance(v, Tensor) else v for k, v in chosen.items()}
-
-
-def _carries_everything(model: nn.Module, blocks: Blocks, inputs: dict[str, Any]) -> bool:
+def _determine_logits(model: nn.Module, blocks: Blocks, inputs: dict[str, Any]) -> bool:
+    """Return True if exchanging the examples at the input of any one block exchanges the logits."""
     hooks = BlockHooks(model, blocks)
     try:
         with probing_mode(model), nonzero_head_weights(model), torch.no_grad():
-            logits = logits_of(plain_call(model, inputs))
+            logits = logits_of(original_forward(model, inputs))
             partner = torch.arange(len(logits), device=logits.device).roll(1)
-            limit = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2
             for call in range(blocks.calls):
                 mixing = BlockMixing((call + 0.5) / blocks.calls, partner, torch.ones((), device=logits.device))
                 hooks.begin(mixing)
-                exchanged = logits_of(plain_call(model, inputs))
+                exchanged = logits_of(original_forward(model, inputs))
                 hooks.end()
-                if hooks.calls != blocks.calls or relative_error(exchanged, logits[partner]) > limit:
+                error = relative_error(exchanged, logits[partner])
+                if hooks.calls != blocks.calls or not within_rounding(error, logits.dtype, slack=100):
                     return False
-            return relative_error(logits, logits[partner]) > limit
-    except (IndexError, RuntimeError, StopIteration):  # what a member takes first is no batch of examples
+            # The examples' logits must differ, or else exchanging them proves nothing.
+            return not within_rounding(relative_error(logits, logits[partner]), logits.dtype, slack=100)
+    except (IndexError, RuntimeError, StopIteration):  # The first argument of a member is no batch of examples.
         return False
     finally:
         hooks.remove()

@@ -1,4 +1,4 @@
-"""What the logits leave: a linear layer, two whose mean they are, or one that scores every location."""
+"""Find the end of the head: a linear layer, two averaged ones, or one that scores every location."""
 
 from __future__ import annotations
 
@@ -11,58 +11,56 @@ from torch import Tensor
 from .modes import probing_mode
 from .plan import ACTIVATIONS, LocationError
 from .recording import Call, Recording
-from .tolerance import is_close, returns, tolerance
+from .tolerance import is_close
+
+WHY = "Interpolating features equals interpolating logits for a linear layer only."
 
 
 def check_head(recording: Recording) -> None:
-    """Raise a LocationError unless the logits leave an affine layer, as all that MultiMix does rests on it."""
-    name = type(recording.model).__name__
+    """Check that an affine layer computes the logits, which all mixing of embeddings requires.
+
+    Raises:
+        LocationError: The logits are computed by something else.
+    """
     logits = recording.logits
-    # A label for every location; interpolation to another size is linear, too.
     if logits.ndim > 2 and next(location_scorers(recording), None) is not None:
-        return
+        return  # A label for every location. Interpolation of the logits to another size is linear, too.
     if affine_layer(recording, logits) is not None:
         return
-    last_steps = [c for c in recording.calls if returns(c, logits)]
+    name = type(recording.model).__name__
     for call in recording.calls:
         for result in call.results.values():
             for label, activation in ACTIVATIONS.items():
                 if result.shape == logits.shape and is_close(activation(result), logits):
                     raise LocationError(
-                        f"The head of {name} does not end in a linear layer: its logits are {label} of what leaves "
-                        f"{call.name!r}. Interpolating features is interpolating logits for a linear layer only."
+                        f"The head of {name} does not end in a linear layer: its logits are {label} of the output of "
+                        f"{call.name!r}. {WHY}"
                     )
-    if next(averaged_heads(recording), None) is not None:
+    if next(averaged_heads(recording), None) is not None or _scores_tokens(recording):
         return
-    for call in recording.calls:  # a head applied to every token, whose logits are picked or averaged afterwards
-        scored_tokens = call.results.get(None)
-        if (
-            scored_tokens is not None
-            and scored_tokens.ndim == 3
-            and scored_tokens.shape[::2] == logits.shape
-            and is_affine(recording, call)
-        ):
-            return
-    found = f"they leave {last_steps[-1].name!r}, which is not linear" if last_steps else "they leave no module"
-    raise LocationError(
-        f"The head of {name} does not end in a linear layer that computes its logits: {found}. Interpolating features "
-        "is interpolating logits for a linear layer only."
-    )
+    last = next((call for call in reversed(recording.calls) if call.returns(logits)), None)
+    found = "no module returns them" if last is None else f"{last.name!r} returns them and is not linear"
+    raise LocationError(f"The head of {name} does not end in a linear layer that computes its logits: {found}. {WHY}")
 
 
 def affine_layer(recording: Recording, target: Tensor) -> Call | None:
-    """The innermost affine module whose one result is `target`: (b, c), or (b, n, c) of one that scores every token."""
+    """Return the innermost call of an affine module whose output is `target`, or None.
+
+    Args:
+        recording: The recorded forward.
+        target: Logits (b, c), or (b, n, c) of a module that scores every token.
+    """
     for call in recording.calls:
         result = call.results.get(None)
         if result is None or call.argument is None:
             continue
-        if (returns(call, target) if target.ndim == 2 else is_close(result, target)) and is_affine(recording, call):
+        if (call.returns(target) if target.ndim == 2 else is_close(result, target)) and is_affine(recording, call):
             return call
     return None
 
 
 def is_affine(recording: Recording, call: Call) -> bool:
-    """Whether the halfway point of two arguments gives the halfway point of the results."""
+    """Return True if the called module maps the midpoint of two arguments to the midpoint of their results."""
     x = call.argument
     if x is None or call.name == "" or x.data_ptr() in recording.input_pointers:
         return False
@@ -73,13 +71,13 @@ def is_affine(recording: Recording, call: Call) -> bool:
         other = 3 * x.flip(0) + x.std()
         try:
             ends, middle = (module(x) + module(other)) / 2, module((x + other) / 2)
-        except Exception:  # a module that needs more arguments is no last layer
+        except Exception:  # A module that needs more arguments is not a last layer.
             return False
-    return isinstance(ends, Tensor) and is_close(ends, middle, 100 * tolerance(ends))
+    return isinstance(ends, Tensor) and is_close(ends, middle, slack=100)
 
 
 def averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
-    """Pairs of affine heads whose mean is the logits."""
+    """Yield pairs of affine heads whose mean is the logits, outermost first."""
     logits = recording.logits
     heads = [c for c in recording.calls if c.results.get(None) is not None and c.results[None].shape == logits.shape]
     heads.sort(key=lambda c: c.name.count("."))
@@ -93,7 +91,7 @@ def averaged_heads(recording: Recording) -> Iterator[tuple[Call, Call]]:
 
 
 def location_scorers(recording: Recording) -> Iterator[Call]:
-    """Affine layers that give logits at every location, of the dimensions that the model's have; the last first."""
+    """Yield affine layers that return logits at every location, shaped like the model's; the last one first."""
     logits = recording.logits
     axis = -1 if logits.ndim == 3 else 1
     for call in reversed(recording.calls):
@@ -105,3 +103,13 @@ def location_scorers(recording: Recording) -> Iterator[Call]:
             and is_affine(recording, call)
         ):
             yield call
+
+
+def _scores_tokens(recording: Recording) -> bool:
+    """Return True if an affine layer scores every token, so that the logits are those of one token or a mean."""
+    for call in recording.calls:
+        result = call.results.get(None)
+        fits = result is not None and result.ndim == 3 and result.shape[::2] == recording.logits.shape
+        if fits and is_affine(recording, call):
+            return True
+    return False

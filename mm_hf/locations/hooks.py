@@ -1,4 +1,4 @@
-"""Carry a plan out: one hook on the tokens, one row of attention, in the model's own forward."""
+"""Execute a plan in the model's own forward: one hook on the tokens and one on the attention."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention.capture import AttentionHook
-from .attention.weights import KINDS, confidence, normalise
+from .attention.hook import AttentionHook
+from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
 from .probe import probe
-from .recording import batch_size, logits_of, plain_call
-from .tolerance import relative_error
+from .probe_inputs import batch_size
+from .recording import logits_of, original_forward
+from .tolerance import relative_error, within_rounding
 
-HOOKS = "mm_hf_hooks"
+HOOKS = "mm_hf_hooks"  # the attribute of a model that holds its LocationHooks
+
+
+class StalePlanError(LocationError):
+    """The model has changed since it was probed, and its plan no longer reproduces its logits."""
 
 
 @dataclass
 class LocationOutput:
-    """What one forward tells about a batch and its locations.
+    """Output of one forward for a batch and its locations.
 
     Attributes:
-        logits: (b, c), the model's own; (b, n, c) or (b, c, h, w) of a model that labels every location.
-        token_logits: (b, r, c), the model's head applied at every location; None where they were not asked for.
-        mask: (b, r), True where a location is one of the example (not padding, not a special token).
-        attention: (b, r) in float32, zero off the mask, summing to 1 for each example that has locations.
-        labels: (b, r), where each location has a label of its own; else None.
+        logits: (b, c), the model's own; (b, n, c) or (b, c, h, w) for a model that labels every location.
+        token_logits: (b, r, c), the model's head applied at every location, or None if not requested.
+        mask: (b, r), True for locations of the example; False for padding and special tokens.
+        attention: (b, r) in float32, zero off the mask, with sum 1 for each example that has locations.
+        labels: (b, r) for models that label every location, else None.
     """
 
     logits: Tensor
@@ -42,20 +47,24 @@ class LocationOutput:
 
 
 def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> LocationOutput:
-    """Logits, per-location logits, mask and attention of a batch, from one forward of an unmodified model.
+    """Compute logits, per-location logits, mask and attention of a batch in one forward of an unmodified model.
 
-    The first call probes the model (a second, small forward) and proves the plan it finds; later ones check it against
-    the clean logits in evaluation mode.
+    The first call probes the model, which takes a second, small forward. In evaluation mode, later calls compare the
+    plan's logits with the model's and probe again if they differ.
 
     Args:
         model: A Transformers classification model.
-        attention: "cls" (of the token that the head reads), "mean" (of all tokens), "gap", "cam" (needs `labels`),
-            "uniform", or "auto": "cls" where the head reads a single token, else "gap"; "uniform" for models that label
-            every location.
-        inputs: Keyword arguments of the model's forward; `labels` are for "cam" only and not handed to it.
+        attention: Confidence of the locations. "cls": attention of the token that the head reads. "mean": mean
+            attention of all tokens. "gap": similarity of a location's features to their mean. "cam": logit of the
+            label, needs `labels`. "uniform": the same for all. "auto": "cls" if the head reads a single token,
+            "uniform" if the model labels every location, else "gap".
+        inputs: Keyword arguments of the model's forward. `labels` are used for "cam" and not passed to the model.
+
+    Returns:
+        The output, without a gradient in its attention.
 
     Raises:
-        LocationError: The model gives no per-location logits, or not the attention asked for.
+        LocationError: The model gives no per-location logits, or does not have the requested attention.
 
     Example:
         >>> import torch
@@ -67,7 +76,7 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
         >>> output.token_logits.shape, output.attention.shape
         (torch.Size([4, 16, 10]), torch.Size([4, 16]))
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = getattr(model, "_orig_mod", model)  # of a module that torch.compile returned
     labels = inputs.pop("labels", None)
     installed = model.__dict__.get(HOOKS)
     if installed is not None:
@@ -78,7 +87,7 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
             try:
                 return _forward(model, hooks, attention, labels, inputs)
             except StalePlanError:
-                pass  # the model has changed since: look again
+                pass
     plan = _plans[model] = probe(model, inputs)
     with temporary_hooks(model, plan) as hooks:
         return _forward(model, hooks, attention, labels, inputs)
@@ -87,16 +96,12 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
 _plans: weakref.WeakKeyDictionary[nn.Module, Plan] = weakref.WeakKeyDictionary()
 
 
-class StalePlanError(LocationError):
-    """A plan that was right once no longer reproduces the model's logits."""
-
-
 def _forward(
     model: nn.Module, hooks: LocationHooks, attention: str, labels: Tensor | None, inputs: dict[str, Any]
 ) -> LocationOutput:
     kind = resolve_attention(attention, hooks.plan)
     with hooks.capture(inputs, kind):
-        logits = logits_of(plain_call(model, inputs))
+        logits = logits_of(original_forward(model, inputs))
         output = hooks.to_output(model, logits, inputs, kind, labels, detach=True)
         if not model.training and hooks.plan.pool != EVERY:
             hooks.check(model, logits, inputs)
@@ -105,7 +110,7 @@ def _forward(
 
 @contextmanager
 def temporary_hooks(model: nn.Module, plan: Plan) -> Iterator[LocationHooks]:
-    """Install a plan's taps for a while."""
+    """Install the hooks of a plan and remove them on exit."""
     hooks = LocationHooks(model, plan)
     try:
         yield hooks
@@ -114,33 +119,62 @@ def temporary_hooks(model: nn.Module, plan: Plan) -> Iterator[LocationHooks]:
 
 
 class LocationHooks:
-    """The one hook and the one attention hook that a plan needs. They stay installed and listen only when told to.
+    """Hooks of a plan: one on the source of the tokens and, if the attention can be read, one on the attention module.
 
-    A hook that comes and goes breaks torch.compile's graph each time; one that is installed before the first compiled
-    call and looks at a flag does not. Nothing features refers to the model: a copy of the model has taps of its own.
+    They stay installed and are active only inside of `capture`. Installing a hook anew for each forward would make
+    torch.compile recompile each time; a flag does not. The object holds no reference to the model, so that a deep copy
+    of the model has hooks of its own.
+
+    Attributes:
+        plan: The plan.
+        active: Capture the next forward.
+        source: The tensor at the plan's source, after the forward inside of `capture`.
+        attention_hook: Hook on the attention module, or None.
     """
 
     def __init__(self, model: nn.Module, plan: Plan):
         self.plan = plan
         self.active = False
         self.source: Tensor | None = None
-        self.row: AttentionHook | None = None
-        self._hook = model.get_submodule(plan.source).register_forward_hook(self._capture, with_kwargs=True)
+        self.attention_hook: AttentionHook | None = None
+        self._handle = model.get_submodule(plan.source).register_forward_hook(self._store_source, with_kwargs=True)
         if plan.attention is not None:
             assert plan.attention_base is not None
-            self.row = AttentionHook(model.get_submodule(plan.attention), plan.attention_base)
+            self.attention_hook = AttentionHook(model.get_submodule(plan.attention), plan.attention_base)
         model.__dict__[HOOKS] = self
 
     def remove(self, model: nn.Module) -> None:
-        """Leave the model as it was."""
-        self._hook.remove()
-        if self.row is not None:
+        """Restore the model."""
+        self._handle.remove()
+        if self.attention_hook is not None:
             assert self.plan.attention is not None
-            self.row.remove(model.get_submodule(self.plan.attention))
+            self.attention_hook.remove(model.get_submodule(self.plan.attention))
         model.__dict__.pop(HOOKS, None)
 
-    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # The head is called again on every token, and then this is not the call that is meant.
+    @contextmanager
+    def capture(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
+        """Store the tokens of the forward inside, and the attention that `kind` needs; delete both on exit.
+
+        Args:
+            inputs: Keyword arguments of the forward.
+            kind: Kind of attention, as `resolve_attention` returns it.
+            detach: Store the attention without a gradient.
+        """
+        hook = self.attention_hook if kind in READ_KINDS else None
+        self.active = True
+        if hook is not None:
+            hook.active, hook.detach = True, detach
+            hook.batch = batch_size(inputs)
+            hook.index = None if kind == "mean" else self._query_index(inputs)
+        try:
+            yield
+        finally:
+            self.active, self.source = False, None
+            if hook is not None:
+                hook.active, hook.row = False, None
+
+    def _store_source(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # Only the first call counts: `to_output` calls the head's modules again on every location.
         if not self.active or self.source is not None:
             return
         if self.plan.side == "input":
@@ -148,24 +182,8 @@ class LocationHooks:
         else:
             self.source = output if self.plan.key is None else output[self.plan.key]
 
-    @contextmanager
-    def capture(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
-        """Keep the tokens of the forward inside, and the attention that `kind` needs; forget both afterwards."""
-        row = self.row if kind in ("cls", "mean") else None
-        self.active = True
-        if row is not None:
-            row.active, row.detach = True, detach
-            row.batch = batch_size(inputs)
-            row.index = None if kind == "mean" else self._query(inputs)
-        try:
-            yield
-        finally:
-            self.active, self.source = False, None
-            if row is not None:
-                row.active, row.row = False, None
-
-    def _query(self, inputs: Mapping[str, Any]) -> int | Tensor:
-        """Whose attention is the confidence: a position, or one for each example."""
+    def _query_index(self, inputs: Mapping[str, Any]) -> int | Tensor:
+        """Return the position of the query whose attention is read, or one position per example."""
         if self.plan.query != "pool":
             assert isinstance(self.plan.query, int)
             return self.plan.query
@@ -184,39 +202,50 @@ class LocationHooks:
         detach: bool,
         score: bool = True,
     ) -> LocationOutput:
-        """Turn what was kept of the forward into locations. Call while `listening`.
+        """Convert what was captured to a `LocationOutput`. Call it inside of `capture`, after the forward.
 
-        Without `score`, and for attention that is read ("cls", "mean"), the head is not run on the locations.
+        Args:
+            model: The model.
+            logits: Its logits.
+            inputs: Keyword arguments of the forward.
+            kind: Kind of attention, as `resolve_attention` returns it.
+            labels: (b,) or (b, c), for "cam".
+            detach: Return the attention without a gradient.
+            score: Apply the head at every location. If False, it is not applied for attention that is read from the
+                model.
+
+        Raises:
+            StalePlanError: The source was not called.
         """
         plan = self.plan
         if self.source is None:
             raise StalePlanError(
-                f"{type(model).__name__} did not call {plan.source!r} in this forward, where its tokens were when it was "
-                f"probed: it has changed since. Remove the wrapping and wrap it again.\n{plan}"
+                f"{type(model).__name__} did not call {plan.source!r} in this forward, which returned the tokens when "
+                f"the model was probed: the model has changed. Remove the wrapping and wrap it again.\n{plan}"
             )
         tokens = as_tokens(self.source, plan.layout)
         row = None
-        if kind in ("cls", "mean"):
-            assert self.row is not None and self.row.row is not None
-            row = self.row.row[:, plan.prefix :]
+        if kind in READ_KINDS:
+            assert self.attention_hook is not None and self.attention_hook.row is not None
+            row = self.attention_hook.row[:, plan.prefix :]
         token_logits: Tensor | None
         if plan.pool == EVERY:
             features = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT
             mask = attended(inputs, features)
         else:
             features = tokens[:, plan.prefix :]
-            mask = self._mask(inputs, tokens)[:, plan.prefix :]
+            mask = self._location_mask(inputs, tokens)[:, plan.prefix :]
             scored = features
             if "|" in plan.pool:
                 first = pool_tokens(tokens, plan.pool.split("|")[0], inputs)
                 scored = torch.cat([first[:, None].expand_as(features), features], dim=-1)
             token_logits = score_tokens(model, plan, scored) if score or row is None else None
         weights = confidence(kind, row, features * mask[..., None], token_logits, labels)
-        attention = normalise(weights.detach() if detach else weights, mask)
+        attention = normalize(weights.detach() if detach else weights, mask)
         return LocationOutput(logits, token_logits, mask, attention)
 
-    def _mask(self, inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
-        """Tokens (b, n) that are locations: attended to, and of a text only its words."""
+    def _location_mask(self, inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
+        """Return the mask (b, n) of tokens that are attended to and, in a text, are not special tokens."""
         plan = self.plan
         mask = attended(inputs, tokens)
         if plan.pool == "mean[nonzero]":
@@ -225,51 +254,22 @@ class LocationHooks:
             ids = inputs.get("input_ids")
             for special in plan.special_ids if ids is not None else ():
                 mask = mask & (ids != special)
-            if plan.pool.startswith("token[0]"):  # which stands for the whole
+            if plan.pool.startswith("token[0]"):  # a CLS token that special_ids may lack
                 mask = mask & (torch.arange(mask.shape[1], device=mask.device) > 0)
         return mask
 
     def check(self, model: nn.Module, logits: Tensor, inputs: Mapping[str, Any]) -> None:
-        """Raise unless the plan reproduces the clean logits of this forward. Call while `listening`, in eval mode."""
+        """Check that the plan reproduces the logits of this forward. Call it inside of `capture`, in evaluation mode.
+
+        Raises:
+            StalePlanError: It does not.
+        """
         assert self.source is not None
         tokens = as_tokens(self.source, self.plan.layout)
         with torch.no_grad():
-            expected = pooled_logits(model, self.plan, tokens, inputs)
-            error = relative_error(expected, logits)
-        if error > (1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2):
+            error = relative_error(pooled_logits(model, self.plan, tokens, inputs), logits)
+        if not within_rounding(error, logits.dtype, slack=10):
             raise StalePlanError(
-                f"The plan that fitted {type(model).__name__} when it was probed misses its logits by {error:.1e} "
-                f"(relative) now:\n{self.plan}"
+                f"The plan of {type(model).__name__} misses its logits by {error:.1e} (relative): the model has "
+                f"changed since it was probed.\n{self.plan}"
             )
-
-
-def resolve_attention(kind: str, plan: Plan) -> str:
-    """What "auto" means for a model; a LocationError if the model has not got the attention asked for."""
-    if kind not in KINDS:
-        raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {kind!r}.")
-    name, readable = plan.model_class, plan.attention is not None
-    if plan.pool == EVERY:
-        if kind in ("auto", "uniform"):
-            return "uniform"
-        if kind == "mean" and readable:
-            return kind
-        raise LocationError(
-            f"{name} labels every location, and attention={kind!r} says where the one label of a whole example is. Use "
-            '"uniform"' + (' or "mean".' if readable else ".")
-        )
-    single = readable and plan.query != "mean"
-    if kind == "auto":
-        return "cls" if single and plan.pool.startswith("token") else "gap"
-    if kind == "cls" and not single:
-        why = "its head reads no single token" if readable else "its attention cannot be read"
-        others = ('"mean", ' if readable else "") + '"gap", "cam" or "uniform"'
-        raise LocationError(
-            f'attention="cls" needs a CLS token whose attention can be read, and {name} has none: {why}. '
-            f'Use attention={others}, or "auto" to have one chosen.'
-        )
-    if kind == "mean" and not readable:
-        raise LocationError(
-            f'attention="mean" needs attention that can be read, and that of {name} cannot be. Use attention="gap", "cam" '
-            'or "uniform", or "auto" to have one chosen.'
-        )
-    return kind

@@ -1,4 +1,4 @@
-"""How one model's logits come about from its tokens, in a form that can be printed, saved and carried out."""
+"""The plan: how a model computes its logits from its tokens, in a form that can be printed, saved and executed."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ REGISTERED = "registered"
 
 
 class LocationError(ValueError):
-    """A model does not show what the chosen method needs to see of it."""
+    """A model lacks the structure that a method needs: a linear head, locations, readable attention or blocks."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a model's tokens are, which of them its head reads, and how the head turns one into logits.
+    """Location of a model's tokens, the tokens that its head reads, and the head's steps from one token to logits.
 
     Attributes:
-        model_class: The class that was probed.
-        source: Name of the module that the tokens enter or leave.
+        model_class: Name of the model's class.
+        source: Name of the module whose input or output are the tokens.
         side: "input" or "output" of that module.
-        key: Which of the module's outputs, if it returns several: a field of its `ModelOutput` or an index.
+        key: Field of its `ModelOutput`, or index, if the module returns several outputs.
         layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid"
             (b, h, w, d).
-        pool: What the head reads of the tokens (see `mm_hf.locations.pools`); "every" for a model that labels every
-            location; "registered" for one that was taught by [`register`].
+        pool: The tokens that the head reads (see `mm_hf.locations.pools`); "every" for a model that labels every
+            location; "registered" for a model with a registration, see [`register`].
         chain: Modules, activations and constant scales from one token to its logits, in order; "a+b" is the mean of two
             heads.
-        prefix: Number of tokens at the front that are no locations (CLS, distillation, registers).
-        text: The tokens are those of `input_ids`: padding and special tokens are no locations.
+        prefix: Number of tokens at the front that are not locations (CLS, distillation and register tokens).
+        text: True if the tokens are those of `input_ids`: padding and special tokens are not locations.
         special_ids: Ids of the special tokens.
-        attention: Name of the last self-attention module, or None where its weights cannot be read.
-        attention_base: What computes the weights: an attention implementation ("sdpa"), its own report of them
-            ("eager (weights)"), or the k-th call of a function inside the module ("softmax[0]").
-        query: Whose attention is the confidence: token 0 (CLS), "pool" (the one token that the head reads), or "mean"
-            (of all tokens, where the head reads no single one).
+        attention: Name of the last self-attention module, or None if its weights cannot be read.
+        attention_base: Source of the weights: rows computed from query and keys of an attention implementation
+            ("sdpa"), the weights that it returns ("eager (weights)"), or the k-th call of a function in the module
+            ("softmax[0]").
+        query: The token whose attention is the confidence: 0 (CLS), "pool" (the one token that the head reads), or
+            "mean" (the mean over all tokens, if the head reads no single one).
     """
 
     model_class: str
@@ -68,12 +69,12 @@ class Plan:
     query: int | str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Convert to a dictionary of JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict`."""
+        """Create a plan from a dictionary as `to_dict` returns it."""
         known = {f.name for f in fields(cls)}
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**arguments)
@@ -81,20 +82,20 @@ class Plan:
     def __str__(self) -> str:
         where = f"{self.side} of {self.source!r}" + ("" if self.key is None else f" [{self.key}]")
         if self.text:
-            locations = f"tokens of input_ids other than padding and the special ids {list(self.special_ids)}"
+            locations = f"tokens of input_ids except padding and the special ids {list(self.special_ids)}"
         else:
             locations = f"all tokens after the first {self.prefix}" if self.prefix else "all tokens"
         attention = "not readable"
         if self.attention is not None:
-            who = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
-            attention = f"{self.attention!r} ({self.attention_base}); {who.get(str(self.query), 'query: token 0')}"
+            queries = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
+            attention = f"{self.attention!r} ({self.attention_base}); {queries.get(str(self.query), 'query: token 0')}"
         head = "as registered" if self.pool == REGISTERED else " -> ".join(self.chain)
         return "\n".join(
             [
                 f"{self.model_class}:",
                 f"  tokens     {where}, a {self.layout}",
                 f"  pool       {self.pool}",
-                f"  head       {head or '(what is there are logits already)'}",
+                f"  head       {head or '(the tokens are logits)'}",
                 f"  locations  {locations}",
                 f"  attention  {attention}",
             ]
@@ -102,17 +103,26 @@ class Plan:
 
 
 def as_tokens(source: Tensor, layout: str) -> Tensor:
-    """Tokens (b, n, d) of a tensor of some layout."""
+    """Return a tensor with a layout (see [`Plan`]) as tokens (b, n, d)."""
     if layout == "sequence":
         return source
     return source.flatten(1, -2) if layout == "grid" else source.flatten(2).mT
 
 
 def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
-    """The model's own head applied to every token: (b, r, d) -> (b, r, c).
+    """Apply the model's own head to every token.
 
-    The modules run as they are, in their mode: dropout in the head draws a mask for each token in training. Only batch
-    normalisation uses its running statistics, and leaves them alone: they are those of what the head reads in use.
+    The modules run in their current mode: in training, dropout in the head draws a mask for each token. Batch
+    normalization uses its running statistics and does not update them, because they describe pooled tokens and not
+    single ones.
+
+    Args:
+        model: The model.
+        plan: Its plan.
+        tokens: (b, r, d).
+
+    Returns:
+        Logits (b, r, c).
     """
     if plan.pool == REGISTERED:
         from .registry import registered
@@ -120,11 +130,11 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
         return registered(plan.model_class).score(model, tokens)
     b, r, d = tokens.shape
     with _running_statistics(model, plan):
-        return _run_chain(model, plan.chain, _as_fed(tokens.reshape(b * r, d), plan)).reshape(b, r, -1)
+        return _run_chain(model, plan.chain, _as_argument(tokens.reshape(b * r, d), plan)).reshape(b, r, -1)
 
 
 def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """The clean logits (b, c), computed the plan's way: the plan is right if these are the model's."""
+    """Compute the logits (b, c) of tokens (b, n, d) by the plan; a correct plan reproduces the model's logits."""
     if plan.pool == REGISTERED:
         from .registry import registered
 
@@ -133,12 +143,12 @@ def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[
     logits = []
     for i, pool in enumerate(pools):
         chain = tuple(step.split("+")[i] if len(pools) > 1 and "+" in step else step for step in plan.chain)
-        logits.append(_run_chain(model, chain, _as_fed(pool_tokens(tokens, pool, inputs), plan)).flatten(1))
+        logits.append(_run_chain(model, chain, _as_argument(pool_tokens(tokens, pool, inputs), plan)).flatten(1))
     return torch.stack(logits).mean(dim=0)
 
 
-def _as_fed(vectors: Tensor, plan: Plan) -> Tensor:
-    """Vectors (m, d) as the first module of the chain takes one token."""
+def _as_argument(vectors: Tensor, plan: Plan) -> Tensor:
+    """Reshape vectors (m, d) to the argument of the chain's first module: sequences or maps of one token."""
     if plan.side == "output":
         return vectors
     shape = {"sequence": (1, -1), "channels": (-1, 1), "map": (-1, 1, 1), "grid": (1, 1, -1)}[plan.layout]
@@ -147,7 +157,7 @@ def _as_fed(vectors: Tensor, plan: Plan) -> Tensor:
 
 def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
     for step in chain:
-        # Modules are called and not their weights used: FSDP gathers, and adapters act, in the call.
+        # Call the modules and never use their weights directly: FSDP and adapters act in the call.
         if step in STEPS:
             x = STEPS[step](x)
         elif step.startswith("scale["):
@@ -160,6 +170,7 @@ def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Put the batch normalization layers of the head in evaluation mode."""
     names = [name for step in plan.chain if step not in STEPS and "[" not in step for name in step.split("+")]
     modules = [module for name in names for module in model.get_submodule(name).modules()]
     training = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]

@@ -1,15 +1,15 @@
-"""Which tokens a head reads, told by a name: "token[0]", "mean[1:]", ... so that a plan can be printed and saved.
+"""Pools: the tokens that a head reads, by a name that can be printed and saved.
 
-token[k]        token k, from the front or (negative) from the back
-token[last]     the last token that is attended to
-token[last!=i]  the last token whose id is not i (decoders: i is the padding)
-token[last==i]  the last token whose id is i (BART, T5: the end of the sentence)
-token[after!=i] the one behind that, if there is one (encoder-decoders, whose decoder reads the text shifted)
-mean[k:]        the mean of tokens k and on; mean[:k] of the first k
-mean[mask]      the mean of the tokens that are attended to
-mean[nonzero]   the mean of the tokens that were not set to zero (padding, in wav2vec 2.0)
-p|q             two of these, concatenated
-p+q             two of these for two heads whose logits are averaged, in the order of the heads
+token[k]         token k; negative k counts from the end
+token[last]      the last token in the attention mask
+token[last!=i]   the last token whose id is not i (decoders: i is the padding token)
+token[last==i]   the last token whose id is i (BART, T5: i is the end-of-sentence token)
+token[after!=i]  the token after token[last!=i], if there is one (encoder-decoders, whose decoder reads shifted text)
+mean[k:]         mean of the tokens from k on; mean[:k]: of the first k tokens
+mean[mask]       mean of the tokens in the attention mask
+mean[nonzero]    mean of the tokens that are not zero (wav2vec 2.0 sets padding to zero)
+p|q              two pools, concatenated
+p+q              pools of two heads whose logits are averaged, in the order of the heads
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASKS = ("attention_mask", "pixel_attention_mask", "padding_mask")
 
 
 def attended(inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
-    """Which of tokens (b, n, ...) are attended to, (b, n): all where the inputs have no mask for n tokens."""
+    """Return the attention mask (b, n) of tokens (b, n, ...); all True if the inputs have no mask for n tokens."""
     for name in MASKS:
         mask = inputs.get(name)
         if isinstance(mask, Tensor) and mask.shape == tokens.shape[:2]:
@@ -33,7 +33,7 @@ def attended(inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
 
 
 def pool_tokens(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
-    """What the head reads of tokens (b, n, d): (b, d), or (b, 2 d) for two pools joined by "|"."""
+    """Pool tokens (b, n, d) into (b, d), or into (b, 2 d) for two pools joined by "|"."""
     if "|" in pool:
         return torch.cat([pool_tokens(tokens, part, inputs) for part in pool.split("|")], dim=-1)
     rows = pool_rows(tokens, pool, inputs)
@@ -44,7 +44,7 @@ def pool_tokens(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def pool_rows(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
-    """Which of tokens (b, n, d) a pool reads: (b, n) booleans."""
+    """Return the mask (b, n) of the tokens (b, n, d) that a pool reads."""
     for joint in ("+", "|"):
         if joint in pool:
             return torch.stack([pool_rows(tokens, part, inputs) for part in pool.split(joint)]).any(dim=0)
@@ -64,11 +64,11 @@ def pool_rows(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _last(which: str, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Index (b,) of each example's last token of a kind, whichever side the padding is on."""
+    """Return the index (b,) of each example's last token of a kind, for padding on either side."""
     ids = inputs.get("input_ids")
     if which == "last":
         wanted = attended(inputs, tokens)
-    elif ids is None:  # embeddings in place of ids: Transformers, too, takes the very last token
+    elif ids is None:  # inputs_embeds: Transformers takes the very last token
         wanted = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     else:
         token = int(which[which.index("=") + 1 :].removeprefix("="))

@@ -1,8 +1,16 @@
-"""Find out, from one forward of an unmodified model, how its logits come about from its tokens.
+"""Find the plan of a model in one recorded forward.
 
-Record the calls of all modules on a few examples; walk back from the logits to where the head meets the tokens; keep
-the first explanation that reproduces the logits and whose gradient reaches exactly the tokens that it says are read.
-No architecture is named anywhere.
+From the logits, trace the recorded calls back to where the head takes the tokens. Each way back is a candidate plan.
+The first candidate is taken that reproduces the logits and whose pool reads exactly the tokens that the logits depend
+on, as their gradient shows. No architecture is named.
+
+    probe
+      record, check_head                   one forward; the head ends in a linear layer
+      _candidates                          plans without a pool, or with the pools that reproduce a recorded vector
+        _trace_back <-> _trace_call        from a vector to the calls that return it, and from a call to its argument
+      _with_pools                          each pool that reads the tokens with a gradient
+      _plan_error                          the plan's logits against the model's
+      with_attention                       attention/selection.py
 """
 
 from __future__ import annotations
@@ -21,104 +29,114 @@ from .head import averaged_heads, check_head, location_scorers
 from .modes import nonzero_head_weights, probing_mode
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
-from .recording import Call, Recording, pad_id, record
+from .probe_inputs import pad_id
+from .recording import Call, Recording, is_vector, record
 from .registry import is_registered, registered
-from .tolerance import is_close, is_vector, mismatch, relative_error, scale_between, tolerance
+from .tolerance import is_close, relative_error, within_rounding
 
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LAYOUTS = {3: ("sequence", "channels"), 4: ("map", "grid"), 5: ("map", "grid")}
-TEACH = """To teach it, say where the tokens are and what the head makes of them (see mm_hf.locations.registry):
+MAX_DEPTH = 16  # modules between the pooled vector and the logits
+MIN_READ = 0.9  # share of a pool's tokens that must have a gradient: saturated or dead units have none
+REGISTER_HELP = """To support it, register its tokens and two functions (see mm_hf.locations.registry):
     from mm_hf import locations
     def score(model, tokens):   # (batch, locations, features) -> the logits of each location by itself
         ...
-    def pooled(model, tokens):  # all tokens -> the model's own logits, as a proof
+    def pooled(model, tokens):  # all tokens -> the model's own logits
         ...
-    locations.register({name!r}, source="name of the module that gives the tokens", score=score, pooled=pooled)"""
+    locations.register({name!r}, source="name of the module", score=score, pooled=pooled)"""
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None) -> Plan:
-    """The plan of a model, from a batch as it comes from the data loader (labels are not looked at).
+    """Find the plan of a model from a batch as the data loader returns it.
 
-    Nothing of it remains: no hook, no change of mode or flags, no draw from the random generators.
+    The model, its hooks and modes, and the random state are unchanged afterwards. Labels are ignored.
 
     Args:
-        model: A Transformers classification model, also under PEFT.
+        model: A Transformers classification model, with or without PEFT.
         inputs: Keyword arguments of its forward.
-        processing_class: The tokenizer, which knows the special tokens that the model's config may not name.
-        plan: A plan from elsewhere (a checkpoint, another process) that is to be proved in place of a search.
+        processing_class: The tokenizer, for special tokens that the model's config does not name.
+        plan: A plan of another process or a checkpoint, which is verified instead of a search.
+
+    Returns:
+        The plan. It reproduces the model's logits on the batch.
 
     Raises:
-        LocationError: The model's logits cannot be explained by its tokens, or not by the given plan; the message says
-            what was seen.
+        LocationError: No plan explains the model's logits, or `plan` does not fit; the message says what was found.
     """
-    plain = torch.autocast(next(model.parameters()).device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), plain, nonzero_head_weights(model):
+    without_autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast, nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
         if plan is not None:
-            return _proved(recording, plan)
-        misses: list[tuple[float, Plan]] = []
-        for guess in _explanations(recording):
-            for candidate, tokens in _pools(recording, guess):
-                error = _identity_error(recording, candidate, tokens)
-                if error <= tolerance(recording.logits):
-                    return _completed(recording, candidate, tokens, processing_class)
-                misses.append((error, candidate))
-    raise LocationError(_no_plan(type(model).__name__, misses))
+            return _verify(recording, plan)
+        rejected: list[tuple[float, Plan]] = []
+        for candidate in _candidates(recording):
+            for pooled, tokens in _with_pools(recording, candidate):
+                error = _plan_error(recording, pooled, tokens)
+                if within_rounding(error, recording.logits.dtype):
+                    return _complete(recording, pooled, tokens, processing_class)
+                rejected.append((error, pooled))
+    raise LocationError(_describe_failure(type(model).__name__, rejected))
 
 
-def _no_plan(name: str, misses: list[tuple[float, Plan]]) -> str:
-    nearest = "Nothing that its head reads was seen to come from tokens."
-    if misses:
-        error, plan = min(misses, key=lambda miss: miss[0])
-        nearest = f"The nearest miss reproduces its logits up to {error:.1e} (relative):\n{plan}"
+def _describe_failure(name: str, rejected: list[tuple[float, Plan]]) -> str:
+    nearest = "Nothing that its head reads was found to come from tokens."
+    if rejected:
+        error, plan = min(rejected, key=lambda pair: pair[0])
+        nearest = f"The nearest one misses its logits by {error:.1e} (relative):\n{plan}"
     return (
-        f"{name} gives no per-location logits. Tried were a head that scores every token, a head or pooler that takes the "
-        f"sequence, a pooled vector and two averaged heads: {len(misses)} explanations in all. {nearest}\n"
-        f"MultiMix() needs the logits only and works with this model. {TEACH.format(name=name)}"
+        f"{name} gives no per-location logits.\n"
+        "A head that scores every token, a head or pooler that takes the sequence, a pooled vector and two averaged "
+        f"heads were tried: {len(rejected)} candidates in all. {nearest}\n"
+        f"MultiMix() needs the logits only and works with this model. {REGISTER_HELP.format(name=name)}"
     )
 
 
-def _completed(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
+def _complete(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
+    """Add the special tokens and the attention to a plan that reproduces the logits."""
     plan = _with_special_ids(recording, plan, processing_class)
     return with_attention(recording, plan, tokens.shape[1])
 
 
-def _proved(recording: Recording, plan: Plan) -> Plan:
-    """The plan itself if this model bears it out in every field, else a LocationError that says where it does not."""
+def _verify(recording: Recording, plan: Plan) -> Plan:
+    """Return the plan if each of its fields fits the model; raise a LocationError that names the first one if not."""
     name = type(recording.model).__name__
     if _source(recording, plan) is None:
         raise LocationError(
-            f"The plan does not fit {name}: it has, or calls, no module {plan.source!r} with such an {plan.side}.\n{plan}"
+            f"The plan does not fit {name}: it has, or calls, no module {plan.source!r} with such an "
+            f"{plan.side}.\n{plan}"
         )
     if plan.pool in (EVERY, REGISTERED):
-        guess = next(_explanations(recording))
+        candidate = next(_candidates(recording))
     else:
-        guess = replace(plan, attention=None, attention_base=None, query=None, prefix=_prefix_length(recording.model))
-    candidate, tokens = next(_pools(recording, guess), (None, None))
-    if candidate is None or tokens is None:
-        raise LocationError(
-            f"The plan does not fit {name}: its logits do not depend on the tokens that {plan.pool!r} names and on no "
-            f"others.\n{plan}"
+        candidate = replace(
+            plan, attention=None, attention_base=None, query=None, prefix=_prefix_length(recording.model)
         )
-    error = _identity_error(recording, candidate, tokens)
-    if error > tolerance(recording.logits):
-        raise LocationError(f"The plan does not fit {name}: it misses its logits by {error:.1e}.\n{plan}")
-    shown = _completed(recording, candidate, tokens, None)
-    shown = replace(shown, special_ids=plan.special_ids, model_class=plan.model_class)
+    pooled, tokens = next(_with_pools(recording, candidate), (None, None))
+    if pooled is None or tokens is None:
+        raise LocationError(
+            f"The plan does not fit {name}: the tokens that its logits depend on are not those of the pool "
+            f"{plan.pool!r}.\n{plan}"
+        )
+    error = _plan_error(recording, pooled, tokens)
+    if not within_rounding(error, recording.logits.dtype):
+        raise LocationError(f"The plan does not fit {name}: it misses its logits by {error:.1e} (relative).\n{plan}")
+    found = _complete(recording, pooled, tokens, None)
+    found = replace(found, special_ids=plan.special_ids, model_class=plan.model_class)
     for field in fields(Plan):
-        stated, observed = getattr(plan, field.name), getattr(shown, field.name)
-        if stated != observed:
+        given, expected = getattr(plan, field.name), getattr(found, field.name)
+        if given != expected:
             raise LocationError(
-                f"The plan does not fit {name}: it says {field.name}={stated!r} and the model shows {observed!r}. Probe again "
-                f"(leave the plan out).\n{plan}"
+                f"The plan does not fit {name}: it has {field.name}={given!r}, but the model has {expected!r}. Omit "
+                f"the plan to probe the model again.\n{plan}"
             )
     return plan
 
 
-def _explanations(recording: Recording) -> Iterator[Plan]:
-    """Ways in which the logits may have come about, outermost modules first; `pool` is "" where it is still open."""
+def _candidates(recording: Recording) -> Iterator[Plan]:
+    """Yield plans that may explain the logits, with the outermost modules first; `pool` is "" if it is still open."""
     model = recording.model
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # type: ignore[operator]
     empty = Plan(type(model).__name__, "", "", None, "", "", (), prefix=_prefix_length(model))
@@ -132,51 +150,55 @@ def _explanations(recording: Recording) -> Iterator[Plan]:
     if recording.logits.ndim > 2:
         yield _every_location(recording, empty)
         return
-    yield from _walk(recording, empty, recording.logits, math.inf, (), 0)
+    yield from _trace_back(recording, empty, recording.logits, math.inf, (), 0)
     for a, b in averaged_heads(recording):
-        # Each head by itself: together their gradients would not tell which of them reads what.
-        ways = [
-            [way for guess in _before(recording, empty, c, (c.name,), 0) for way, _ in _pools(recording, guess, c)]
-            for c in (a, b)
-        ]
-        for one, other in itertools.product(*ways):
-            is_close = (one.source, one.side, one.key, one.layout, len(one.chain))
-            if is_close == (other.source, other.side, other.key, other.layout, len(other.chain)):
-                pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
-                chain = tuple(x if x == y else f"{x}+{y}" for x, y in zip(one.chain, other.chain))
-                yield replace(one, pool=pool, chain=chain)
+        yield from _two_heads(recording, empty, a, b)
 
 
 def _every_location(recording: Recording, empty: Plan) -> Plan:
-    """The plan of a model that labels every location: its own logits, and the last affine layer as their source."""
+    """Return the plan of a model that labels every location: its source is the last affine layer."""
     scorer = next(location_scorers(recording))
     layout = "sequence" if recording.logits.ndim == 3 else "map"
     return replace(empty, source=scorer.name, side="output", layout=layout, pool=EVERY, prefix=0)
 
 
-def _walk(
+def _two_heads(recording: Recording, empty: Plan, a: Call, b: Call) -> Iterator[Plan]:
+    """Yield plans for logits that are the mean of the results of two heads with the same source."""
+    # Each head is traced by itself, because the gradient of the mean does not show which head reads which token.
+    plans = [
+        [
+            plan
+            for candidate in _trace_call(recording, empty, head, (head.name,), 0)
+            for plan, _ in _with_pools(recording, candidate, head)
+        ]
+        for head in (a, b)
+    ]
+    for one, other in itertools.product(*plans):
+        same_source = (one.source, one.side, one.key, one.layout) == (other.source, other.side, other.key, other.layout)
+        if same_source and len(one.chain) == len(other.chain):
+            pool = one.pool if one.pool == other.pool else f"{one.pool}+{other.pool}"
+            chain = tuple(x if x == y else f"{x}+{y}" for x, y in zip(one.chain, other.chain))
+            yield replace(one, pool=pool, chain=chain)
+
+
+def _trace_back(
     recording: Recording, empty: Plan, target: Tensor, before: float, chain: tuple[str, ...], depth: int
 ) -> Iterator[Plan]:
-    """Explanations of a vector for each example that was there before some moment and goes through `chain` afterwards."""
+    """Yield plans for one vector per example that existed at some time and goes through `chain` afterwards.
+
+    Args:
+        recording: The recorded forward.
+        empty: A plan with the fields that all candidates share.
+        target: (b, d), or with further dimensions of size 1.
+        before: Time at which the vector existed, as in `Call.ended`.
+        chain: Steps from the vector to the logits.
+        depth: Number of modules in the chain.
+    """
     flat = target.flatten(1)
     earlier = [c for c in recording.calls if c.ended < before]
-    # Small numbers are nearly their own tanh: what is equal to the last bit comes first.
-    made = sorted(
-        (
-            (error, c, () if name is None else (name,))
-            for c in reversed(earlier)
-            for name, activation in ((None, None), *ACTIVATIONS.items())
-            if (error := mismatch(c, flat, activation)) <= tolerance(flat)
-        ),
-        key=lambda candidate: candidate[0],
-    )
-    if not made:
-        made = [
-            (0.0, c, (f"scale[{scale}]",)) for c in reversed(earlier) if (scale := scale_between(c, flat)) is not None
-        ]
-    for _, call, activation in made if depth < 16 else []:
+    for call, steps in _calls_that_return(flat, earlier) if depth < MAX_DEPTH else []:
         reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
-        yield from _before(recording, empty, call, (call.name, *activation, *reshaped, *chain), depth)
+        yield from _trace_call(recording, empty, call, (call.name, *steps, *reshaped, *chain), depth)
     for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
         for key, x in call.results.items():
             for layout in LAYOUTS.get(x.ndim, ()) if not is_vector(x) else ():
@@ -191,29 +213,52 @@ def _walk(
                         )
 
 
-def _before(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
-    """Explanations of what a module call took."""
+def _calls_that_return(target: Tensor, calls: list[Call]) -> list[tuple[Call, tuple[str, ...]]]:
+    """Return the calls that return `target` (b, d), with the step that follows: none, an activation or a scale."""
+    # The most exact calls come first, because small numbers are nearly equal to their tanh.
+    exact = sorted(
+        (
+            (error, call, () if name is None else (name,))
+            for call in reversed(calls)
+            for name, activation in ((None, None), *ACTIVATIONS.items())
+            if within_rounding(error := call.error(target, activation), target.dtype)
+        ),
+        key=lambda triple: triple[0],
+    )
+    if exact:
+        return [(call, steps) for _, call, steps in exact]
+    return [(c, (f"scale[{scale}]",)) for c in reversed(calls) if (scale := c.scale_to(target)) is not None]
+
+
+def _trace_call(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
+    """Yield plans for the argument of a module call, which is the tokens or one vector per example."""
     x = call.argument
     if x is None or x.data_ptr() in recording.input_pointers:
         return
     if is_vector(x):
-        yield from _walk(recording, empty, x, call.began, chain, depth + 1)
+        yield from _trace_back(recording, empty, x, call.began, chain, depth + 1)
     else:
         for layout in LAYOUTS.get(x.ndim, ()):
             yield replace(empty, source=call.name, side="input", layout=layout, chain=chain)
 
 
-def _pools(recording: Recording, guess: Plan, head: Call | None = None) -> Iterator[tuple[Plan, Tensor]]:
-    """The guess with each pool whose tokens are exactly those that the logits (of one head) depend on, and these tokens."""
-    source = _source(recording, guess)
+def _with_pools(recording: Recording, candidate: Plan, head: Call | None = None) -> Iterator[tuple[Plan, Tensor]]:
+    """Yield the candidate with each pool that reads exactly the tokens that the logits depend on, and the tokens.
+
+    Args:
+        recording: The recorded forward.
+        candidate: A plan; if it names a pool, only this one is checked.
+        head: One of two averaged heads, whose logits count. Default: the model's logits.
+    """
+    source = _source(recording, candidate)
     if source is None or not source.requires_grad:
         return
-    tokens = as_tokens(source.detach(), guess.layout)
+    tokens = as_tokens(source.detach(), candidate.layout)
     n = tokens.shape[1]
     text = any(_length(recording.inputs.get(k)) == n for k in ("input_ids", "inputs_embeds"))
-    found = replace(guess, text=text, prefix=0 if text else guess.prefix)
-    if guess.pool in (EVERY, REGISTERED):
-        yield replace(found, prefix=guess.prefix), tokens
+    plan = replace(candidate, text=text, prefix=0 if text else candidate.prefix)
+    if candidate.pool in (EVERY, REGISTERED):
+        yield replace(plan, prefix=candidate.prefix), tokens
         return
     logits = recording.logits if head is None else head.results[None]
     weights = torch.linspace(1, 2, logits.numel(), device=source.device, dtype=logits.dtype)
@@ -221,19 +266,18 @@ def _pools(recording: Recording, guess: Plan, head: Call | None = None) -> Itera
     (gradient,) = torch.autograd.grad(total, source, retain_graph=True, allow_unused=True)
     if gradient is None:
         return
-    read = as_tokens(gradient, guess.layout).ne(0).any(dim=-1)
-    names = (guess.pool,) if guess.pool else _pool_names(recording, tokens, guess.prefix)
+    has_gradient = as_tokens(gradient, candidate.layout).ne(0).any(dim=-1)
+    names = (candidate.pool,) if candidate.pool else _pool_names(recording, tokens, candidate.prefix)
     for pool in names:
-        # A token may be read and still have no gradient (a saturated or dead unit), but none may be read in secret. What
-        # was set to zero has a gradient and is not read all the same.
         rows = pool_rows(tokens, pool, recording.inputs)
-        secret = (read & ~rows).any() and pool != "mean[nonzero]"
-        if not secret and (read & rows).sum() >= 0.9 * rows.sum():
-            yield replace(found, pool=pool), tokens
+        # No token outside of the pool may have a gradient. Tokens set to zero have one although they are not read.
+        outside = bool((has_gradient & ~rows).any()) and pool != "mean[nonzero]"
+        if not outside and (has_gradient & rows).sum() >= MIN_READ * rows.sum():
+            yield replace(plan, pool=pool), tokens
 
 
 def _pool_names(recording: Recording, tokens: Tensor, prefix: int) -> tuple[str, ...]:
-    """Pools that may be, the likeliest first."""
+    """Return the pools that are possible for tokens (b, n, d), the most likely ones first."""
     inputs, shape = recording.inputs, tokens.shape[:2]
     names = ["token[0]"]
     ids = inputs.get("input_ids")
@@ -251,17 +295,17 @@ def _pool_names(recording: Recording, tokens: Tensor, prefix: int) -> tuple[str,
     return tuple(names)
 
 
-def _identity_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
-    """How far, relatively, the plan's own way to the logits ends from the model's."""
+def _plan_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
+    """Return the relative error of the plan's logits against the model's; infinity if they cannot be computed."""
     if plan.pool == EVERY:
         return 0.0
     with probing_mode(recording.model), torch.no_grad():
         try:
             logits = pooled_logits(recording.model, plan, tokens, recording.inputs)
-        except Exception:  # a module that cannot take one token: not a way to per-location logits
-            return float("inf")
+        except Exception:  # A module that does not accept one token cannot give per-location logits.
+            return math.inf
     if logits.shape != recording.logits.shape or not logits.isfinite().all():
-        return float("inf")
+        return math.inf
     return relative_error(logits, recording.logits)
 
 
@@ -274,6 +318,7 @@ def _with_special_ids(recording: Recording, plan: Plan, processing_class: Any) -
 
 
 def _source(recording: Recording, plan: Plan) -> Tensor | None:
+    """Return the tensor at the plan's source, from the last call of its module, or None."""
     call = next((c for c in reversed(recording.calls) if c.name == plan.source), None)
     if call is None:
         return None
@@ -281,9 +326,9 @@ def _source(recording: Recording, plan: Plan) -> Tensor | None:
 
 
 def _prefix_length(model: nn.Module) -> int:
-    """Number of tokens that the model puts before those of its input, told by its parameters."""
-    named = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in PREFIX_PARAMETERS]
-    return sum(p.shape[-2] if p.ndim > 1 else 1 for p in named)
+    """Return the number of tokens that the model puts before those of its input, as its parameters show."""
+    prefix = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in PREFIX_PARAMETERS]
+    return sum(p.shape[-2] if p.ndim > 1 else 1 for p in prefix)
 
 
 def _length(x: Any) -> int | None:

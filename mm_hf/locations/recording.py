@@ -1,35 +1,49 @@
-"""One forward of an unmodified model on a few examples: what each module took and gave, and who attended to what."""
+"""Record one forward of an unmodified model: arguments and results of its modules, and its attention.
+
+record(model, batch)
+    few examples, varied so that different pools read different tokens      probe_inputs.py
+    one forward in evaluation mode, with hooks on all modules               modes.py
+    every call of an attention function                                     attention/recording.py
+  -> Recording(model, inputs, logits, calls, attention_calls)
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .attention.capture import AttentionCall, Running, watch_attention
+from .attention.recording import AttentionCall, OpenCall, record_attention
 from .modes import probing_mode
 from .plan import LocationError
-from .pools import MASKS
+from .probe_inputs import batch_size, few_examples, varied_examples
+from .tolerance import relative_error, within_rounding
 
-PROBE_EXAMPLES = 4
-NOT_INPUTS = ("labels", "num_items_in_batch")
-CROSS = ("key_value_states", "encoder_hidden_states")
+CROSS_ATTENTION_ARGUMENTS = ("key_value_states", "encoder_hidden_states")
 SUPPORTED = (
-    "MultiMix trains models that classify: AutoModelForImage-, Sequence-, Audio- and VideoClassification, whose logits "
-    "have the shape (batch, labels), and AutoModelForTokenClassification and SemanticSegmentation, which label locations. "
-    "Models that generate, fill masks or compare embeddings have no labels to mix"
+    "MultiMix trains classification models: AutoModelForImage-, Sequence-, Audio- and VideoClassification, with logits "
+    "of shape (batch, labels), and AutoModelForTokenClassification and SemanticSegmentation, which label locations. "
+    "Models for generation, masked language modeling or embeddings have no labels to mix"
 )
 
 
 @dataclass
 class Call:
-    """One call of a module: its first tensor argument, its tensor results, and when it began and ended."""
+    """One call of a module.
+
+    Attributes:
+        name: Name of the module.
+        began: Position of the call's beginning among all beginnings and ends of calls.
+        ended: Position of its end.
+        argument: The first tensor argument with features, or None.
+        results: Tensors with features in the output, by field or index; under None if the output is one tensor.
+    """
 
     name: str
     began: int
@@ -37,10 +51,39 @@ class Call:
     argument: Tensor | None
     results: dict[str | int | None, Tensor]
 
+    def returns(self, target: Tensor) -> bool:
+        """Return True if the output is `target` (b, d) up to rounding."""
+        return within_rounding(self.error(target), target.dtype)
+
+    def error(self, target: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> float:
+        """Return the relative error of the output, after an activation, against `target` (b, d)."""
+        result = self._vectors(target)
+        if result is None:
+            return math.inf
+        return relative_error(result if activation is None else activation(result), target)
+
+    def scale_to(self, target: Tensor) -> float | None:
+        """Return the number by which the output was multiplied to give `target` (b, d), or None if it was not."""
+        result = self._vectors(target)
+        if result is None:
+            return None
+        result, expected = result.detach().double(), target.detach().double()
+        scale = round(float((result * expected).sum() / result.square().sum().clamp(min=1e-30)), 6)
+        error = relative_error(scale * result, expected)
+        return scale if scale and within_rounding(error, target.dtype) else None
+
+    def _vectors(self, target: Tensor) -> Tensor | None:
+        """Return the output as one vector per example, or None if it has not the shape of `target`."""
+        result = self.results.get(None)
+        if result is None or not is_vector(result):
+            return None
+        vectors = result.flatten(1)
+        return vectors if vectors.shape == target.shape else None
+
 
 @dataclass
 class Recording:
-    """What one forward on a few examples showed."""
+    """One recorded forward on a few examples."""
 
     model: nn.Module
     inputs: dict[str, Any]
@@ -50,179 +93,108 @@ class Recording:
 
     @property
     def input_pointers(self) -> set[int]:
-        """Where the inputs lie in memory: what a module got of them unchanged is no feature."""
+        """Addresses of the inputs: a module's argument at one of them is an input and not a feature."""
         return {v.data_ptr() for v in self.inputs.values() if isinstance(v, Tensor)}
 
 
 def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
-    """Run one forward on a few examples in evaluation mode and keep what the modules took and gave.
+    """Record one forward on a few examples in evaluation mode.
 
-    Examples are changed a little where that tells apart heads that are the same on the batch at hand: see `_varied`.
+    The examples are varied where heads would be indistinguishable on the batch as it is, see `varied_examples`.
 
     Raises:
         LocationError: The output has no logits of a kind that mixing can use.
     """
-    inputs = _few_examples({k: v for k, v in inputs.items() if k not in NOT_INPUTS})
-    varied = _varied(model, inputs)
+    few = few_examples(inputs)
+    varied = varied_examples(model, few)
     if varied is not None:
         try:
-            recording = _record(model, varied)
+            recording = _record_forward(model, varied)
             if recording.logits.isfinite().all():
                 return recording
         except LocationError:
             raise
-        except Exception:  # a model that does not take such a batch: then as it came
+        except Exception:  # The model does not accept the varied batch: record the original one.
             pass
-    return _record(model, inputs)
+    return _record_forward(model, few)
 
 
-def _record(model: nn.Module, inputs: dict[str, Any]) -> Recording:
+def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
     calls: list[Call] = []
-    running: list[Running] = []
+    stack: list[OpenCall] = []
     clock = itertools.count()
 
-    def before(name: str) -> Callable[..., None]:
+    def on_begin(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running.append(Running(name, module, next(clock), _attends_elsewhere(module, args, kwargs)))
+            stack.append(OpenCall(name, module, next(clock), _is_cross_attention(module, args, kwargs)))
 
         return hook
 
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        this = running.pop()
+    def on_end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = stack.pop()
         argument = next((x for x in (*args, *kwargs.values()) if is_features(x)), None)
-        calls.append(Call(this.name, this.began, next(clock), argument, _tensors(output)))
+        calls.append(Call(call.name, call.began, next(clock), argument, _feature_tensors(output)))
 
     handles: list[Any] = []
     try:
-        with probing_mode(model), watch_attention(lambda: running[-1] if running else None) as attention_calls:
+        with probing_mode(model), record_attention(lambda: stack[-1] if stack else None) as attention_calls:
             for name, module in model.named_modules():
                 if name:
-                    handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-                    handles.append(module.register_forward_hook(after, with_kwargs=True))
-            output = plain_call(model, inputs)
+                    handles.append(module.register_forward_pre_hook(on_begin(name), with_kwargs=True))
+                    handles.append(module.register_forward_hook(on_end, with_kwargs=True))
+            output = original_forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(model, inputs, _logits(model, output, inputs), calls, attention_calls)
+    return Recording(model, inputs, _checked_logits(model, output, inputs), calls, attention_calls)
 
 
-def plain_call(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """The model's own forward: not one that was put in its place, with autocast (accelerate) or mixing."""
+def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Run the forward of the model's class, not one that Accelerate or mixing has put in its place."""
     forward = functools.partial(type(model).forward, model) if "forward" in model.__dict__ else model
     return forward(**inputs, return_dict=True)
 
 
 def logits_of(output: Any) -> Any:
-    """A model's logits in its output: by their name, or the only thing there is; (b, 1, c) as (b, c)."""
+    """Return the logits of a model's output: the field `logits`, or its only field. (b, 1, c) is returned as (b, c)."""
     logits = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
     return logits.squeeze(1) if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == 1 else logits
 
 
-def _logits(model: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _checked_logits(model: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Tensor:
     logits = logits_of(output)
     batch, labels = batch_size(inputs), model.config.num_labels  # type: ignore[union-attr]
     fits = isinstance(logits, Tensor) and len(logits) == batch
     if fits and (logits.ndim == 2 or (logits.ndim in (3, 4) and logits.shape[-1 if logits.ndim == 3 else 1] == labels)):
         return logits
-    said = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
-    raise LocationError(f"{type(model).__name__} returns {said} for {batch} examples and {labels} labels. {SUPPORTED}.")
+    got = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
+    raise LocationError(f"{type(model).__name__} returns {got} for {batch} examples and {labels} labels. {SUPPORTED}.")
 
 
-def _attends_elsewhere(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a module was given other tokens to attend to than its own: cross-attention."""
+def _is_cross_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return True if the call gets other tokens to attend to than its own."""
     parameters = inspect.signature(type(module).forward).parameters
-    given = {**dict(zip(list(parameters)[1:], args)), **kwargs}
-    return any(isinstance(given.get(name), Tensor) for name in CROSS)
+    arguments = {**dict(zip(list(parameters)[1:], args)), **kwargs}
+    return any(isinstance(arguments.get(name), Tensor) for name in CROSS_ATTENTION_ARGUMENTS)
 
 
-def _few_examples(inputs: dict[str, Any]) -> dict[str, Any]:
-    batch = batch_size(inputs)
-    # Cloned: tensors made in inference mode take no part in a backward pass.
-    return {
-        k: v[:PROBE_EXAMPLES].clone() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == batch else v
-        for k, v in inputs.items()
-    }
-
-
-def batch_size(inputs: Mapping[str, Any]) -> int:
-    """Number of examples in the keyword arguments of a forward."""
-    batch = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.ndim > 0), None)
-    if batch is None:
-        raise ValueError(f"The inputs {sorted(inputs)} hold no tensor to probe the model with.")
-    return batch
-
-
-def _varied(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The batch with two examples changed so that different pools read different tokens, or None if it has no padding.
-
-    In a batch without padding the last token, the last word and the end of the sentence are all the same; in a later
-    batch they are not. So one example is cut shorter and padded, and in one the end of the sentence is moved forward and
-    what follows left out of the attention mask.
-    """
-    b = batch_size(inputs)
-    inputs = {
-        k: v[torch.arange(PROBE_EXAMPLES, device=v.device) % b]
-        if isinstance(v, Tensor) and v.ndim and len(v) == b
-        else v
-        for k, v in inputs.items()
-    }
-    ids = inputs.get("input_ids")
-    name = next((k for k in MASKS if isinstance(inputs.get(k), Tensor) and inputs[k].ndim == 2), None)
-    shortened, moved = PROBE_EXAMPLES - 2, PROBE_EXAMPLES - 1
-    if not isinstance(ids, Tensor) or ids.ndim != 2:
-        if name is None:
-            return None
-        inputs[name] = inputs[name].clone()
-        inputs[name][shortened:, 2 * inputs[name].shape[1] // 3 :] = 0
-        return inputs
-    n = ids.shape[1]
-    mask = inputs[name].bool() if name is not None and inputs[name].shape == ids.shape else torch.ones_like(ids).bool()
-    left = bool((~mask[:, 0]).any())
-    order = torch.arange(n, device=ids.device).repeat(PROBE_EXAMPLES, 1)
-    real = [row.nonzero()[:, 0] for row in mask]
-    if min(len(real[shortened]), len(real[moved])) < 6:
-        return None
-    kept = torch.cat(
-        [real[shortened][: len(real[shortened]) // 2 - 1], real[shortened][len(real[shortened]) // 2 + 1 :]]
-    )
-    padding = torch.zeros_like(ids).bool()
-    place = slice(n - len(kept), n) if left else slice(0, len(kept))
-    padding[shortened] = True
-    padding[shortened, place] = False
-    order[shortened, place] = kept
-    last = real[moved]
-    order[moved, last[-3:]] = last[[-1, -3, -2]]
-    for k, v in inputs.items():
-        if isinstance(v, Tensor) and v.shape[:2] == ids.shape:
-            index = order.view(*order.shape, *[1] * (v.ndim - 2)).expand_as(v)
-            inputs[k] = v.gather(1, index)
-    pad = pad_id(model)
-    if pad is not None:
-        inputs["input_ids"] = inputs["input_ids"].masked_fill(padding, pad)
-    if name is not None and inputs[name].shape == ids.shape:
-        inputs[name] = inputs[name].masked_fill(padding, 0)
-        inputs[name][moved, last[-1]] = 0
-    return inputs
-
-
-def pad_id(model: nn.Module) -> int | None:
-    config: Any = model.config
-    return getattr(config.get_text_config(), "pad_token_id", None)
-
-
-def _tensors(output: Any) -> dict[str | int | None, Tensor]:
-    """Floating tensors of a module's output by field or index; None for an output that is a tensor itself."""
+def _feature_tensors(output: Any) -> dict[str | int | None, Tensor]:
+    """Return the tensors with features in a module's output, by field or index; under None if it is one tensor."""
+    items: list[tuple[Any, Any]] = []
     if isinstance(output, Tensor):
-        items: list[tuple[Any, Any]] = [(None, output)]
+        items = [(None, output)]
     elif isinstance(output, Mapping):
         items = list(output.items())
     elif isinstance(output, (tuple, list)):
         items = list(enumerate(output))
-    else:
-        items = []
     return {k: v for k, v in items if is_features(v)}
 
 
 def is_features(x: Any) -> bool:
-    """Whether something that a module takes or gives may be features of a batch of examples."""
+    """Return True if `x` may hold features of a batch of examples."""
     return isinstance(x, Tensor) and x.is_floating_point() and 2 <= x.ndim <= 5
+
+
+def is_vector(x: Tensor) -> bool:
+    """Return True for one vector per example, with or without dimensions of size 1 for a single token or pixel."""
+    return x.ndim == 2 or (x.ndim == 3 and 1 in x.shape[1:]) or (x.ndim == 4 and x.shape[2:] == (1, 1))

@@ -1,4 +1,4 @@
-"""Teach the probe a model that it cannot explain by itself."""
+"""Register heads that the probe cannot find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Registration:
-    """What a person knows of a model class: where its tokens are, and what its head makes of them."""
+    """Description of a model class by its user: see [`register`]."""
 
     source: str
     side: str
@@ -37,42 +37,44 @@ def register(
     prefix: int = 0,
     query: int | str | None = "mean",
 ) -> None:
-    """Say how a class of models gives logits at its locations. What is said is proved at each probe, as always.
+    """Register how a class of models computes logits at its locations. Each probe verifies it.
 
     Args:
         model_class: Name of the class, as `type(model).__name__`.
-        source: Name of the module that the tokens enter or leave.
-        score: Function of the model and tokens (b, r, d) that gives the logits (b, r, c) of each by itself.
-        pooled: Function of the model and all tokens (b, n, d) that gives the model's own logits (b, c): the proof that
-            these are the tokens that the head reads. A probe ends in a `LocationError` if it does not.
+        source: Name of the module whose input or output are the tokens.
+        score: Function of the model and tokens (b, r, d) that returns the logits (b, r, c) of each token by itself.
+        pooled: Function of the model and all tokens (b, n, d) that returns the model's own logits (b, c), which
+            verifies that the head reads these tokens. A probe raises a `LocationError` if it does not.
         side: "output" or "input" of the source.
-        key: Which of its outputs, if there are several.
-        layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid".
-        prefix: Number of tokens at the front that are no locations.
-        query: Whose attention weighs the labels with `attention="cls"`: 0, or "mean" of all.
+        key: Field or index of the output, if the source returns several.
+        layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid"
+            (b, h, w, d).
+        prefix: Number of tokens at the front that are not locations.
+        query: The token whose attention weights the labels with `attention="cls"`: 0, or "mean" for the mean over all.
 
     Example:
-        V-JEPA 2 pools by attention over all tokens: none of them alone, and no mean of them, gives its logits.
+        V-JEPA 2 pools its tokens by attention. Its logits are not those of a single token or of a mean.
 
-        >>> def score(model, tokens):  # each token as if it were the only one
+        >>> def score(model, tokens):  # each token as a sequence of one
         ...     b, r, d = tokens.shape
         ...     return model.classifier(model.pooler(tokens.reshape(b * r, 1, d))).view(b, r, -1)
-        >>> def pooled(model, tokens):  # what the model does with all of them
+        >>> def pooled(model, tokens):  # the model's head on all tokens
         ...     return model.classifier(model.pooler(tokens))
-        >>> register("VJEPA2ForVideoClassification", source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
+        >>> name = "VJEPA2ForVideoClassification"
+        >>> register(name, source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
     """
     _registered[model_class] = Registration(source, side, key, layout, score, pooled, prefix, query)
 
 
 def registered(model_class: str) -> Registration:
-    """What was registered for a class.
+    """Return the registration of a class.
 
     Raises:
-        KeyError: Nothing was.
+        KeyError: The class has none.
     """
     return _registered[model_class]
 
 
 def is_registered(model_class: str) -> bool:
-    """Whether something was registered for a class."""
+    """Return True if a class has a registration."""
     return model_class in _registered

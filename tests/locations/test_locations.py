@@ -255,7 +255,7 @@ class Twisted(transformers.ViTForImageClassification):
 
 def test_errors_say_what_was_seen_and_what_still_works():
     config = models.build("vit").config
-    with pytest.raises(LocationError, match="does not end in a linear layer: its logits are tanh of what leaves"):
+    with pytest.raises(LocationError, match="does not end in a linear layer: its logits are tanh of the output of"):
         probe(Odd(config), models.batch("vit"))
     with pytest.raises(
         LocationError, match=r"(?s)Twisted gives no per-location logits.*MultiMix\(\) needs the logits only"
@@ -266,7 +266,7 @@ def test_errors_say_what_was_seen_and_what_still_works():
     with pytest.raises(LocationError, match="does not end in a linear layer"):
         probe(nonlinear, models.batch("vit"))
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
-    with pytest.raises(LocationError, match=r"logits of shape \(4, 12, 99\).*models that classify"):
+    with pytest.raises(LocationError, match=r"logits of shape \(4, 12, 99\).*classification models"):
         probe(gpt2, models.batch("bert"))
     with pytest.raises(ValueError, match="attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"):
         extract(models.build("vit"), attention="best", **models.batch("vit"))

@@ -43,18 +43,18 @@ def test_a_right_plan_from_elsewhere_is_taken(name):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("vit", {"pool": "mean[0:]"}, "do not depend on the tokens that 'mean"),
-        ("vit", {"pool": "token[-1]"}, "do not depend on the tokens"),
-        ("vit", {"prefix": 0}, "says prefix=0 and the model shows 1"),
-        ("deit", {"prefix": 1}, "says prefix=1 and the model shows 2"),
+        ("vit", {"pool": "mean[0:]"}, "are not those of the pool 'mean"),
+        ("vit", {"pool": "token[-1]"}, "are not those of the pool"),
+        ("vit", {"prefix": 0}, "has prefix=0, but the model has 1"),
+        ("deit", {"prefix": 1}, "has prefix=1, but the model has 2"),
         ("vit", {"source": "vit.layers.0"}, "no module .vit.layers.0. with such an output"),
         ("vit", {"source": "vit.nothing"}, "calls, no module 'vit.nothing'"),
-        ("vit", {"attention": "vit.layers.0.attention"}, "says attention='vit.layers.0.attention' and the model shows"),
-        ("vit", {"query": "mean"}, "says query='mean'"),
-        ("beit", {"pool": "mean[0:]"}, "misses its logits|do not depend on"),
-        ("dinov2", {"pool": "token[0]"}, "misses its logits|do not depend on"),
+        ("vit", {"attention": "vit.layers.0.attention"}, "has attention='vit.layers.0.attention', but the model has"),
+        ("vit", {"query": "mean"}, "has query='mean'"),
+        ("beit", {"pool": "mean[0:]"}, "misses its logits|are not those of the pool"),
+        ("dinov2", {"pool": "token[0]"}, "misses its logits|are not those of the pool"),
         ("bert", {"chain": ("dropout", "classifier")}, "misses its logits"),
-        ("bert", {"text": False}, "says text=False"),
+        ("bert", {"text": False}, "has text=False"),
         ("distilbert", {"chain": ("pre_classifier", "dropout", "classifier")}, "misses its logits"),
     ],
 )
@@ -203,7 +203,7 @@ def test_the_lines_in_the_documentation_teach_v_jepa_2(clean_registry):
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
     with pytest.raises(
-        LocationError, match=r"(?s)nearest miss.*MultiMix\(\) needs the logits only.*locations.register"
+        LocationError, match=r"(?s)nearest one misses.*MultiMix\(\) needs the logits only.*locations.register"
     ):
         probe(model, inputs)
     results = doctest.run_docstring_examples(register_function, vars(register_module).copy(), name="register")
@@ -226,7 +226,7 @@ def test_a_registration_that_is_wrong_is_found_out(clean_registry):
     score = lambda model, tokens: model.classifier(tokens)  # noqa: E731
     pooled = lambda model, tokens: model.classifier(tokens.mean(dim=1))  # noqa: E731
     register_function(name, source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
-    with pytest.raises(LocationError, match="nearest miss"):
+    with pytest.raises(LocationError, match="nearest one misses"):
         probe(model, zoo.batch(name, model))
 
 

@@ -19,8 +19,7 @@ from ...locations.head import affine_layer, check_head
 from ...locations.modes import evaluation_mode, nonzero_head_weights
 from ...locations.plan import as_tokens
 from ...locations.pools import pool_tokens
-from ...locations.recording import record
-from ...locations.tolerance import is_vector
+from ...locations.recording import is_vector, record
 from .base import as_tensor, vectors_and_labels
 from .batches import model_logits, split_batch
 

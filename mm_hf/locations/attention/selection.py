@@ -1,4 +1,4 @@
-"""Which attention weighs a model's labels: the last self-attention among its tokens, and whose row of it."""
+"""Select the attention that weighs the labels: the call, and the query whose row is read."""
 
 from __future__ import annotations
 
@@ -8,41 +8,52 @@ import torch
 
 from ..modes import probing_mode
 from ..plan import EVERY, Plan
-from ..recording import Recording, logits_of, plain_call
-from ..tolerance import tolerance
-from .capture import REPORTED, AttentionHook
+from ..recording import Recording, logits_of, original_forward
+from ..tolerance import is_close
+from .hook import REPORTED, AttentionHook
+from .recording import AttentionCall
 
 
 def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
-    """The plan with the attention that can be read and was proved to be the one that was computed.
+    """Return the plan with its attention fields set, or with `query=None` if no attention can be read.
 
-    It is the last self-attention of as many tokens as the head meets; in hybrid models it need not be in the last block.
+    A selected row was shown to be the one that the model computes, and to leave the logits unchanged when it is read.
+
+    Args:
+        recording: The recorded forward.
+        plan: A plan that explains the logits.
+        num_tokens: Number of tokens at the plan's source.
     """
-    calls = recording.attention_calls
-    own = [i for i, c in enumerate(calls) if c.queries == num_tokens and not c.cross]
-    # A decoder layer attends to itself and then to the encoder. More of the latter: the own tokens are among its keys.
-    behind = sum(c.cross for c in calls[own[-1] :]) if own else 0
-    call = calls[own[-1]] if own and behind <= 1 else None
-    if call is None or call.keys != num_tokens or (plan.layout != "sequence" and plan.pool == EVERY):
+    call = _last_self_attention(recording.attention_calls, num_tokens)
+    if call is None or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
-    bases = []
-    if call.rows is not None and call.proves_rows(max(1e-4, tolerance(recording.logits))):
+    bases: list[str | None] = []
+    if call.rows_are_exact():
         bases += [call.base, call.inner]
     if call.weights is not None and len(call.weights) == len(recording.logits):
         bases.append(call.base if call.base.endswith("]") else call.base + REPORTED)
-    for base in bases:
-        if base is not None:
-            choice = replace(plan, attention=call.name, attention_base=base, query=_query(plan))
-            if base.endswith("]") or _changes_nothing(recording, choice):
-                return choice
+    for base in filter(None, bases):
+        candidate = replace(plan, attention=call.name, attention_base=base, query=_query(plan))
+        if base.endswith("]") or _hook_keeps_logits(recording, candidate):
+            return candidate
     return replace(plan, query=None)
 
 
-def _changes_nothing(recording: Recording, plan: Plan) -> bool:
-    """Whether the model gives the same logits with its attention tapped.
+def _last_self_attention(calls: list[AttentionCall], num_tokens: int) -> AttentionCall | None:
+    """Return the last self-attention over all tokens, or None. In hybrid models it may not be in the last block."""
+    own = [i for i, call in enumerate(calls) if call.queries == num_tokens and not call.cross]
+    if not own or calls[own[-1]].keys != num_tokens:
+        return None
+    # A decoder layer has one cross-attention after its self-attention. If more follow, the tokens themselves are among
+    # the keys of the cross-attention, and this self-attention is not the last attention over them.
+    crossed = sum(call.cross for call in calls[own[-1] :])
+    return calls[own[-1]] if crossed <= 1 else None
 
-    The hook goes by a name in the module's config, and there are modules that look at this name and do something else for
-    one that they do not know.
+
+def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:
+    """Return True if the model gives the same logits with the hook installed.
+
+    The hook changes the attention implementation that the module's config names, and some modules branch on that name.
     """
     assert plan.attention is not None and plan.attention_base is not None
     module = recording.model.get_submodule(plan.attention)
@@ -51,10 +62,10 @@ def _changes_nothing(recording: Recording, plan: Plan) -> bool:
     hook = AttentionHook(module, plan.attention_base)
     try:
         with probing_mode(recording.model), torch.no_grad():
-            logits = logits_of(plain_call(recording.model, recording.inputs))
+            logits = logits_of(original_forward(recording.model, recording.inputs))
     finally:
         hook.remove(module)
-    return bool((logits - recording.logits).abs().max() <= tolerance(logits) * recording.logits.abs().max())
+    return is_close(logits, recording.logits)
 
 
 def _query(plan: Plan) -> int | str:
@@ -64,5 +75,6 @@ def _query(plan: Plan) -> int | str:
         return "mean"
     if plan.pool.startswith(("token[last", "token[after")) or plan.pool == "token[-1]":
         return "pool"
-    # Where a CLS token is there it attends, be it read by the head or not.
-    return 0 if plan.pool.startswith("token[0]") or (plan.prefix and plan.pool.startswith("mean")) else "mean"
+    # A CLS token's row is used even if the head averages the other tokens.
+    has_cls = plan.pool.startswith("token[0]") or (plan.prefix and plan.pool.startswith("mean"))
+    return 0 if has_cls else "mean"

@@ -1,4 +1,4 @@
-"""Which location of an example its label is about: the attention that the head's own token pays, and its stand-ins."""
+"""The confidence of each location in the label of its example, and rows of attention computed from query and keys."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..plan import EVERY, LocationError, Plan
+
 KINDS = ("auto", "cls", "mean", "gap", "cam", "uniform")
+READ_KINDS = ("cls", "mean")  # read from the model's attention
 
 
 def confidence(
     kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tensor | None, labels: Tensor | None
 ) -> Tensor:
-    """Confidence (b, r) >= 0 of each location, before masking and normalisation.
+    """Return the confidence (b, r) >= 0 of each location, before masking and normalization.
 
     Args:
-        kind: "cls" and "mean": the attention `row` (b, r). "gap": agreement of a location's features with their mean. "cam": the
-            label's own logit at a location. "uniform": all the same. "gap" and "cam" keep what is positive.
-        row: Attention over the locations, of the token that the head reads or the mean of all.
+        kind: "cls" or "mean": the attention `row`. "gap": the positive part of the dot product of a location's features
+            with their mean. "cam": the positive part of the label's logit at a location. "uniform": 1 everywhere.
+        row: (b, r) attention over the locations, for "cls" and "mean".
         tokens: (b, r, d) features at the locations.
-        token_logits: (b, r, c), for "cam" only.
-        labels: (b,) or (b, c), for "cam" only.
+        token_logits: (b, r, c), for "cam".
+        labels: (b,) or (b, c), for "cam".
+
+    Raises:
+        ValueError: `kind` is "cam" and there are no labels.
     """
-    if kind in ("cls", "mean"):
+    if kind in READ_KINDS:
         assert row is not None
         return row
     if kind == "gap":
@@ -32,7 +38,9 @@ def confidence(
     if kind == "cam":
         assert token_logits is not None
         if labels is None:
-            raise ValueError('attention="cam" weighs locations by the logit of the label: pass labels.')
+            raise ValueError(
+                'attention="cam" weights locations by the logit of the label, but labels is None: pass labels.'
+            )
         if labels.ndim == 2:
             return (token_logits.float() * labels[:, None].float()).sum(dim=-1).relu()
         index = labels.clamp(min=0)[:, None, None].expand(-1, token_logits.shape[1], 1)
@@ -40,10 +48,51 @@ def confidence(
     return tokens.new_ones(tokens.shape[:2], dtype=torch.float32)
 
 
-def normalise(weights: Tensor, mask: Tensor) -> Tensor:
-    """Weights (b, r) set to zero off the mask and summing to 1 for each example that has any."""
+def normalize(weights: Tensor, mask: Tensor) -> Tensor:
+    """Set weights (b, r) to zero off the mask, and divide them by their sum for each example that has any."""
     weights = weights * mask
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def resolve_attention(kind: str, plan: Plan) -> str:
+    """Return the kind of attention that a model uses: `kind` itself, or its choice for "auto".
+
+    Args:
+        kind: One of `KINDS`.
+        plan: The model's plan.
+
+    Raises:
+        ValueError: There is no such kind.
+        LocationError: The model does not have this kind of attention.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {kind!r}.")
+    name, readable = plan.model_class, plan.attention is not None
+    if plan.pool == EVERY:
+        if kind in ("auto", "uniform"):
+            return "uniform"
+        if kind == "mean" and readable:
+            return kind
+        raise LocationError(
+            f"{name} labels every location, and attention={kind!r} distributes one label over the locations. Use "
+            '"uniform"' + (' or "mean".' if readable else ".")
+        )
+    single = readable and plan.query != "mean"
+    if kind == "auto":
+        return "cls" if single and plan.pool.startswith("token") else "gap"
+    if kind == "cls" and not single:
+        why = "its head reads no single token" if readable else "its attention cannot be read"
+        others = ('"mean", ' if readable else "") + '"gap", "cam" or "uniform"'
+        raise LocationError(
+            f'attention="cls" needs a CLS token whose attention can be read, and {name} has none: {why}. '
+            f'Use attention={others}, or "auto" to select one automatically.'
+        )
+    if kind == "mean" and not readable:
+        raise LocationError(
+            f'attention="mean" needs attention that can be read, and that of {name} cannot be read. Use '
+            'attention="gap", "cam" or "uniform", or "auto" to select one automatically.'
+        )
+    return kind
 
 
 def attention_rows(
@@ -59,15 +108,27 @@ def attention_rows(
     softcap: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """Attention (b, h, 1, n) of query `index` over the keys, in float32 and without dropout; (b, h, n, n) for None.
+    """Compute the attention of one query over the keys from their features, in float32 and without dropout.
 
-    `query` is (b, h, n, d) and `key` (b, h or fewer, n, d); `attention_mask` boolean (True = attend) or additive,
-    (b or 1, h or 1, n or 1, n), the padding mask (b, n) that flash attention takes, or flex attention's block mask.
+    Args:
+        module: The attention module; its attribute `is_causal` is the default of the argument.
+        query: (b, h, n, d).
+        key: (b, h, n, d), or with fewer heads for grouped queries.
+        attention_mask: Boolean (True = attend) or additive, (b or 1, h or 1, n or 1, n); or flash
+            attention's padding mask (b, n); or flex attention's block mask.
+        index: The query: an integer, one integer per example (b,), or None for all queries.
+        scaling: Factor on the scores. Default: `d**-0.5`.
+        is_causal: Attend to earlier tokens only, if there is no mask.
+        position_bias: Added to the scores, (b or 1, h or 1, n or 1, n).
+        softcap: Limit of the scores' absolute value, as in Gemma 2.
+
+    Returns:
+        (b, h, 1, n), or (b, h, n, n) if `index` is None.
     """
     b, heads, n, d = query.shape
 
     def rows(x: Tensor) -> Tensor:
-        """The wanted rows of (b or 1, h or 1, n or 1, m)."""
+        """Select the rows of `index` in (b or 1, h or 1, n or 1, m)."""
         if index is None or x.shape[2] == 1:
             return x
         if isinstance(index, int):
@@ -87,7 +148,7 @@ def attention_rows(
                 position = torch.arange(n, device=key.device)
                 scores = scores.masked_fill(~rows((position <= position[:, None])[None, None]), -torch.inf)
         else:
-            if not isinstance(attention_mask, Tensor):  # flex attention: a function of (example, head, query, key)
+            if not isinstance(attention_mask, Tensor):  # flex attention
                 attention_mask = _dense_block_mask(attention_mask, b, n, query.device)
             mask = attention_mask[:, None, None] if attention_mask.ndim == 2 else rows(attention_mask)
             if attention_mask.ndim == 2 or mask.dtype == torch.bool:
@@ -98,6 +159,7 @@ def attention_rows(
 
 
 def _dense_block_mask(mask: Any, b: int, n: int, device: torch.device) -> Tensor:
+    """Return flex attention's block mask, which holds a function of (example, head, query, key), as a tensor."""
     from torch.nn.attention.flex_attention import create_mask
 
     return create_mask(mask.mask_mod, b, 1, n, n, device=str(device))
