@@ -296,7 +296,7 @@ def test_decoders_want_their_padding_on_the_left():
     model = zoo.build(name)
     assert find_blocks(model, zoo.batch(name, model, padding="left")).calls == 2
     assert find_blocks(model, zoo.batch(name, model, padding=None)).calls == 2
-    with pytest.raises(LocationError, match="the place of the last word .then: pad on the left"):
+    with pytest.raises(LocationError, match="the position of the last word .then pad on the left"):
         find_blocks(model, zoo.batch(name, model, padding="right"))
 
 
@@ -318,7 +318,7 @@ def test_the_search_leaves_nothing_behind():
     with torch.no_grad():  # a head that starts at zero tells nothing apart
         model.classifier.weight.zero_()
     assert find_blocks(model, inputs).calls == LAYERS and not model.classifier.weight.any()
-    with pytest.raises(LocationError, match="give a mini-batch of at least 2"):
+    with pytest.raises(LocationError, match="pass a mini-batch of at least 2"):
         find_blocks(model, {"pixel_values": inputs["pixel_values"][:1]})
 
 
