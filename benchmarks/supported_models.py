@@ -1,8 +1,9 @@
-"""Try mm_hf on a tiny random model of every classification class of Transformers; write docs/models.md and the package's table.
+"""Try mm_hf on a tiny random model of every classification class of Transformers.
 
-For each class: plain MultiMix, manifold mixup, the probe and its plan, the identity on a fresh padded batch of another size,
-the attention against what eager attention reports, a training step by the locations' loss alone (gradients reach the first
-layer and all of the head), and a checkpoint that loads as a plain model. The table is what `mm-hf models` shows.
+For each class: MultiMix, manifold mixup, the probe and its plan, the plan's logits on a fresh padded batch of another
+size, the attention against eager attention, a training step with the locations' loss alone (gradients must reach the
+first layer and all of the head), and a checkpoint that loads as a plain model. Writes docs/models.md and the table of
+`mm-hf models`.
 
     python benchmarks/supported_models.py [--classes ViTForImageClassification ...]       (or: make model-table)
 """
@@ -32,12 +33,34 @@ from mm_hf.locations.recording import logits_of  # noqa: E402
 from mm_hf.locations.tolerance import relative_error  # noqa: E402
 from tests.helpers import zoo  # noqa: E402
 
-LONGER = {"reformer": {"length": 64, "padding": None}}  # in training it takes texts of one length only
+LONGER = {"reformer": {"length": 64, "padding": None}}  # accepts texts of one length only in training
+INTRODUCTION = """# Models
+
+Written by `make model-table` ({seconds:.0f} s on one CPU core) from tiny random models of all {classes} classes in
+Transformers {version}'s four auto mappings for sequence, image, audio and video classification. The probe has no
+knowledge of an architecture.
+
+| what | classes |
+|---|---|
+| MultiMix trains the model | {multimix} of {classes} |
+| Dense MultiMix trains the model: the per-location logits reproduce its logits to 1e-5 on another batch, gradients \
+reach the first layer and all of the head, and the checkpoint loads as a plain model | {dense} |
+| ManifoldMixup finds the blocks and trains the model | {blocks} |
+| the attention can be read | {attention}; {compared} of these report eager attention, and {equal} equal it to 1e-4 |
+
+The column `attention` names the token whose attention is read (the one token that the head reads, or the mean over all
+tokens) and its source. For an attention implementation such as `sdpa`, one row is computed from query and keys;
+`(weights)` are the weights that the eager function returns; `softmax[k]` is the k-th call of softmax in the module.
+Without readable attention, `attention="gap"`, `"cam"` and `"uniform"` work. Errors are rounded up to powers of ten.
+
+| class | Dense | pool | head | identity | attention | against eager |
+|---|---|---|---|---|---|---|
+"""
 
 
 @dataclass
 class Row:
-    """What was found of one class; errors are relative, and None where nothing is to be compared."""
+    """Results of one class. Errors are relative, and None if there is no reference."""
 
     name: str
     multimix: bool = False
@@ -55,7 +78,7 @@ class Row:
 
 
 def check(name: str) -> Row:
-    """Everything about one class."""
+    """Run all checks of one class."""
     row = Row(name)
     try:
         model = zoo.build(name)
@@ -65,23 +88,23 @@ def check(name: str) -> Row:
     inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {}))
     reached: list[str] = []
     row.multimix, row.reason = step(model, inputs, MultiMix(num_mixed=20), reached)
-    row.blocks = mixed_inside(name, model)
+    row.blocks = trains_with_mixed_blocks(name, model)
     try:
         plan = probe(model, inputs)
     except LocationError as error:
-        row.reason = row.reason or str(error).splitlines()[0]
+        row.reason = row.reason or first_line(error)
         return row
     fresh = zoo.batch(name, model, b=3, seed=5, length=9)
     kind = "uniform" if plan.attention is None else "mean" if plan.query == "mean" else "cls"
     with torch.no_grad():
-        seen = extract(model, attention=kind, **fresh)
+        output = extract(model, attention=kind, **fresh)
     row.identity, _ = pooled_error(model, plan, fresh)
     row.auto = resolve_attention("auto", plan)
     row.dense, row.pool, row.head = row.identity <= 1e-5, plan.pool, " → ".join(plan.chain) or "scores every token"
     if plan.attention is not None:
         row.attention = f"{'all tokens' if kind == 'mean' else 'one token'}, {plan.attention_base}"
-        row.attention_error = attention_error(model, plan, kind, fresh, seen)
-    # The locations' term alone must train all of the head and the backbone from its first layer on.
+        row.attention_error = attention_error(model, plan, kind, fresh, output)
+    # The loss of the locations alone must train the complete head and the backbone from its first layer on.
     by_dense: list[str] = []
     row.trained, reason = step(model, inputs, DenseMultiMix(num_mixed=20, clean_weight=0.0), by_dense)
     missed = sorted({reached[0], *head_parameters(model, plan)} - set(by_dense))
@@ -91,21 +114,19 @@ def check(name: str) -> Row:
     return row
 
 
-def attention_error(model, plan, kind, inputs, seen):
-    """Largest difference to the row that eager attention reports; None if the model reports none of these dimensions."""
+def attention_error(model, plan, kind, inputs, output):
+    """Return the largest difference to the row of eager attention, or None if there is none of the same shape."""
     eager = copy.deepcopy(model)
     try:
         eager.set_attn_implementation("eager")
         with torch.no_grad():
-            output = eager(**inputs, output_attentions=True)
-    except Exception:  # a model that cannot report them
+            expected_output = eager(**inputs, output_attentions=True)
+    except Exception:  # The model cannot return attention.
         return None
-    n = seen.mask.shape[1] + plan.prefix
-    reported = [output.get("decoder_attentions") or output.get("attentions") or ()]
-    layers = [
-        a for a in reported[0] if isinstance(a, torch.Tensor) and a.shape[-2:] == (n, n) and len(a) == len(seen.mask)
-    ]
-    if not layers or (layers[-1].sum(-1) - 1).abs().max() > 1e-3:  # SqueezeBERT reports scores
+    b, n = len(output.mask), output.mask.shape[1] + plan.prefix
+    reported = expected_output.get("decoder_attentions") or expected_output.get("attentions") or ()
+    layers = [a for a in reported if isinstance(a, torch.Tensor) and a.shape[-2:] == (n, n) and len(a) == b]
+    if not layers or (layers[-1].sum(-1) - 1).abs().max() > 1e-3:  # SqueezeBERT returns scores
         return None
     weights = layers[-1].flatten(1, -3).mean(dim=1)
     if kind == "mean":
@@ -116,13 +137,16 @@ def attention_error(model, plan, kind, inputs, seen):
         expected = weights[torch.arange(len(weights)), rows]
     else:
         expected = weights[:, plan.query]
-    expected = expected[:, plan.prefix :] * seen.mask
+    expected = expected[:, plan.prefix :] * output.mask
     expected = expected / expected.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    return float((seen.attention - expected).abs().max())
+    return float((output.attention - expected).abs().max())
 
 
-def mixed_inside(name, model):
-    """Whether manifold mixup trains the model: on texts padded on the left, so that a last token is last in both of a pair."""
+def trains_with_mixed_blocks(name, model):
+    """Return True if manifold mixup trains the model.
+
+    Texts are padded on the left, so that the last tokens of the two examples of a pair are at the same position.
+    """
     model = copy.deepcopy(model)
     inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {"padding": "left"}))
     if hasattr(model.config, "layerdrop"):
@@ -131,9 +155,16 @@ def mixed_inside(name, model):
 
 
 def step(model, inputs, mixing, reached):
-    """One training step and a checkpoint: whether all went well, and if not what did not.
+    """Train one step, save a checkpoint and load it.
 
-    `reached` is filled with the names of the parameters that get a gradient, in the model's order.
+    Args:
+        model: The model, of which a copy is trained.
+        inputs: Keyword arguments of its forward.
+        mixing: The method.
+        reached: A list to which the names of the parameters with a gradient are added, in the model's order.
+
+    Returns:
+        Whether everything succeeded, and the reason if not.
     """
     model = copy.deepcopy(model).train()
     labels = torch.arange(len(next(iter(inputs.values())))) % model.config.num_labels
@@ -143,7 +174,7 @@ def step(model, inputs, mixing, reached):
             loss = model(**inputs, labels=labels)["loss"]
             loss.backward()
     except LocationError as error:
-        return False, str(error).splitlines()[0]
+        return False, first_line(error)
     if not loss.isfinite():
         return False, "the loss is not finite"
     reached += [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
@@ -151,20 +182,24 @@ def step(model, inputs, mixing, reached):
         model.eval().save_pretrained(directory)
         loaded = type(model).from_pretrained(directory).eval()
         if relative_error(logits_of(loaded(**inputs)), logits_of(model(**inputs))) > 1e-5:
-            return False, "the checkpoint gives other logits"
+            return False, "the loaded checkpoint gives other logits"
     return True, ""
 
 
+def first_line(error):
+    """Return the first line of an error's message without its period."""
+    return str(error).splitlines()[0].rstrip(".")
+
+
 def head_parameters(model, plan):
-    """Names of all parameters of the modules from a token to its logits."""
+    """Return the names of all parameters of the modules from a token to its logits."""
     modules = dict(model.named_modules())
     steps = [name for s in plan.chain for name in s.split("+") if name in modules]
     return [f"{s}.{name}" for s in steps for name, p in model.get_submodule(s).named_parameters() if p.requires_grad]
 
 
-def table(rows, seconds):
-    """docs/models.md."""
-    number = lambda x: "" if x is None else "exact" if x == 0 else f"1e{math.ceil(math.log10(x))}"  # noqa: E731
+def introduction(rows, seconds):
+    """Return docs/models.md up to its second table."""
     count = collections.Counter()
     for row in rows:
         count["multimix"] += row.multimix
@@ -173,30 +208,13 @@ def table(rows, seconds):
         count["attention"] += bool(row.attention)
         count["compared"] += row.attention_error is not None
         count["equal"] += row.attention_error is not None and row.attention_error <= 1e-4
-    lines = [
-        "# Models",
-        "",
-        f"Written by `make model-table` ({seconds:.0f} s of one CPU core): tiny random models of all "
-        f"{len(rows)} classes of the four auto mappings for sequence, image, audio and video classification in Transformers "
-        f"{transformers.__version__}, each probed without knowledge of its architecture.",
-        "",
-        "| what | classes |",
-        "|---|---|",
-        f"| MultiMix trains | {count['multimix']} of {len(rows)} |",
-        f"| Dense MultiMix trains: per-location logits reproduce the model's to 1e-5 on another batch, gradients reach the "
-        f"first layer and all of the head, the checkpoint is a plain model | {count['dense']} |",
-        f"| ManifoldMixup finds the blocks and trains | {count['blocks']} |",
-        f"| attention can be read | {count['attention']}; of these {count['compared']} report eager attention to compare "
-        f"with, and {count['equal']} equal it to 1e-4 |",
-        "",
-        "`attention` says whose is read (the one token that the head reads, or the mean of all) and where: an attention "
-        "implementation's row is computed anew from query and keys; `(weights)` are those that the eager function reports; "
-        '`softmax[k]` is the k-th call inside the module. Without it, `attention="gap"`, `"cam"` and `"uniform"` work. '
-        "Errors are orders of magnitude, rounded up.",
-        "",
-        "| class | Dense | pool | head | identity | attention | against eager |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    return INTRODUCTION.format(seconds=seconds, classes=len(rows), version=transformers.__version__, **count)
+
+
+def table(rows, seconds):
+    """Return docs/models.md."""
+    number = lambda x: "" if x is None else "exact" if x == 0 else f"1e{math.ceil(math.log10(x))}"  # noqa: E731
+    lines = []
     for r in rows:
         if r.dense and r.trained:
             cells = [
@@ -210,21 +228,21 @@ def table(rows, seconds):
             lines.append(f"| {r.name} | " + " | ".join(cells) + " |")
         else:
             lines.append(f"| {r.name} | {'MultiMix only' if r.multimix else 'no'}: {r.reason} | | | | | |")
-    return "\n".join(lines) + "\n"
+    return introduction(rows, seconds) + "\n".join(lines) + "\n"
 
 
-def coverage_of(row) -> SupportedModel:
-    """A row of the package's table."""
+def supported_model(row) -> SupportedModel:
+    """Convert to a row of the package's table."""
     return SupportedModel(
         row.name, zoo.TASKS[row.name], architecture(row.name), row.multimix, row.dense and row.trained, row.blocks,
-        row.auto, row.pool, row.head, row.reason.split(". Tried were")[0], "" if row.unavailable else transformers.__version__,
+        row.auto, row.pool, row.head, row.reason, "" if row.unavailable else transformers.__version__,
     )  # fmt: skip
 
 
 def architecture(name: str) -> str:
-    """The `model_type` of a class."""
-    of = ((kind, names) for mapping in zoo.MAPPINGS.values() for kind, names in mapping.items())
-    return next(kind for kind, names in of if name in ([names] if isinstance(names, str) else names))
+    """Return the `model_type` of a class."""
+    architectures = ((kind, names) for mapping in zoo.MAPPINGS.values() for kind, names in mapping.items())
+    return next(kind for kind, names in architectures if name in ([names] if isinstance(names, str) else names))
 
 
 def main() -> None:
@@ -233,7 +251,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+")
     names = parser.parse_args().classes or zoo.class_names()
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)  # the models are too small for more
+    torch.set_num_threads(1)  # The models are too small for more.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     start, rows = time.process_time(), []
@@ -243,7 +261,7 @@ def main() -> None:
     text = table(rows, time.process_time() - start)
     if len(names) == len(zoo.class_names()):
         (ROOT / "docs" / "models.md").write_text(text)
-        write_supported_models(map(coverage_of, rows), TABLE)
+        write_supported_models(map(supported_model, rows), TABLE)
     print("\n".join(text.splitlines()[4:10]))
 
 

@@ -1,6 +1,6 @@
-"""Which classification classes of Transformers were tried with mm_hf, and how each went: a table that the package brings.
+"""Table of the classification classes of Transformers and the methods that train them.
 
-It is written by `make model-table` (benchmarks/supported_models.py), which trains a tiny random model of every class.
+`make model-table` (benchmarks/supported_models.py) writes it after training a tiny random model of every class.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ TABLE = Path(__file__).with_name("supported_models.csv")
 
 @dataclass(frozen=True)
 class SupportedModel:
-    """How one class went.
+    """Results of one class.
 
     Attributes:
-        name: The class.
+        name: Name of the class.
         task: "text", "image", "audio" or "video".
         architecture: Its `model_type`.
-        multimix: Whether MultiMix trains it.
-        dense_multimix: Whether Dense MultiMix does: per-location logits reproduce its own.
-        manifold_mixup: Whether manifold mixup does: its blocks were found.
-        attention: What `attention="auto"` is: "cls" or "gap"; "" without Dense MultiMix.
-        pool: Which tokens its head reads (see `mm_hf.locations.pools`).
-        head: What the head does to one token.
-        reason: What stands in the way, else "".
-        transformers: The version it was tried with; "" for a class that was not tried.
+        multimix: True if MultiMix trains it.
+        dense_multimix: True if Dense MultiMix trains it: per-location logits reproduce its logits.
+        manifold_mixup: True if manifold mixup trains it: its blocks were found.
+        attention: The kind that `attention="auto"` selects, "cls" or "gap"; "" without Dense MultiMix.
+        pool: The tokens that its head reads (see `mm_hf.locations.pools`).
+        head: The head's steps from one token to its logits.
+        reason: The reason why a method does not train it, or "".
+        transformers: The version of Transformers that was tested; "" for a class that was not tested.
     """
 
     name: str
@@ -48,7 +48,7 @@ class SupportedModel:
 
 @cache
 def supported_models() -> tuple[SupportedModel, ...]:
-    """The table, a row a class.
+    """Read the table, which has one row per class.
 
     Example:
         >>> vit = next(row for row in supported_models() if row.name == "ViTForImageClassification")
@@ -63,7 +63,7 @@ def supported_models() -> tuple[SupportedModel, ...]:
 
 
 def write_supported_models(rows: Iterable[SupportedModel], path: Path) -> None:
-    """Write a table as [`supported_models`] reads it."""
+    """Write a table that [`supported_models`] can read."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f.name for f in fields(SupportedModel)])
@@ -74,7 +74,7 @@ def write_supported_models(rows: Iterable[SupportedModel], path: Path) -> None:
 
 
 def installed() -> tuple[SupportedModel, ...]:
-    """The classes of the installed Transformers that classify texts, images, audio and videos; untried ones are empty rows.
+    """List the classification classes of the installed Transformers; the row of an untested class is empty.
 
     Example:
         >>> all(row.task in ("text", "image", "audio", "video") for row in installed())

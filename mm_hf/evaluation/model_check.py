@@ -1,4 +1,4 @@
-"""Which methods train a model of one's own, whether what they rest on holds for it, and what a step costs."""
+"""Check a model: the methods that train it, the assumptions of mixing embeddings, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ..locations.head import check_head, is_affine
 from ..locations.hooks import temporary_hooks
 from ..locations.modes import evaluation_mode
 from ..locations.plan import EVERY, as_tokens, pooled_logits
-from ..locations.recording import Recording, logits_of, record
+from ..locations.recording import Call, Recording, logits_of, record
 from ..locations.tolerance import relative_error
 from ..methods import ERM, METHODS, Mixing
 from ..wrapping.wrapper import wrap_model
 
-MIXED = 1000
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}  # of relative errors; other dtypes: 2e-2
+NUM_MIXED = 1000  # mixed examples in the check of linearity
 
 
 @dataclass
 class ModelCheck:
-    """What was found of one model.
+    """Results of [`check_model`].
 
     Attributes:
-        model_class: Its class.
-        plan: How its logits come about from its locations; None if it gives none.
-        locations: How many locations the longest example of the batch has.
-        pooled_error: How far the logits, made anew of the locations' features, are from the model's own on another
-            batch, relatively.
-        mixed_error: How far the head's logits of 1,000 mixed features are from the mixed logits, relatively; None if its
-            head is not linear.
-        attention: What `attention="auto"` is for it.
-        problems: For each method, what stands in its way; "" for one that trains.
-        cost: For each method that trains, the time of its forward and backward pass, relative to plain training's.
-        reason: Why there is no plan.
+        model_class: Name of the model's class.
+        plan: How the model computes its logits from its locations; None if it gives no per-location logits.
+        locations: Number of locations of the longest example in the batch.
+        pooled_error: Relative error of the logits that the plan computes from the locations' features, on another
+            batch.
+        mixed_error: Relative error between the logits of 1,000 mixed features and the mixed logits; None if the head is
+            not linear.
+        attention: The kind of attention that `attention="auto"` selects.
+        problems: For each method, the reason why it does not train the model; "" if it does.
+        cost: For each method that trains the model, the time of its forward and backward pass relative to plain
+            training.
+        reason: The reason why there is no plan, or "".
     """
 
     model_class: str
@@ -65,17 +65,20 @@ def check_model(
     processing_class: Any = None,
     rounds: int = 5,
 ) -> ModelCheck:
-    """Try all methods on a model, and measure what they rest on: mixing features is mixing logits, at every location.
+    """Try all methods on a model, and measure whether mixing features equals mixing logits.
 
-    Nothing of it remains: weights, running statistics, gradients, modes and random state are as before.
+    Weights, running statistics, gradients, modes and random state are restored.
 
     Args:
-        model: A Transformers classification model, not wrapped.
-        inputs: A batch as its forward takes it, `labels` among them.
-        other_inputs: Another batch, of another size if possible, on which the plan that the first one showed must hold.
+        model: A Transformers classification model that is not wrapped.
+        inputs: A batch with the arguments of its forward and `labels`.
+        other_inputs: Another batch, on which the plan found on the first one is verified. It should have another size.
             Default: the first one.
-        processing_class: The tokenizer of a text model, which knows its special tokens.
-        rounds: How often a step of each method is timed, in turn.
+        processing_class: The tokenizer of a text model, for its special tokens.
+        rounds: Number of timed steps per method. The methods' steps alternate with plain ones.
+
+    Returns:
+        The results.
 
     Raises:
         ValueError: The model's own forward or backward pass fails on the batch.
@@ -86,70 +89,85 @@ def check_model(
         >>> config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         ...                    image_size=32, patch_size=8, num_labels=3)
         >>> batch = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
-        >>> found = check_model(ViTForImageClassification(config), batch, rounds=1)
-        >>> found.locations, found.attention, found.pooled_error < 1e-5, found.mixed_error < 1e-5
+        >>> result = check_model(ViTForImageClassification(config), batch, rounds=1)
+        >>> result.locations, result.attention, result.pooled_error < 1e-5, result.mixed_error < 1e-5
         (16, 'cls', True, True)
-        >>> [name for name, problem in found.problems.items() if problem]
+        >>> [name for name, problem in result.problems.items() if problem]
         []
     """
-    found = ModelCheck(type(model).__name__)
+    result = ModelCheck(type(model).__name__)
     forward_inputs = {k: v for k, v in inputs.items() if k != "labels"}
     others = {k: v for k, v in (other_inputs or inputs).items() if k != "labels"}
-    with _untouched(model):
+    with _restore_model(model):
         try:
-            _step(model, model, inputs)
+            _training_step(model, model, inputs)
         except Exception as error:
-            raise ValueError(f"{found.model_class} cannot be trained on this batch by itself: {error}") from error
-        found.mixed_error = mixed_error(model, forward_inputs)
+            raise ValueError(f"{result.model_class} cannot be trained on this batch without mixing: {error}") from error
+        result.mixed_error = mixed_error(model, forward_inputs)
         try:
-            found.plan = plan = probe(model, forward_inputs, processing_class)
-            found.attention = resolve_attention("auto", plan)
-            found.pooled_error, found.locations = pooled_error(model, plan, others)
+            result.plan = plan = probe(model, forward_inputs, processing_class)
+            result.attention = resolve_attention("auto", plan)
+            result.pooled_error, result.locations = pooled_error(model, plan, others)
         except LocationError as error:
-            found.reason = _first_sentence(error)
+            result.reason = _first_line(error)
         for name, method in METHODS.items():
-            found.problems[name], cost = _tried(
-                model, inputs, method(), processing_class, 0 if name == ERM.name else rounds
-            )
+            timed = 0 if name == ERM.name else rounds
+            result.problems[name], cost = _try_method(model, inputs, method(), processing_class, timed)
             if cost is not None:
-                found.cost[name] = cost
-    return found
+                result.cost[name] = cost
+    return result
 
 
 def mixed_error(model: nn.Module, inputs: Mapping[str, Any]) -> float | None:
-    """How far the head's logits of mixed features are from the mixed logits, relatively; None for a head not linear."""
+    """Measure the relative error between the head's logits of mixed features and the mixed logits.
+
+    Args:
+        model: A Transformers classification model.
+        inputs: Keyword arguments of its forward.
+
+    Returns:
+        The largest error of all heads, or None if the head is not linear.
+    """
     try:
         recording = record(model, inputs)
         check_head(recording)
     except LocationError:
         return None
-    heads = _heads(recording)
-    return max((_mixed_error(recording, call) for call in heads), default=None)
+    return max((_mixed_error(recording, call) for call in _linear_heads(recording)), default=None)
 
 
-def _heads(recording: Recording) -> list[Any]:
-    """The linear layers that give logits, of the example or of each token."""
+def _linear_heads(recording: Recording) -> list[Call]:
+    """Return the calls of affine layers that give logits, of the example or of each token."""
     labels = recording.logits.shape[-1 if recording.logits.ndim < 4 else 1]
-    shapes = [(c, c.results.get(None)) for c in recording.calls if c.argument is not None]
-    ends = [c for c, result in shapes if result is not None and result.ndim < 4 and result.shape[-1] == labels]
-    return [c for c in ends if is_affine(recording, c)]
+    results = [(c, c.results.get(None)) for c in recording.calls if c.argument is not None]
+    heads = [c for c, result in results if result is not None and result.ndim < 4 and result.shape[-1] == labels]
+    return [c for c in heads if is_affine(recording, c)]
 
 
 @torch.no_grad()
-def _mixed_error(recording: Recording, call: Any) -> float:
+def _mixed_error(recording: Recording, call: Call) -> float:
     x, module = call.argument, recording.model.get_submodule(call.name)
-    factors = sample_factors(len(x), MIXED, 1.0, device=x.device)
-    mixed: Any = lambda z: torch.einsum("bn,b...->n...", factors.to(z.dtype), z)  # noqa: E731
-    return relative_error(module(mixed(x)), mixed(module(x)))
+    assert x is not None
+    factors = sample_factors(len(x), NUM_MIXED, 1.0, device=x.device)
+
+    def mix(z: Tensor) -> Tensor:
+        return torch.einsum("bn,b...->n...", factors.to(z.dtype), z)
+
+    return relative_error(module(mix(x)), mix(module(x)))
 
 
 @torch.no_grad()
 def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tuple[float, int]:
-    """How far the logits made of the locations' features are from the model's own, relatively, in evaluation mode.
+    """Measure the relative error of the plan's logits against the model's own, in evaluation mode.
+
+    Args:
+        model: A Transformers classification model.
+        plan: Its plan.
+        inputs: Keyword arguments of its forward.
 
     Returns:
-        The larger of two errors: of the logits that `extract` gives, and of those that the plan makes of the features;
-        and how many locations the longest example has.
+        The larger one of two errors, of the logits that `extract` returns and of those that the plan computes from the
+        features; and the number of locations of the longest example.
     """
     with evaluation_mode(model):
         output = extract(model, "uniform", **inputs)
@@ -164,35 +182,39 @@ def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tup
     return error, int(output.mask.sum(dim=1).max())
 
 
-def _tried(
+def _try_method(
     model: nn.Module, inputs: Mapping[str, Any], method: Mixing, processing_class: Any, rounds: int
 ) -> tuple[str, float | None]:
-    """What stands in the way of a method, or ""; and the median of the time of its step, relative to a plain one beside."""
+    """Train one step with a method.
+
+    Returns:
+        The reason why it fails, or "", and the median of its time relative to a plain step's, or None.
+    """
     with wrap_model(model, method, processing_class=processing_class):
         try:
-            loss = _step(model, model, inputs)  # probes, too, which comes once in a training
+            loss = _training_step(model, model, inputs)  # not timed, because it includes the probe
         except ValueError as error:
-            return _first_sentence(error), None
-        except Exception as error:  # what a model does not bear is found out here, and not when it trains
-            return f"{type(error).__name__}: {_first_sentence(error)}", None
+            return _first_line(error), None
+        except Exception as error:  # any failure is a result of the check
+            return f"{type(error).__name__}: {_first_line(error)}", None
         if not bool(loss.isfinite()):
             return "The loss is not finite.", None
         plain = functools.partial(type(model).forward, model)
-        ratios = [_seconds(model, model, inputs) / _seconds(model, plain, inputs) for _ in range(rounds)]
+        ratios = [_step_seconds(model, model, inputs) / _step_seconds(model, plain, inputs) for _ in range(rounds)]
     return "", statistics.median(ratios) if ratios else None
 
 
-def _seconds(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> float:
+def _step_seconds(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> float:
     device = next(model.parameters()).device
-    began = time.perf_counter()
-    _step(model, forward, inputs)
+    start = time.perf_counter()
+    _training_step(model, forward, inputs)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def _step(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> Tensor:
-    """Forward and backward in training mode."""
+def _training_step(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> Tensor:
+    """Run forward and backward in training mode and return the loss."""
     model.train()
     model.zero_grad(set_to_none=True)
     loss = forward(**inputs, return_dict=True)["loss"]
@@ -201,12 +223,12 @@ def _step(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, An
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Gives back modes, gradients, buffers (running statistics) and random state as they were."""
+def _restore_model(model: nn.Module) -> Iterator[None]:
+    """Restore gradients, buffers (running statistics), modes and random state on exit."""
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     for parameter in gradients:
-        parameter.grad = None  # not zeroed in place
+        parameter.grad = None  # Steps must not accumulate into the stored gradient in place.
     try:
         with evaluation_mode(model):
             yield
@@ -217,15 +239,5 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _first_sentence(error: Exception) -> str:
-    return str(error).splitlines()[0].split(". Tried were")[0]
-
-
-def within_rounding(error: float | None, dtype: torch.dtype) -> bool:
-    """Whether a relative error is one of rounding only, for a model of that dtype.
-
-    Example:
-        >>> holds(1e-7, torch.float32), holds(1e-3, torch.float32), holds(None, torch.float32)
-        (True, False, False)
-    """
-    return error is not None and error <= TOLERANCE.get(dtype, 2e-2)
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

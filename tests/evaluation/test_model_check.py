@@ -1,4 +1,4 @@
-"""`mm_hf.check_model`, `mm-hf check` and `mm-hf models`: what they say of models is what the models do."""
+"""`mm_hf.check_model`, `mm-hf check` and `mm-hf models`."""
 
 import re
 
@@ -34,37 +34,38 @@ def batch_for(name, model):
 @pytest.mark.parametrize(
     "name", ["ViTForImageClassification", "BertForSequenceClassification", "GPT2ForSequenceClassification"]
 )
-def test_what_dense_multimix_rests_on_is_measured(name):
+def test_check_model_measures_errors_and_costs(name):
     model = zoo.build(name)
-    found = check_model(model, batch_for(name, model), other_inputs=zoo.batch(name, model, b=3, seed=5), rounds=2)
-    assert found.pooled_error < 1e-5 and found.mixed_error < 1e-5
-    assert found.attention == "cls" and found.plan.model_class == name
-    assert found.problems["dense_multimix"] == found.problems["multimix"] == "" and set(found.problems) == set(METHODS)
-    trained = {method for method, problem in found.problems.items() if not problem}
-    assert set(found.cost) == trained - {"erm"} and all(0.2 < cost < 50 for cost in found.cost.values())
+    result = check_model(model, batch_for(name, model), other_inputs=zoo.batch(name, model, b=3, seed=5), rounds=2)
+    assert result.pooled_error < 1e-5 and result.mixed_error < 1e-5
+    assert result.attention == "cls" and result.plan.model_class == name
+    assert result.problems["dense_multimix"] == result.problems["multimix"] == "" and set(result.problems) == set(
+        METHODS
+    )
+    trained = {method for method, problem in result.problems.items() if not problem}
+    assert set(result.cost) == trained - {"erm"} and all(0.2 < cost < 50 for cost in result.cost.values())
     if "Sequence" in name:
-        assert "CutMix cuts and pastes images" in found.problems["cutmix"]
+        assert "CutMix cuts and pastes images" in result.problems["cutmix"]
 
 
-def test_models_that_do_not_qualify_are_told_apart():
+def test_check_model_gives_the_reason_per_method():
     model = zoo.build(MULTIMIX_ONLY)
-    found = check_model(model, batch_for(MULTIMIX_ONLY, model), rounds=0)
-    assert found.plan is None and "gives no per-location logits" in found.reason and found.mixed_error < 1e-5
-    assert "gives no per-location logits" in found.problems["dense_multimix"] and found.problems["multimix"] == ""
+    result = check_model(model, batch_for(MULTIMIX_ONLY, model), rounds=0)
+    assert result.plan is None and "gives no per-location logits" in result.reason and result.mixed_error < 1e-5
+    assert "gives no per-location logits" in result.problems["dense_multimix"] and result.problems["multimix"] == ""
 
     model = digits.vit()
     model.classifier = torch.nn.Sequential(torch.nn.Linear(32, 10), torch.nn.Tanh())
     batch = {"pixel_values": torch.randn(4, 1, 8, 8), "labels": torch.arange(4)}
-    found = check_model(model, batch, rounds=0)
-    assert found.mixed_error is None and "does not end in a linear layer" in found.problems["multimix"]
-    assert found.problems["erm"] == found.problems["mixup"] == ""
+    result = check_model(model, batch, rounds=0)
+    assert result.mixed_error is None and "does not end in a linear layer" in result.problems["multimix"]
+    assert result.problems["erm"] == result.problems["mixup"] == ""
 
-    with pytest.raises(ValueError, match="ViTForImageClassification cannot be trained on this batch by itself"):
+    with pytest.raises(ValueError, match="ViTForImageClassification cannot be trained on this batch without mixing"):
         check_model(digits.vit(), {"pixel_values": torch.randn(4, 3, 8, 8), "labels": torch.arange(4)})
 
 
-def test_the_error_of_mixing_is_that_of_the_head():
-    """A head that is linear but for a small part is not taken for a linear one."""
+def test_slightly_nonlinear_head_has_no_mixed_error():
     model = digits.vit()
 
     class Bent(torch.nn.Linear):
@@ -80,8 +81,8 @@ def test_the_error_of_mixing_is_that_of_the_head():
     assert mixed_error(model, inputs) is None
 
 
-def test_nothing_remains_of_a_check():
-    name = "MobileNetV2ForImageClassification"  # batch norms, whose statistics a step in training mode would move
+def test_check_model_restores_the_model():
+    name = "MobileNetV2ForImageClassification"  # has batch norms, whose statistics a training step updates
     model = zoo.build(name).train()
     batch = batch_for(name, model)
     for parameter in model.parameters():
@@ -102,29 +103,34 @@ def saved(model, directory, *others):
     return str(directory)
 
 
-def test_the_command_answers_in_words_and_by_its_exit_code(tmp_path, capsys):
+def test_check_command_reports_and_sets_the_exit_code(tmp_path, capsys):
     sizes = {"size": {"height": 8, "width": 8}, "image_mean": [0.5], "image_std": [0.5], "do_convert_rgb": False}
     model = saved(digits.vit(), tmp_path / "vit", ViTImageProcessorPil(**sizes))
     assert main(["check", model, "--rounds", "1", "--batch_size", "4", "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "dense_multimix trains this model." in said and "16 an example, where vit has its output" in said
-    assert "reads token[0], then classifier. The logits made of the locations are the model's own" in said
-    assert "auto is 'cls'" in said and re.search(r"1,000 mixed features are the mixed logits \(relative error \d", said)
-    rows = dict(re.findall(r"^(\w+) +yes +([\d.]+)$", said, re.MULTILINE))
-    assert set(rows) == set(METHODS) and rows["erm"] == "1" and "pixel_values 4 x 1 x 8 x 8" in said
+    output = capsys.readouterr().out
+    assert "dense_multimix trains this model." in output and "up to 16 per example, at the output of vit." in output
+    assert (
+        "logits computed from the locations equal the model's own" in output
+        and "reads token[0], then classifier." in output
+    )
+    assert "auto selects 'cls'" in output and re.search(
+        r"1,000 mixed features equal the mixed logits \(relative error \d", output
+    )
+    rows = dict(re.findall(r"^(\w+) +yes +([\d.]+)$", output, re.MULTILINE))
+    assert set(rows) == set(METHODS) and rows["erm"] == "1" and "pixel_values 4 x 1 x 8 x 8" in output
 
     perceiver = saved(zoo.build(MULTIMIX_ONLY, vocab_size=262), tmp_path / "perceiver")
     arguments = ["check", perceiver, "--rounds", "0", "--device", "cpu", "--task", "text"]
     assert main(arguments) == 1
-    said = capsys.readouterr().out
-    assert "dense_multimix does not train this model: Perceiver" in said and "Locations: none." in said
+    output = capsys.readouterr().out
+    assert "dense_multimix does not train this model: Perceiver" in output and "Locations: none." in output
     assert main([*arguments, "--mixing", "multimix"]) == 0
     (tmp_path / "options.yaml").write_text("rounds: 0\ndevice: cpu\ntask: text\nmixing: multimix\n")
     assert main(["check", perceiver, str(tmp_path / "options.yaml")]) == 0
 
-    assert "Say which model" in refused(capsys, "check")
+    assert "MODEL is missing" in refused(capsys, "check")
     assert "did you mean multimix?" in refused(capsys, "check", model, "--mixing", "mutimix")
-    assert "--batch_size must be 2 at least" in refused(capsys, "check", model, "--batch_size", "1")
+    assert "--batch_size must be at least 2" in refused(capsys, "check", model, "--batch_size", "1")
     assert "does not support text classification: choose another --task" in refused(
         capsys, "check", model, "--task", "text"
     )
@@ -145,7 +151,7 @@ def perceiver_of_images(tmp_path):
     return str(tmp_path / "either")
 
 
-def test_batches_of_each_kind(tmp_path):
+def test_example_batches_of_each_task(tmp_path):
     vocabulary = [
         "[PAD]",
         "[UNK]",
@@ -184,14 +190,14 @@ def test_batches_of_each_kind(tmp_path):
     assert example_batch(ViTForImageClassification(config), None, "image", 2)["labels"].dtype == torch.float32
 
 
-def test_audio_is_checked(tmp_path, capsys):
+def test_check_command_checks_audio_models(tmp_path, capsys):
     tiny = zoo.build("Wav2Vec2ForSequenceClassification", layerdrop=0.0)
     name = saved(tiny, tmp_path, Wav2Vec2FeatureExtractor(return_attention_mask=True, sampling_rate=2000))
     assert main(["check", name, "--rounds", "0", "--batch_size", "3", "--device", "cpu"]) == 0
-    assert "auto is 'gap', agreement of a location's features" in capsys.readouterr().out
+    assert "auto selects 'gap', the similarity of a location's features" in capsys.readouterr().out
 
 
-def test_the_table_of_classes_is_that_of_the_tests(capsys):
+def test_supported_models_table_lists_the_zoo(capsys):
     rows = {row.name: row for row in table.supported_models()}
     assert set(rows) == set(zoo.class_names())
     assert {name: row.task for name, row in rows.items()} == zoo.TASKS
@@ -202,19 +208,19 @@ def test_the_table_of_classes_is_that_of_the_tests(capsys):
     assert sum(row.dense_multimix for row in rows.values()) == 179 and sum(row.multimix for row in rows.values()) == 185
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path, monkeypatch):
-    path = tmp_path / "coverage.csv"
+def test_written_table_is_read_back(tmp_path):
+    path = tmp_path / "table.csv"
     table.write_supported_models(table.supported_models(), path)
     assert path.read_text() == table.TABLE.read_text()
 
 
-def test_classes_are_listed(capsys, monkeypatch):
+def test_models_command_lists_classes(capsys, monkeypatch):
     assert main(["models", "vit", "--task", "image", "--method", "dense_multimix"]) == 0
-    said = capsys.readouterr().out
-    listed = re.findall(r"^(\w+) +image +yes", said, re.MULTILINE)
+    output = capsys.readouterr().out
+    listed = re.findall(r"^(\w+) +image +yes", output, re.MULTILINE)
     assert listed == [row.name for row in select(table.installed(), "vit", "image", "dense_multimix")]
-    assert "ViTForImageClassification" in listed and "BertForSequenceClassification" not in said
-    assert f"{len(listed)} classes: dense_multimix trains {len(listed)}" in said
+    assert "ViTForImageClassification" in listed and "BertForSequenceClassification" not in output
+    assert f"{len(listed)} classes: dense_multimix trains {len(listed)}" in output
     assert main(["models", "perceiver"]) == 0
     assert "PerceiverForSequenceClassification gives no per-location logits." in capsys.readouterr().out
     assert "did you mean bert?" in refused(capsys, "models", "bret")
@@ -223,6 +229,6 @@ def test_classes_are_listed(capsys, monkeypatch):
     new = table.SupportedModel("NewForImageClassification", "image", "new")
     monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"^NewForImageClassification +image +\? +\? +\?", said, re.MULTILINE)
-    assert "Not tested: 1 (marked ?). Test a model with mm-hf check MODEL." in said
+    output = capsys.readouterr().out
+    assert re.search(r"^NewForImageClassification +image +\? +\? +\?", output, re.MULTILINE)
+    assert "Not tested: 1 (marked ?). Test a model with mm-hf check MODEL." in output

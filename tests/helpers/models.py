@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that the tests run, with batches for them."""
+"""Tiny random models of a few architectures, and batches for them."""
 
 import torch
 import transformers
@@ -35,7 +35,7 @@ MODELS = {**IMAGE_MODELS, **TEXT_MODELS}
 
 
 def build(name, seed=0, scale=True, **changes):
-    """A model in evaluation mode. `scale` makes all parameters random, those that start at 0 or 1 too."""
+    """Build a model in evaluation mode. With `scale`, parameters that are initialized to 0 or 1 are random, too."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(name.removesuffix("-cls"), **{**MODELS[name], **changes})
     model = getattr(transformers, CLASSES[name])(config)
@@ -47,7 +47,7 @@ def build(name, seed=0, scale=True, **changes):
 
 
 def batch(name, b=6, seed=1, side=32, length=12, padding="right"):
-    """Images with noise, or padded sequences that begin with <s> (0 for RoBERTa, 2 else) and end with </s> (3)."""
+    """Generate images of noise, or padded sequences that begin with <s> (id 2) and end with </s> (id 3)."""
     generator = torch.Generator().manual_seed(seed)
     if name in IMAGE_MODELS:
         height, width = side if isinstance(side, tuple) else (side, side)

@@ -1,6 +1,6 @@
-"""Tiny random models of all classes that Transformers can classify with, and random batches for them.
+"""Tiny random models of all classification classes of Transformers, and random batches for them.
 
-Sizes are set by the names of configuration entries (`SIZES`); `zoo_overrides` has what these rules do not cover.
+Sizes are set by the names of configuration entries (`SIZES`); `zoo_overrides` has the exceptions.
 """
 
 import torch
@@ -23,8 +23,8 @@ TASKS = {
     for name in ([names] if isinstance(names, str) else names)
 }
 
-WORDS = range(10, 90)  # ids of words: special ones are below, placeholders of images above
-SAMPLES = 100  # of a waveform per unit of `length`
+WORDS = range(10, 90)  # ids of words; special tokens have lower ids, placeholders of images have higher ones
+SAMPLES = 100  # samples of a waveform per unit of `length`
 
 NAMES = {
     32: "hidden_size d_model n_embd emb_dim dim embed_dim embedding_size word_embed_proj_dim output_hidden_size "
@@ -48,11 +48,11 @@ NAMES = {
 SIZES = {name: size for size, names in NAMES.items() for name in names.split()}
 SIZES |= {"image_size": 32, "input_size": 32}
 SIZES |= {"conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 3], "conv_stride": [5, 4, 4]}
-REQUIRED = ("head_dim", "num_key_value_heads", "vocab_size")  # set even where None is the default
+REQUIRED = ("head_dim", "num_key_value_heads", "vocab_size")  # set even if the default is None
 
 
 class Unavailable(Exception):  # noqa: N818
-    """The class cannot be built here; the message says what is missing."""
+    """The class cannot be built in this environment; the message names what is missing."""
 
 
 def class_names():
@@ -60,9 +60,9 @@ def class_names():
 
 
 def build(name, *, seed=0, num_labels=5, **config_changes):
-    """A model in evaluation mode with the default attention and all parameters random.
+    """Build a model in evaluation mode with the default attention and all parameters random.
 
-    Changes go to the configuration; a dictionary for a part of it changes only the entries that it names.
+    `config_changes` are entries of the configuration; a dictionary for a sub-configuration changes only its entries.
     """
     try:
         cls = getattr(transformers, name)
@@ -81,16 +81,20 @@ def build(name, *, seed=0, num_labels=5, **config_changes):
 
 @torch.no_grad()
 def randomize(model):
-    """Add noise to all parameters: what starts at 0 or 1 makes tokens equal or modules the identity, which hides
-    mistakes."""
+    """Add noise to all parameters.
+
+    Parameters that are initialized to 0 or 1 make tokens equal, or modules the identity, and would hide errors.
+    """
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 @torch.no_grad()
 def settle(name, model):
-    """Give batch norms the statistics of a batch, as after training: without them, noise through twenty
-    convolutions grows to infinity or fades."""
+    """Set the running statistics of batch norms to those of a batch, as after training.
+
+    Without them, the activations of twenty random convolutions overflow or vanish.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -103,7 +107,7 @@ def settle(name, model):
 
 
 def shrink(config, ids):
-    """The entries to change of a configuration (as a dictionary), those of its parts too."""
+    """Return the entries to change in a configuration (as a dictionary) and its sub-configurations."""
     changes = {}
     for key, value in config.items():
         if key in ids:
@@ -112,14 +116,14 @@ def shrink(config, ids):
             changes[key] = {"model_type": value["model_type"], **shrink(value, ids)}
         elif key in SIZES and (isinstance(value, int | list) or key in REQUIRED):
             changes[key] = SIZES[key]
-        elif key in ("layer_types", "layers_block_type"):  # a layer of each kind, at least two
+        elif key in ("layer_types", "layers_block_type"):  # one layer of each kind, at least two layers
             kinds = list(dict.fromkeys(value))
             changes[key] = kinds if len(kinds) > 1 else kinds * 2
     return changes
 
 
 def merge(*parts):
-    """The union of nested dictionaries, the last one wins."""
+    """Merge nested dictionaries; later ones take precedence."""
     merged = {}
     for part in parts:
         for key, value in part.items():
@@ -129,9 +133,9 @@ def merge(*parts):
 
 
 def special_ids(config):
-    """Distinct ids below 10 that pad, begin and end texts: the defaults where they are, free ones elsewhere."""
+    """Return distinct ids below 10 of the special tokens: the defaults if they are valid, else free ones."""
     parts = [config]
-    for part in parts:  # grows while it is read
+    for part in parts:  # the list grows during the loop
         parts += [value for value in part.values() if isinstance(value, dict) and "model_type" in value]
     below, ids = range(WORDS[0]), {}
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -145,10 +149,10 @@ def special_ids(config):
 
 
 def batch(name, model, *, b=4, seed=1, length=12, padding="right"):
-    """Keyword arguments of the model's forward, without labels.
+    """Generate keyword arguments of the model's forward, without labels.
 
-    `length` counts tokens of a text or, for audio, units of 100 samples or one frame; images and videos have the size
-    that the configuration says. Rows of texts and waveforms differ in length unless `padding` is None.
+    `length` is the number of tokens of a text or, for audio, of units of 100 samples or of frames. Images and videos have
+    the configuration's size. The lengths of texts and waveforms differ unless `padding` is None.
     """
     generator = torch.Generator().manual_seed(seed)
     make = MAKERS.get(model.config.model_type, MAKERS[TASKS[name]])
@@ -156,7 +160,7 @@ def batch(name, model, *, b=4, seed=1, length=12, padding="right"):
 
 
 def find(config, key):
-    """The first entry of that name in a configuration or its parts that is not None."""
+    """Return the first entry of this name that is not None, in a configuration or its sub-configurations."""
     value = getattr(config, key, None)
     for part in config.sub_configs:
         value = find(getattr(config, part), key) if value is None else value
@@ -164,7 +168,7 @@ def find(config, key):
 
 
 def text(model, b, length, padding, generator):
-    """Rows of words between a begin token and an end token, as far as the configuration has these."""
+    """Generate rows of words between a begin token and an end token, if the configuration has these."""
     config = model.config
     ids = torch.randint(WORDS[0], WORDS[-1] + 1, (b, length), generator=generator)
     lengths = row_lengths(b, length, padding, generator)
@@ -183,39 +187,39 @@ def text(model, b, length, padding, generator):
 
 
 def row_lengths(b, length, padding, generator):
-    """From half the length (but 6, which all makers have room in) to all of it, in random order."""
+    """Return lengths from half of `length` (at least 6, which all makers need) to `length`, in random order."""
     lengths = torch.linspace(length, max(length // 2, min(length, 6)), b).long()[torch.randperm(b, generator=generator)]
     return lengths if padding else torch.full((b,), length)
 
 
 def layout(model, *args):
-    """Each token in a box (left, top, right, bottom)."""
+    """Generate a text whose tokens have boxes (left, top, right, bottom)."""
     inputs = text(model, *args)
     corners = torch.randint(0, 500, (2, *inputs["input_ids"].shape, 2), generator=args[-1])
     return {**inputs, "bbox": torch.cat([corners[0], corners.sum(dim=0)], dim=-1)}
 
 
 def document(model, *args):
-    """Text in boxes and the image of its page."""
+    """Generate text in boxes and an image of its page."""
     return {**layout(model, *args), "pixel_values": image(model, *args)["pixel_values"]}
 
 
 def markup(model, *args):
-    """Each token with the tags on its path and their positions among siblings."""
+    """Generate a text whose tokens have the tags on their path and the tags' positions among siblings."""
     inputs = text(model, *args)
     paths = torch.randint(0, 20, (2, *inputs["input_ids"].shape, model.config.max_depth), generator=args[-1])
     return {**inputs, "xpath_tags_seq": paths[0], "xpath_subs_seq": paths[1]}
 
 
 def table(model, *args):
-    """Each token with its segment, column, row and four more properties."""
+    """Generate a text whose tokens have a segment, a column, a row and four more properties."""
     inputs = text(model, *args)
     shape = (*inputs["input_ids"].shape, len(model.config.type_vocab_sizes))
     return {**inputs, "token_type_ids": torch.randint(0, 2, shape, generator=args[-1])}
 
 
 def prompt(model, b, length, padding, generator):
-    """An image as tokens at the begin of a text. The last position is read, so pads are on the left."""
+    """Generate a text that begins with an image's tokens. Padding is on the left, because the last position is read."""
     tokens = model.config.mm_tokens_per_image
     inputs = text(model, b, length, "left" if padding else None, generator)
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
@@ -239,12 +243,12 @@ def sides(config):
 
 
 def pixels(model, b, length, padding, generator):
-    """ImageGPT reads colors as words."""
+    """Generate color indices, which ImageGPT reads as words."""
     return {"input_ids": torch.randint(0, model.config.vocab_size - 1, (b, 16), generator=generator)}
 
 
 def patches(model, b, length, padding, generator):
-    """SigLIP 2 reads flattened patches of images of different shapes, padded to one number."""
+    """Generate flattened patches of images of different shapes, padded to the same number, for SigLIP 2."""
     vision = model.config.vision_config
     shapes = torch.tensor([[4, 4], [3, 5], [2, 6], [3, 3]])[torch.arange(b) % 4]
     mask = (torch.arange(vision.num_patches) < shapes.prod(dim=1, keepdim=True)).long()
@@ -267,7 +271,7 @@ def frames(model, b, length, padding, generator):
 
 
 def spectrogram(model, b, length, padding, generator):
-    """The position table fixes the number of frames: time is first for AST and last for Whisper."""
+    """Generate as many frames as the position table has; time comes first for AST and last for Whisper."""
     config = model.config
     if config.model_type == "whisper":
         shape = (b, config.num_mel_bins, 2 * config.max_source_positions)

@@ -1,11 +1,11 @@
-"""What the rules by name in `zoo` get wrong or cannot know: configuration entries per model type."""
+"""Configuration entries per model type, for which the rules by name in `zoo` are wrong or insufficient."""
 
-# Vision models with stages: one block each. Their stride is 32, so 64 x 64 images leave 2 x 2 locations.
+# Vision models with stages: one block per stage. Their stride is 32, so 64 x 64 images have 2 x 2 locations.
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32], "image_size": 64}
 PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 2, 4], "mlp_ratios": [2, 2, 2, 2]}
 SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 
-# Multi-head latent attention: the rotated and the other part of a head have sizes of their own; no grouped queries.
+# Multi-head latent attention: the rotated and the other part of a head have separate sizes; no grouped queries.
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 LATENT |= {"num_key_value_heads": 4}
 # Routed experts after one dense block.
@@ -23,12 +23,12 @@ OVERRIDES = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "deepseek_v2": LATENT | ROUTED | {"first_k_dense_replace": 1},
     "deepseek_v3": LATENT | ROUTED | {"first_k_dense_replace": 1},
-    "esmc": {"num_key_value_heads": 4},  # refuses groups
+    "esmc": {"num_key_value_heads": 4},  # does not support grouped queries
     "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},  # 4 coordinates and 2 lengths fill a hidden state
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},  # 4 coordinates and 2 lengths make up a hidden state
     "lilt": {"hidden_size": 48},  # divisible by 6 (layout entries) and by heads and shrink ratio
     "longformer": {"attention_window": 8},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
@@ -41,7 +41,7 @@ OVERRIDES = {
         "d_latents": 32,
         "num_self_attends_per_block": 2,
         "num_self_attention_heads": 4,
-        "num_cross_attention_heads": 1,  # they divide the 261 channels of the Fourier features
+        "num_cross_attention_heads": 1,  # a divisor of the 261 channels of the Fourier features
         "image_size": 16,
     },
     "qwen3_5": {"text_config": DELTA},
@@ -56,7 +56,7 @@ OVERRIDES = {
     },
     # mm_tokens_per_image: 4 x 4 patches pooled to 2 x 2 tokens
     "shieldgemma2": {"mm_tokens_per_image": 4, "yes_token_index": 10, "no_token_index": 11},
-    "t5": {"decoder_start_token_id": 0},  # absent from its class, present in all checkpoints
+    "t5": {"decoder_start_token_id": 0},  # missing in the class, set in all checkpoints
     "xmod": {"default_language": "en_XX"},
     # the block of the first hybrid layer is shared with at least one more
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
@@ -82,7 +82,7 @@ OVERRIDES = {
     },
     "hiera": STAGES
     | {"embed_dim": 8, "num_heads": [1, 2, 2, 4], "image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 1, 1, 2]},
-    # its patches are 16 x 16 whatever the configuration says, and two more stages halve the sides
+    # its patches are 16 x 16 regardless of the configuration, and two more stages halve the sides
     "levit": {"image_size": 128, "patch_size": 16, "hidden_sizes": [16, 32, 32], "key_dim": [8, 8, 8]}
     | {"depths": [1, 1, 1], "num_attention_heads": [2, 2, 2]},
     "mobilenet_v1": {"depth_multiplier": 0.1, "image_size": 64},

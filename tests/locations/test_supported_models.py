@@ -1,4 +1,4 @@
-"""Every classification class of Transformers: what `make model-table` writes to docs/models.md, asserted."""
+"""Every classification class of Transformers passes the checks of `make model-table`."""
 
 import pytest
 import supported_models
@@ -15,18 +15,18 @@ MULTIMIX_ONLY = {
     "VJEPA2ForVideoClassification",
     "VideoPrismForVideoClassification",
 }
-NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # its logits are two columns of a language model's
-# Under padding, Falcon's eager attention differs from what it computes by default, and not only here.
+NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # Its logits are two columns of a language model's logits.
+# With padding, Falcon's eager attention differs from its default attention.
 OTHER_EAGER = {"FalconForSequenceClassification"}
 
 
 pytestmark = pytest.mark.zoo
 
 
-@pytest.mark.skipif(transformers.__version__ < "5.23", reason="the list of classes is that of Transformers 5.23")
+@pytest.mark.skipif(transformers.__version__ < "5.23", reason="the classes are those of Transformers 5.23")
 @pytest.mark.parametrize("name", zoo.class_names())
 @pytest.mark.filterwarnings("ignore")
-def test_class(name):
+def test_class_passes_all_checks(name):
     row = supported_models.check(name)
     if row.unavailable:
         pytest.skip(row.reason)
@@ -42,11 +42,11 @@ def test_class(name):
         assert row.attention_error <= 1e-5
 
 
-# BigBird exchanges its attention modules in its first forward, and these have another name afterwards.
+# BigBird replaces its attention modules in its first forward, and the new ones have other names.
 @pytest.mark.parametrize("name", [name for name in zoo.class_names() if "BigBirdFor" not in name])
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_that_was_never_trained_has_the_same_plan(name, monkeypatch):
-    """Before training, tokens that start at zero are equal, and a wrong pool gives the right logits."""
+def test_untrained_model_has_the_same_plan(name, monkeypatch):
+    """Tokens that are initialized to zero are equal, so that a wrong pool gives the correct logits."""
     try:
         model = zoo.build(name)
         inputs = zoo.batch(name, model)

@@ -1,4 +1,4 @@
-"""Wrong plans, planted: each must be found out before training. And models that the probe has to be taught."""
+"""Wrong plans are rejected before training; registered models; plans of several processes."""
 
 import copy
 import doctest
@@ -18,7 +18,7 @@ register_module = importlib.import_module("mm_hf.locations.registry")
 DENSE = DenseMultiMix(num_mixed=5)
 
 
-def refused(model, inputs, plan, message):
+def assert_rejected(model, inputs, plan, message):
     labels = models.labels(len(next(iter(inputs.values()))))
     with pytest.raises(LocationError, match=message):
         wrap_model(
@@ -31,7 +31,7 @@ def refused(model, inputs, plan, message):
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_a_right_plan_from_elsewhere_is_taken(name):
+def test_plan_of_another_instance_is_accepted(name):
     model, inputs = models.build(name), models.batch(name)
     plan = Plan.from_dict(probe(model, inputs).to_dict())
     again = models.build(name, seed=3).train()
@@ -58,18 +58,18 @@ def test_a_right_plan_from_elsewhere_is_taken(name):
         ("distilbert", {"chain": ("pre_classifier", "dropout", "classifier")}, "misses its logits"),
     ],
 )
-def test_planted_faults(name, change, message):
+def test_wrong_field_is_rejected(name, change, message):
     model, inputs = models.build(name), models.batch(name)
-    refused(model, inputs, replace(probe(model, inputs), **change), message)
+    assert_rejected(model, inputs, replace(probe(model, inputs), **change), message)
 
 
-def test_a_plan_of_another_model_is_refused():
+def test_plan_of_another_model_is_rejected():
     plan = probe(models.build("vit"), models.batch("vit"))
-    refused(models.build("bert"), models.batch("bert"), plan, "no module 'vit'")
+    assert_rejected(models.build("bert"), models.batch("bert"), plan, "no module 'vit'")
 
 
-def test_the_end_of_a_sentence_is_told_from_the_last_word_in_a_batch_without_padding():
-    """Every row of this batch ends in its last word: only a changed batch tells the pools apart."""
+def test_pool_is_found_from_a_batch_without_padding():
+    """All of these pools read the same token in such a batch; the probe varies it."""
     for name, pool in [
         ("BartForSequenceClassification", "token[last==2]"),
         ("LlamaForSequenceClassification", "token[last!=0]"),
@@ -86,7 +86,7 @@ def test_the_end_of_a_sentence_is_told_from_the_last_word_in_a_batch_without_pad
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
-def test_a_head_that_starts_at_zero(name):
+def test_zero_initialized_head_has_the_same_plan(name):
     model, inputs = models.build(name), models.batch(name)
     expected = probe(model, inputs)
     last = next(m for m in reversed(list(model.modules())) if isinstance(m, torch.nn.Linear))
@@ -94,7 +94,7 @@ def test_a_head_that_starts_at_zero(name):
     assert probe(model, inputs) == expected and not last.weight.any()
 
 
-def test_small_numbers_are_not_taken_for_their_own_tanh():
+def test_tanh_of_small_numbers_is_found():
     class Tanh(transformers.ViTForImageClassification):
         def forward(self, pixel_values, labels=None, **kwargs):
             hidden = self.vit(pixel_values).last_hidden_state[:, 0]
@@ -121,12 +121,12 @@ def lora():
     return model
 
 
-def test_another_adapter_is_seen_and_its_head_is_used(lora):
+def test_active_adapter_and_its_head_are_used(lora):
     inputs, labels = models.batch("vit"), models.labels()
     model = lora.train()
     with wrap_model(model, DenseMultiMix(num_mixed=5), example_inputs={**inputs, "labels": labels}) as handle:
         first = handle.plan
-        assert "modules_to_save" not in " ".join(first.chain)  # the wrapper, which calls the adapter in use
+        assert "modules_to_save" not in " ".join(first.chain)  # the wrapper, which calls the active adapter
         for adapter in ("other", "default", "other"):
             model.set_adapter(adapter)
             model.zero_grad()
@@ -138,22 +138,22 @@ def test_another_adapter_is_seen_and_its_head_is_used(lora):
     with torch.no_grad():
         for adapter in ("default", "other"):
             model.set_adapter(adapter)
-            seen = extract(model, **inputs)
+            output = extract(model, **inputs)
             hidden = model.get_base_model().vit(**inputs).last_hidden_state[:, 1:]
             head = model.get_base_model().classifier.modules_to_save[adapter]
-            torch.testing.assert_close(seen.token_logits, head(hidden))
+            torch.testing.assert_close(output.token_logits, head(hidden))
 
 
-def test_a_stale_plan_after_set_adapter_is_caught(lora):
-    """A plan that names the first adapter's own head would score locations by it for ever."""
+def test_plan_of_an_inactive_adapter_is_rejected(lora):
+    """A plan that names one adapter's head would apply this head whichever adapter is active."""
     inputs = models.batch("vit")
     plan = probe(lora, inputs)
     stale = replace(plan, chain=("base_model.model.classifier.modules_to_save.default",))
     lora.set_adapter("other")
-    refused(lora, inputs, stale, "misses its logits")
+    assert_rejected(lora, inputs, stale, "misses its logits")
 
 
-def test_merged_adapters(lora):
+def test_merged_adapter_gives_the_same_output(lora):
     inputs = models.batch("vit")
     with torch.no_grad():
         lora.eval()
@@ -164,16 +164,16 @@ def test_merged_adapters(lora):
     torch.testing.assert_close(after.attention, before.attention, rtol=1e-4, atol=1e-6)
 
 
-def test_a_module_that_is_no_longer_called_is_reported():
+def test_source_that_is_not_called_is_reported():
     model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
     with wrap_model(model, DENSE, example_inputs={**inputs, "labels": labels}):
-        model.vit = copy.deepcopy(model.vit)  # the hook went along with a copy that has another name for it
+        model.vit = copy.deepcopy(model.vit)  # replaces the module with the hook
         model.vit._forward_hooks.clear()
         with pytest.raises(LocationError, match="did not call 'vit' in this forward"):
             model(**inputs, labels=labels)
 
 
-def test_the_plan_is_saved_with_the_checkpoint_and_proved_when_it_is_used_again(tmp_path):
+def test_plan_of_a_checkpoint_is_saved_and_verified(tmp_path):
     from tests.helpers import digits
 
     args = digits.arguments(tmp_path, max_steps=1)
@@ -187,7 +187,7 @@ def test_the_plan_is_saved_with_the_checkpoint_and_proved_when_it_is_used_again(
     wrap_model(digits.vit(seed=4), DENSE, plan=plan, example_inputs=batch)
 
 
-# ---- models that have to be taught ----
+# ---- registered models ----
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def clean_registry():
     register_module._registered.update(saved)
 
 
-def test_the_lines_in_the_documentation_teach_v_jepa_2(clean_registry):
+def test_docstring_example_registers_v_jepa_2(clean_registry):
     name = "VJEPA2ForVideoClassification"
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
@@ -210,17 +210,17 @@ def test_the_lines_in_the_documentation_teach_v_jepa_2(clean_registry):
     assert results is None and register_module.is_registered(name)
     plan = probe(model, inputs)
     assert plan.pool == "registered" and Plan.from_dict(plan.to_dict()) == plan
-    seen = extract(model, attention="uniform", **inputs)
-    assert seen.token_logits.shape == (len(seen.logits), seen.mask.shape[1], 5)
+    output = extract(model, attention="uniform", **inputs)
+    assert output.token_logits.shape == (len(output.logits), output.mask.shape[1], 5)
     one = model.vjepa2(**inputs).last_hidden_state[:, 3:4]
-    torch.testing.assert_close(seen.token_logits[:, 3], model.classifier(model.pooler(one)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.token_logits[:, 3], model.classifier(model.pooler(one)), rtol=1e-4, atol=1e-5)
     model.train()
     with wrap_model(model, DenseMultiMix(num_mixed=5, clean_weight=0, attention="gap"), plan=plan):
-        model(**inputs, labels=models.labels(len(seen.logits))).loss.backward()
+        model(**inputs, labels=models.labels(len(output.logits))).loss.backward()
     assert model.classifier.weight.grad.any()
 
 
-def test_a_registration_that_is_wrong_is_found_out(clean_registry):
+def test_wrong_registration_is_rejected(clean_registry):
     name = "VJEPA2ForVideoClassification"
     model = zoo.build(name)
     score = lambda model, tokens: model.classifier(tokens)  # noqa: E731
@@ -230,7 +230,7 @@ def test_a_registration_that_is_wrong_is_found_out(clean_registry):
         probe(model, zoo.batch(name, model))
 
 
-def test_multimix_needs_no_locations():
+def test_multimix_trains_a_model_without_locations():
     name = "PerceiverForImageClassificationLearned"
     model = zoo.build(name).train()
     inputs = zoo.batch(name, model)
@@ -240,7 +240,7 @@ def test_multimix_needs_no_locations():
         model(**inputs, labels=models.labels(4))
 
 
-def test_a_tap_that_would_change_the_model_is_not_used():
+def test_attention_hook_that_changes_logits_is_not_used():
     name = "AXK2ForSequenceClassification"
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
@@ -251,36 +251,36 @@ def test_a_tap_that_would_change_the_model_is_not_used():
 
 
 @pytest.fixture
-def first_of_two(monkeypatch):
-    """As if this were the second of two processes, of which the first one says what the test says."""
-    said = {}
+def message_of_rank_0(monkeypatch):
+    """Simulate the second of two processes; the returned dictionary is what the first one sends."""
+    sent = {}
 
     def gather(everywhere, own):
-        everywhere[:] = [said or own, own]
+        everywhere[:] = [sent or own, own]
 
     monkeypatch.setattr("mm_hf.wrapping.state.is_distributed", lambda: True)
     monkeypatch.setattr("mm_hf.distributed.is_distributed", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    return said
+    return sent
 
 
-def test_all_processes_take_the_plan_of_the_first_if_it_is_right_for_them(first_of_two):
+def test_ranks_use_the_plan_of_rank_0_after_verifying_it(message_of_rank_0):
     model, inputs = models.build("bert"), models.batch("bert")
     example = {**inputs, "labels": models.labels()}
     plan = probe(model, inputs)
     with wrap_model(model.train(), DENSE, example_inputs=example) as handle:
         assert handle.plan == plan
-    # The first one's tokenizer knew more special tokens.
-    first_of_two.update(replace(plan, special_ids=(0, 2, 3)).to_dict())
+    # The tokenizer of rank 0 has more special tokens.
+    message_of_rank_0.update(replace(plan, special_ids=(0, 2, 3)).to_dict())
     with wrap_model(model, DENSE, example_inputs=example) as handle:
         assert handle.plan.special_ids == (0, 2, 3)
-    first_of_two.update(replace(plan, pool="mean[0:]").to_dict())
+    message_of_rank_0.update(replace(plan, pool="mean[0:]").to_dict())
     with pytest.raises(LocationError, match="does not fit"):
         wrap_model(model, DENSE, example_inputs=example)
 
 
-def test_all_processes_stop_if_one_finds_nothing(first_of_two):
-    first_of_two["error"] = "the first process found nothing"
-    with pytest.raises(LocationError, match="the first process found nothing"):
+def test_ranks_raise_the_error_of_rank_0(message_of_rank_0):
+    message_of_rank_0["error"] = "rank 0 found no plan"
+    with pytest.raises(LocationError, match="rank 0 found no plan"):
         wrap_model(models.build("vit"), DENSE, example_inputs={**models.batch("vit"), "labels": models.labels()})
