@@ -151,8 +151,8 @@ def special_ids(config):
 def batch(name, model, *, b=4, seed=1, length=12, padding="right"):
     """Generate keyword arguments of the model's forward, without labels.
 
-    `length` is the number of tokens of a text or, for audio, of units of 100 samples or of frames. Images and videos have
-    the configuration's size. The lengths of texts and waveforms differ unless `padding` is None.
+    `length` is the number of tokens of a text or, for audio, of units of 100 samples or of frames. Images and videos
+    have the configuration's size. The lengths of texts and waveforms differ unless `padding` is None.
     """
     generator = torch.Generator().manual_seed(seed)
     make = MAKERS.get(model.config.model_type, MAKERS[TASKS[name]])

@@ -196,4 +196,11 @@ def test_mistakes_about_tasks_are_refused_with_sentences():
     for mixing in (MultiMix(num_mixed=5), DenseMultiMix(num_mixed=5)):
         refused("Models for generation", generator, words, torch.zeros(6, dtype=torch.long), mixing, LocationError)
     masked = transformers.BertForMaskedLM(transformers.BertConfig(**{**models.TEXT, "num_labels": 5}))
-    refused("fill masks", masked, words, torch.zeros(6, dtype=torch.long), DenseMultiMix(num_mixed=5), LocationError)
+    refused(
+        "masked language modeling",
+        masked,
+        words,
+        torch.zeros(6, dtype=torch.long),
+        DenseMultiMix(num_mixed=5),
+        LocationError,
+    )
