@@ -128,8 +128,9 @@ def test_a_generator_of_ones_own_is_not_in_the_checkpoint(tmp_path):
 
 SCRIPT = f"""
 import json, sys
-import blocks, digits, numpy as np, torch
+import blocks, numpy as np, torch
 from accelerate import PartialState
+from tests.helpers import digits
 from torch.nn import functional as F
 
 CODE = {{}}
