@@ -79,7 +79,7 @@ class RecursiveMix(PairMixing):
         return Requirements(token_logits=self.consistency_weight > 0, min_examples=1)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
-        image_of(inputs, type(self).__name__, (4,))
+        image_of(inputs, type(self).__name__)
 
     def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> RecursiveMix:
         """Return a copy, which keeps the images and the box of this mini-batch until its loss."""
@@ -89,7 +89,7 @@ class RecursiveMix(PairMixing):
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
         """Paste the previous images into the box, and mix the labels by area."""
-        name = image_of(inputs, type(self).__name__, (4,))
+        name = image_of(inputs, type(self).__name__)
         images, targets = inputs[name], targets_of(labels, model, criterion)
         if self._memory:
             generator = rank_generator("cpu")

@@ -1,4 +1,4 @@
-"""TransMix: CutMix whose labels are weighted by the attention that the pasted patches get."""
+"""TransMix: CutMix with labels weighted by the attention to the pasted patches."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ..functional import Criterion
 from ..locations import LocationError, LocationOutput
 from .base import MixingLoss, Requirements
 from .cutmix import Box, CutMix, area, image_of
-from .pairs import targets_of
+from .pairs import check_share, targets_of
 
 
 @dataclass
 class TransMix(CutMix):
-    """CutMix, with the pasted label weighted by how much the CLS token looks at what was pasted.
+    """TransMix: CutMix with the pasted label weighted by the CLS token's attention to the pasted region.
 
-    The weight is a mean of the rectangle's share of the pixels and of its share of the CLS token's attention in the last
-    block (heads averaged, dropout left out, a constant), read in the mixed image's own forward. For images, and models
-    whose head reads a single token (ViT, DeiT, ...).
+    The weight is a mean of two shares of the rectangle: that of the pixels, and that of the CLS token's attention in the
+    last block (averaged over heads, before dropout, detached), read in the forward of the mixed image. It supports images,
+    and models whose head reads a single token (ViT, DeiT).
 
     Args:
-        alpha: Parameter of the symmetric Beta distribution of the share that is kept (before clipping).
-        attention_share: Weight in that mean of what the attention says, in [0, 1]: 0.5 as in the authors' code, 1 for
-            the attention alone as in the paper's formula; 0 is CutMix.
+        alpha: Parameter of the symmetric Beta distribution of the share that an image keeps before clipping.
+        attention_share: Weight of the attention's share in the mean, in [0, 1]: 0.5 as in the authors' code, 1 for the
+            attention only as in the paper's formula; 0 is CutMix.
 
     Raises:
-        ValueError: A setting makes no sense; or, at the first mini-batch, the inputs are not images alone.
+        ValueError: A setting does not lie in its range; or, at the first mini-batch, the inputs are not only images.
         LocationError: (at the first mini-batch) the model's head reads no single token, its attention cannot be read, or
-            its locations are no grid of patches.
+            the locations are no grid of patches.
 
     Source:
         Chen et al., "TransMix: Attend to Mix for Vision Transformers", CVPR 2022, and
         https://github.com/Beckschen/TransMix (`transmix.py`). There, the partner is the mini-batch reversed, and one
-        mini-batch in five gets Mixup; here it is a random permutation, always cut.
+        mini-batch in five gets Mixup; here the partner is a random permutation, and every mini-batch is cut.
 
     Example:
         >>> TransMix(attention_share=1.0).to_dict()
@@ -49,13 +49,12 @@ class TransMix(CutMix):
     name: ClassVar[str] = "transmix"
 
     attention_share: float = field(
-        default=0.5, metadata={"help": "Share of the label's weight that attention tells; the area tells the rest."}
+        default=0.5, metadata={"help": "Weight of the attention in the weight of the label; the rest is the area's."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.attention_share <= 1:
-            raise ValueError(f"attention_share must lie in [0, 1], but is {self.attention_share}.")
+        check_share("attention_share", self.attention_share)
         self.pasted: tuple[Tensor, Box, tuple[int, int]] | None = None
 
     @property
@@ -63,7 +62,7 @@ class TransMix(CutMix):
         return Requirements(attention="cls")
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
-        image_of(inputs, type(self).__name__, (4,))
+        image_of(inputs, type(self).__name__)
 
     def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> TransMix:
         """Return a copy, which keeps what was pasted into this mini-batch until its loss."""
@@ -72,11 +71,12 @@ class TransMix(CutMix):
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Paste the rectangle; the labels are mixed once the attention is known."""
-        inputs, partner, box = self.paste(inputs)
-        height, width = inputs[image_of(inputs, type(self).__name__, (4,))].shape[-2:]
-        self.pasted = partner, box, (height, width)
-        return inputs, targets_of(labels, model, criterion)
+        """Paste the rectangle. `loss` mixes the labels, once the attention is known."""
+        pasted = self.paste(inputs, model)
+        height, width = inputs[image_of(inputs, type(self).__name__)].shape[-2:]
+        box = (*pasted.spans.get(-2, (0, height)), *pasted.spans.get(-1, (0, width)))
+        self.pasted = pasted.partner, box, (height, width)
+        return pasted.inputs, targets_of(labels, model, criterion)
 
     def loss(
         self,
@@ -86,7 +86,7 @@ class TransMix(CutMix):
         label_smoothing: float = 0.0,
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
-        """The loss against labels mixed by area and attention."""
+        """Return the loss against the labels mixed by area and attention."""
         assert self.pasted is not None and output.attention is not None
         partner, box, size = self.pasted
         by_area = area(box) / (size[0] * size[1])
@@ -101,7 +101,7 @@ class TransMix(CutMix):
 
 
 def patches_of(box: Box, size: tuple[int, int], num_patches: int, device: torch.device | None = None) -> Tensor:
-    """Which patches (r,) of an image of some size lie in a rectangle, row by row: those with their first pixel in it."""
+    """Return 1 for each patch (r,) whose first pixel lies in a rectangle of an image, else 0, row by row."""
     top, bottom, left, right = box
     pixels = torch.zeros(1, 1, *size)
     pixels[..., top:bottom, left:right] = 1
@@ -109,7 +109,7 @@ def patches_of(box: Box, size: tuple[int, int], num_patches: int, device: torch.
 
 
 def grid_of(size: tuple[int, int], num_patches: int) -> tuple[int, int]:
-    """Rows and columns of that many square patches in an image (height, width), whose last pixels may be left over.
+    """Return rows and columns of a number of square patches in an image (height, width). Last pixels may be left over.
 
     Example:
         >>> grid_of((224, 224), 196), grid_of((32, 48), 24), grid_of((35, 49), 24)

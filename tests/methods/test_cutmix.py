@@ -15,10 +15,17 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
 
 def pasted(images, seed, alpha=1.0):
-    """The mixed images, whose rectangle it is and where, as CutMix draws them."""
+    """Return the mixed images, the partners, and the rectangle (top, bottom, left, right) that CutMix draws."""
     torch.manual_seed(seed)
-    inputs, partner, box = CutMix(alpha=alpha).paste({"pixel_values": images})
-    return inputs["pixel_values"], partner, box
+    result = CutMix(alpha=alpha).paste({"pixel_values": images}, Model())
+    height, width = images.shape[-2:]
+    box = (*result.spans.get(-2, (0, height)), *result.spans.get(-1, (0, width)))
+    return result.inputs["pixel_values"], result.partner, box
+
+
+class Model:
+    class config:  # noqa: N801
+        num_labels = 5
 
 
 @pytest.mark.parametrize("side", [32, (24, 48)])
@@ -51,17 +58,12 @@ def test_labels_weigh_the_exact_share_of_pixels(height, width, seed, alpha):
     images = torch.arange(5.0)[:, None, None, None].expand(5, 2, height, width)
     mixed, partner, box = pasted(images, seed, alpha)
     torch.manual_seed(seed)
-    _, targets = CutMix(alpha=alpha).mix_inputs({"pixel_values": images}, torch.arange(5), models_config)
+    _, targets = CutMix(alpha=alpha).mix_inputs({"pixel_values": images}, torch.arange(5), Model())
     for i in range(5):
         counted = torch.stack([(mixed[i] == j).float().mean() for j in range(5)])
         torch.testing.assert_close(targets[i], counted)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(5))
     assert 0 <= area(box) <= height * width and sorted(partner.tolist()) == list(range(5))
-
-
-class models_config:  # noqa: N801
-    class config:  # noqa: N801
-        num_labels = 5
 
 
 def test_nothing_is_pasted_where_all_is_kept_and_at_most_all():
@@ -89,15 +91,130 @@ def test_a_video_model_trains():
         model(**inputs, labels=models.labels(4))
 
 
-@pytest.mark.parametrize("method", [CutMix(), TransMix()])
-@pytest.mark.parametrize("name", ["bert", "ASTForAudioClassification", "LayoutLMv3ForSequenceClassification"])
-def test_what_is_no_image_is_refused_before_training(method, name):
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (CutMix(), "bert"),
+        (CutMix(), "LayoutLMv3ForSequenceClassification"),
+        (TransMix(), "bert"),
+        (TransMix(), "ASTForAudioClassification"),
+    ],
+    ids=str,
+)
+def test_inputs_that_cannot_be_cut_are_rejected_before_training(method, name):
     model = models.build(name) if name in models.MODELS else zoo.build(name)
     inputs = models.batch(name, b=4) if name in models.MODELS else zoo.batch(name, model)
     message = f"{type(method).__name__} cuts and pastes images .* this batch has .*: use Mixup"
     with pytest.raises(ValueError, match=message):
         wrap_model(model.train(), method, example_inputs={**inputs, "labels": models.labels(4)})
     assert "forward" not in model.__dict__
+
+
+# ---- Sequences and audio ----
+
+SEQUENCES = {
+    "raw audio (batch, time)": ((40,), None),
+    "(batch, features, time)": ((3, 40), None),
+    "(batch, time, features)": ((40, 3), None),
+    "image of height 1": ((2, 1, 40), None),
+    "image of width 1": ((2, 40, 1), None),
+    "video of height 1": ((2, 3, 1, 40), None),
+    "more mel bins than frames": ((64, 40), 64),
+    "fewer frames than mel bins": ((40, 64), 64),
+}
+
+
+def literal_cut(x, time_axis, start, end, partner):
+    """Replace one moment of one example at a time."""
+    mixed = x.clone()
+    for i in range(len(x)):
+        for t in range(start, end):
+            mixed[i].select(time_axis, t).copy_(x[partner[i]].select(time_axis, t))
+    return mixed
+
+
+class AudioModel(Model):
+    def __init__(self, num_mel_bins):
+        self.config = type("Config", (), {"num_labels": 5, "num_mel_bins": num_mel_bins})
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_a_stretch_of_time_is_replaced_and_labels_weigh_its_exact_share(kind, alpha):
+    shape, mel_bins = SEQUENCES[kind]
+    x, model, method = torch.randn(5, *shape), AudioModel(mel_bins), CutMix(alpha=alpha)
+    axis, shares = shape.index(40), []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        result = method.paste({"input_values": x}, model)
+        ((cut_axis, (start, end)),) = result.spans.items()
+        assert len(shape) + cut_axis == axis
+        expected = literal_cut(x, axis, start, end, result.partner)
+        torch.testing.assert_close(result.inputs["input_values"], expected, rtol=0, atol=0)
+        torch.manual_seed(seed)
+        _, targets = method.mix_inputs({"input_values": x}, torch.arange(5), model)
+        expected = torch.zeros(5, 5)
+        for i, j in enumerate(result.partner):
+            for t in range(40):
+                expected[i, j if start <= t < end else i] += 1 / 40
+        torch.testing.assert_close(targets, expected)
+        shares.append(result.share)
+    assert sum(share > 0 for share in shares) >= 12  # a rectangle in one row of pixels would be empty
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("kind", ["raw audio (batch, time)", "(batch, features, time)", "(batch, time, features)"])
+def test_only_time_that_is_valid_in_both_examples_is_replaced(kind, padding):
+    shape, _ = SEQUENCES[kind]
+    x, lengths = torch.randn(5, *shape), torch.tensor([40, 31, 22, 13, 4])
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    mask = mask.flip(1) if padding == "left" else mask
+    axis = shape.index(40)
+    for seed in range(10):
+        inputs = {"input_values": x, "attention_mask": mask}
+        torch.manual_seed(seed)
+        result = CutMix().paste(inputs, Model())
+        torch.manual_seed(seed)
+        mixed, targets = CutMix().mix_inputs(inputs, torch.arange(5), Model())
+        (start, end), partner = next(iter(result.spans.values())), result.partner
+        expected, weights = x.clone(), torch.zeros(5, 5)
+        for i, j in enumerate(partner):
+            for t in range(40):
+                replaced = start <= t < end and mask[i, t] and mask[j, t]
+                if replaced:
+                    expected[i].select(axis, t).copy_(x[j].select(axis, t))
+                if mask[i, t]:
+                    weights[i, j if replaced else i] += 1 / mask[i].sum()
+        torch.testing.assert_close(mixed["input_values"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(targets, weights)
+        assert torch.equal(mixed["attention_mask"], mask)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ASTForAudioClassification",
+        "HubertForSequenceClassification",
+        "Wav2Vec2BertForSequenceClassification",
+        "Wav2Vec2ForSequenceClassification",
+        "WhisperForAudioClassification",
+    ],
+)
+def test_audio_models_train_with_cutmix(name):
+    model = zoo.build(name).train()
+    inputs = zoo.batch(name, model)
+    with wrap_model(model, CutMix()) as handle:
+        for _ in range(3):
+            model(**inputs, labels=models.labels(len(next(iter(inputs.values()))), 2)).loss.backward()
+    assert handle.pop_logs()["loss_cutmix"] > 0
+
+
+def test_an_unclear_time_axis_is_an_error():
+    with pytest.raises(ValueError, match=r"CutMix cannot tell time from features in input_features \(4, 64, 64\)"):
+        CutMix().check_inputs({"input_features": torch.zeros(4, 64, 64)}, Model())
+    CutMix().check_inputs({"input_features": torch.zeros(4, 64, 32)}, Model())
+    with pytest.raises(ValueError, match="CutMix cuts and pastes .* this batch has inputs_embeds"):
+        CutMix().check_inputs({"inputs_embeds": torch.zeros(4, 64, 32)}, Model())
 
 
 # ---- TransMix ----
@@ -191,10 +308,10 @@ def test_the_grid_of_patches_is_found_from_their_number(rows, columns, patch, da
         assert found == (rows, columns)
 
 
-def test_what_transmix_cannot_do_is_said():
+def test_transmix_rejects_invalid_settings_and_models_without_a_grid_or_a_cls_token():
     with pytest.raises(LocationError, match="10 locations are no grid of square patches of images of 32 x 32 pixels"):
         grid_of((32, 32), 10)
-    with pytest.raises(ValueError, match=r"attention_share must lie in \[0, 1\], but is 2"):
+    with pytest.raises(ValueError, match=r"attention_share must lie in \[0, 1\], got 2"):
         TransMix(attention_share=2)
     model, images = zoo.build("SwinForImageClassification"), None
     images = zoo.batch("SwinForImageClassification", model)
