@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     path = write_report(comparison, directory)
     for metric in ("accuracy", "nll", "brier", "calibration_error"):
         print(f"{metric}: {run.metrics[metric]:.4f}")
-    print(f"\nWrote {path}, report.md, results.csv and pictures/.")
+    print(f"\nWrote {path}, report.md, results.csv and figures/.")
     return 0
 
 

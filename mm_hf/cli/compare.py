@@ -87,9 +87,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_summary(comparison: Comparison, directory: Path) -> None:
-    from ..comparison.report.sections import FOUND, findings
+    from ..comparison.report.findings import FINDINGS_HEADING, findings
 
-    print(f"\n{FOUND}" if comparison.differences else "")
+    print(f"\n{FINDINGS_HEADING}" if comparison.differences else "")
     for sentence in findings(comparison):
         print(sentence)
-    print(f"\nWrote {directory / 'report.html'}, report.md, results.csv, pictures/ and runs/.")
+    print(f"\nWrote {directory / 'report.html'}, report.md, results.csv, figures/ and runs/.")

@@ -5,7 +5,7 @@ They need the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 
 from .compare import Comparison, run_comparison
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
-from .report.sections import write_report
+from .report.write import write_report
 from .run import Run
 from .task import Task, as_methods, parse_method
 

@@ -146,7 +146,7 @@ def run_comparison(
         task: Model, data and budget.
         methods: By name, or as specifications such as "dense_multimix:num_mixed=500": see [`as_methods`].
         seeds: How many (0, 1, ...), or which.
-        output_dir: Gets `report.html`, `report.md`, `pictures/`, `results.csv`, `settings.json` and `runs/`.
+        output_dir: Gets `report.html`, `report.md`, `figures/`, `results.csv`, `settings.json` and `runs/`.
         baseline: The method that the others are compared with. Default: plain training (ERM), or else the first.
         measures: What is measured beside the figures of the predictions. Default: `EvaluationOptions()`.
         keep_models: "best" keeps, for each method, the model of the seed with the best validation accuracy (the first
@@ -231,7 +231,7 @@ def run_comparison(
     )  # fmt: skip
     comparison.write_csv(directory / "results.csv")
     if report:
-        from .report.sections import write_report
+        from .report.write import write_report
 
         write_report(comparison, directory)
     return comparison

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 # An underscore within a word, as in `macro_f1`, is plain text in GitHub-flavored Markdown.
 _SPECIAL = re.compile(r"([\\`*\[\]<>&~$#]|(?<![^\W_])_|_(?![^\W_]))")
-_BLOCK_START = re.compile(r"^(\d*)([-+.)=])")
+# A list item, a thematic break or the underline of a heading.
+_BLOCK_START = re.compile(r"^(\d*)([-+.)=])(?=[\s=-]|$)")
 
 
 def escape_markdown(text: object) -> Markup:
@@ -31,8 +32,7 @@ def escape_markdown(text: object) -> Markup:
     """
     if isinstance(text, Markup):
         return text
-    line = _SPECIAL.sub(r"\\\1", _one_line(text))
-    return Markup(line if isinstance(text, (int, float)) else _BLOCK_START.sub(r"\1\\\2", line))
+    return Markup(_BLOCK_START.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", _one_line(text))))
 
 
 def code_span(text: object) -> Markup:

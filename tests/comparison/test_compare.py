@@ -84,7 +84,7 @@ def test_the_report_is_one_file_with_all_pictures(compared):
     page.feed(text)
     assert not page.fetched and not page.tags & {"script", "link", "iframe", "object"}
     assert "@import" not in text and "url(" not in text
-    pictures = sorted(path.stem for path in (directory / "pictures").glob("*.png"))
+    pictures = sorted(path.stem for path in (directory / "figures").glob("*.png"))
     assert pictures == sorted(
         ["differences", "reliability", "corruptions", "ood", "embeddings", "alignment_uniformity", "cost", "training"]
     )
@@ -92,7 +92,7 @@ def test_the_report_is_one_file_with_all_pictures(compared):
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.pictures)
     markdown = (directory / "report.md").read_text()
     for name in pictures:
-        assert f"(pictures/{name}.png)" in markdown
+        assert f"(figures/{name}.png)" in markdown
     assert "nan" not in text.replace("nanos", "").lower().split("base64")[0]
 
 
@@ -122,8 +122,8 @@ def test_analyze_gives_what_the_comparison_measured(compared, tmp_path, capsys):
     assert here["metrics"] == expected and here["corruptions"] == there["corruptions"]
     assert here["metrics"].keys() >= {"ood_auroc", "fgsm_accuracy"}
     report = (tmp_path / "report.md").read_text()
-    assert "num_mixed=20" in report and "pictures/reliability.png" in report
-    assert len(list((tmp_path / "pictures").iterdir())) == 4
+    assert "num_mixed=20" in report and "figures/reliability.png" in report
+    assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
 def test_analyze_takes_a_model_that_was_trained_elsewhere(tmp_path, capsys):

@@ -1,14 +1,17 @@
-"""The pictures of a comparison, as far as its runs have what they show."""
+"""Figures of a report, drawn for the metrics that all runs of a comparison have."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...evaluation.metrics.registry import METRICS, compared_metrics
 from ...evaluation.plots import (
     plot_alignment_uniformity,
     plot_corruptions,
@@ -22,176 +25,204 @@ from ...evaluation.plots import (
 from ..compare import Comparison
 from ..evaluate import SEVERITIES
 from ..run import Run
-from .render import Picture
-from .tables import MAIN, METRICS
 
-MAP_EXAMPLES = 2000
-TELLING_MIB = 64
+EMBEDDED_EXAMPLES = 2000
+MIN_PEAK_MEMORY_MIB = 64
 
 
-def draw(comparison: Comparison, directory: Path) -> dict[str, Picture]:
-    """Draw what there is to show into a directory; the pictures by name, with captions."""
+@dataclass(frozen=True)
+class Figure:
+    """An image file of a report.
+
+    Args:
+        file: The image.
+        alt: Short description, for readers that do not display images.
+        caption: What the figure shows.
+        narrow: Display it at half of the page's width.
+    """
+
+    file: Path
+    alt: str
+    caption: str
+    narrow: bool = False
+
+    @property
+    def base64(self) -> str:
+        """The content of the image file in base64."""
+        return base64.b64encode(self.file.read_bytes()).decode()
+
+    @property
+    def link(self) -> str:
+        """The path of the image, relative to the directory of the report."""
+        return f"{self.file.parent.name}/{self.file.name}"
+
+
+def draw_figures(comparison: Comparison, directory: Path) -> dict[str, Figure]:
+    """Draw all figures that the runs have the values for.
+
+    Args:
+        comparison: The finished runs.
+        directory: The output directory of the images. It is created if it does not exist.
+
+    Returns:
+        The figures by name.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Picture] = {}
-    for name, how in DRAWINGS.items():
-        picture = how(comparison, directory / f"{name}.png")
-        if picture is not None:
-            found[name] = picture
-    return found
+    figures = {name: draw(comparison, directory / f"{name}.png") for name, draw in _FIGURES.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _all_have(comparison: Comparison, condition: Callable[[Run], Any]) -> bool:
-    return all(condition(run) for runs in comparison.runs.values() for run in runs)
-
-
-def _first(comparison: Comparison) -> dict[str, dict[str, np.ndarray]]:
-    return {name: runs[0].arrays for name, runs in comparison.runs.items()}
-
-
-def _seed_said(comparison: Comparison) -> str:
-    return f" Seed {comparison.seeds[0]}." if len(comparison.runs) > 1 or len(comparison.seeds) > 1 else ""
-
-
-def _finite(comparison: Comparison) -> bool:
-    return all(np.isfinite(run.metrics["nll"]) for runs in comparison.runs.values() for run in runs)
-
-
-def _differences(comparison: Comparison, path: Path) -> Picture | None:
-    if not comparison.differences or not _finite(comparison):
+def _differences(comparison: Comparison, path: Path) -> Figure | None:
+    if comparison.baseline is None or not comparison.differences or not _all_finite(comparison):
         return None
-    named = {METRICS[m].title: comparison.differences[m] for m in MAIN}
-    assert comparison.baseline is not None
+    metrics = {info.heading.partition("\u00a0")[0]: info for info in compared_metrics()}
     plot_differences(
-        named,
+        {title: comparison.differences[info.name] for title, info in metrics.items()},
         path,
         baseline=comparison.baseline,
-        better={METRICS[m].title: METRICS[m].better for m in MAIN},
-        scales={METRICS[m].title: METRICS[m].scale for m in MAIN},
+        better={title: info.better for title, info in metrics.items()},
+        scales={title: info.scale for title, info in metrics.items()},
     )
-    return Picture(
+    return Figure(
         path,
         f"Differences from {comparison.baseline} with 95 % intervals",
-        f"Difference of each method from {comparison.baseline}, with its 95 % interval. Filled: the interval excludes zero. "
-        "Differences in percent are percentage points.",
+        f"Difference of each method from {comparison.baseline} with its 95 % interval. Filled markers: the interval excludes "
+        "zero. Differences of percentages are in percentage points.",
     )
 
 
-def _training(comparison: Comparison, path: Path) -> Picture | None:
-    if not _all_have(comparison, lambda run: any("eval_nll" in entry for entry in run.history)):
+def _reliability(comparison: Comparison, path: Path) -> Figure | None:
+    if not _all_finite(comparison):
         return None
-    plot_validation({name: [run.history for run in runs] for name, runs in comparison.runs.items()}, path)
-    lines = "Thin lines are seeds, thick ones their mean." if len(comparison.seeds) > 1 else "One seed."
-    return Picture(path, "Training curves", f"Validation NLL and accuracy during training. {lines}")
-
-
-def _reliability(comparison: Comparison, path: Path) -> Picture | None:
-    if not _finite(comparison):
-        return None
-    arrays = {name: [run.arrays for run in runs] for name, runs in comparison.runs.items()}
-    pooled = {
-        name: (np.concatenate([a["logits"] for a in each]), np.concatenate([a["labels"] for a in each]))
-        for name, each in arrays.items()
-    }
+    pooled = {}
+    for name, runs in comparison.runs.items():
+        arrays = [run.arrays for run in runs]
+        pooled[name] = (np.concatenate([a["logits"] for a in arrays]), np.concatenate([a["labels"] for a in arrays]))
     plot_reliability(pooled, path)
-    many = len(comparison.seeds) > 1
-    return Picture(
-        path,
-        "Reliability diagrams",
-        "How often predictions of some confidence are right. Bars above the diagonal: less sure than right; below: surer "
-        "than right."
-        + (" Predictions of all seeds together, whose calibration error is not the mean of those of the seeds." if many else ""),
-        narrow=len(pooled) == 1,
-    )  # fmt: skip
+    caption = (
+        "Accuracy of the predictions by confidence. Bars above the diagonal: underconfident; below: overconfident."
+    )
+    if len(comparison.seeds) > 1:
+        caption += " The predictions of all seeds are pooled; their calibration error is not the mean over seeds."
+    return Figure(path, "Reliability diagrams", caption, narrow=len(pooled) == 1)
 
 
-def _corruptions(comparison: Comparison, path: Path) -> Picture | None:
+def _corruptions(comparison: Comparison, path: Path) -> Figure | None:
     if not _all_have(comparison, lambda run: run.corruptions):
         return None
     curves = {name: [run.corruptions for run in runs] for name, runs in comparison.runs.items()}
     plot_corruptions(curves, path, severities=SEVERITIES)
-    return Picture(
-        path, "Accuracy against severity of corruptions",
-        "Accuracy on corrupted test images; severity 0 is the image as it is. The corruptions are those of "
-        "`mm_hf.evaluation.metrics.corrupt`, and not comparable with ImageNet-C's.",
-    )  # fmt: skip
+    return Figure(
+        path,
+        "Accuracy against severity of corruptions",
+        "Accuracy on corrupted test images; severity 0 is the original image. The corruptions are those of "
+        "mm_hf.evaluation.metrics.corrupt; the values are not comparable with ImageNet-C.",
+    )
 
 
-def _ood(comparison: Comparison, path: Path) -> Picture | None:
-    if not _all_have(comparison, lambda run: "ood_auroc" in run.metrics) or not _finite(comparison):
+def _ood(comparison: Comparison, path: Path) -> Figure | None:
+    if not _all_have(comparison, lambda run: "ood_auroc" in run.metrics) or not _all_finite(comparison):
         return None
-    arrays = _first(comparison)
+    arrays = _arrays_of_first_seed(comparison)
     plot_ood({name: (a["logits"], a["ood_logits"]) for name, a in arrays.items()}, path)
-    return Picture(
-        path, "Scores of known and unknown classes",
-        "The probability of the most probable class, for test examples of the known classes and for unknown ones."
-        + _seed_said(comparison),
+    return Figure(
+        path,
+        "Confidence on known and unknown classes",
+        f"Maximum softmax probability of test examples of known classes and of examples of unknown classes.{_seed(comparison)}",
         narrow=len(arrays) == 1,
-    )  # fmt: skip
+    )
 
 
-def _embeddings(comparison: Comparison, path: Path) -> Picture | None:
-    arrays = _first(comparison)
+def _embeddings(comparison: Comparison, path: Path) -> Figure | None:
+    arrays = _arrays_of_first_seed(comparison)
     if not all("features" in a and len(a["labels"]) >= 5 and a["features"].shape[1] > 1 for a in arrays.values()):
         return None
-    n = len(next(iter(arrays.values()))["labels"])
-    chosen = np.sort(np.random.default_rng(0).permutation(n)[:MAP_EXAMPLES])
-    names = comparison.class_names
+    examples = len(next(iter(arrays.values()))["labels"])
+    chosen = np.sort(np.random.default_rng(0).permutation(examples)[:EMBEDDED_EXAMPLES])
     plot_embeddings(
         {name: (a["features"][chosen], a["labels"][chosen]) for name, a in arrays.items()},
         path,
-        class_names=names,
+        class_names=comparison.class_names,
     )
-    some = f"{MAP_EXAMPLES:,} of the test examples" if n > MAP_EXAMPLES else "The test examples"
-    return Picture(
-        path, "Maps of the test examples",
-        f"{some} as the last layer sees them, by t-SNE: near points are alike; distances between far groups and their sizes "
-        "mean nothing." + _seed_said(comparison),
+    subset = f"{EMBEDDED_EXAMPLES:,} of the test examples" if examples > EMBEDDED_EXAMPLES else "Test examples"
+    return Figure(
+        path,
+        "Test examples in the embedding space",
+        f"{subset} in the embedding space (inputs of the last layer), projected by t-SNE. Neighbors are similar; distances "
+        f"between groups and the sizes of groups have no meaning.{_seed(comparison)}",
         narrow=len(arrays) == 1,
-    )  # fmt: skip
+    )
 
 
-def _plane(comparison: Comparison, path: Path) -> Picture | None:
+def _alignment_uniformity(comparison: Comparison, path: Path) -> Figure | None:
     if not _all_have(comparison, lambda run: "alignment" in run.metrics) or len(comparison.runs) < 2:
         return None
     plot_alignment_uniformity(
         {n: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in runs] for n, runs in comparison.runs.items()},
         path,
     )
-    return Picture(
-        path, "Plane of alignment and uniformity",
-        "Alignment: how close examples of a class are; uniformity: how evenly all fill the sphere. Small points are seeds.",
+    return Figure(
+        path,
+        "Alignment and uniformity",
+        "Alignment: mean squared distance between examples of the same class. Uniformity: how evenly all examples cover the "
+        "sphere. Lower is better for both. Small points: seeds.",
         narrow=True,
-    )  # fmt: skip
+    )
 
 
-def _cost(comparison: Comparison, path: Path) -> Picture | None:
+def _cost(comparison: Comparison, path: Path) -> Figure | None:
     if comparison.baseline is None or len(comparison.runs) < 2:
         return None
-    kinds = {"training time": ("train_seconds", "s"), "peak memory": ("peak_memory_mib", "MiB")}
     costs: dict[str, dict[str, list[float]]] = {}
-    for kind, (metric, _) in kinds.items():
+    # On a CPU, the growth of a small model's process is dominated by what the allocator happens to reuse.
+    least = {"train_seconds": 0.0, "peak_memory_mib": 0.0 if torch.cuda.is_available() else MIN_PEAK_MEMORY_MIB}
+    for metric, minimum in least.items():
         values = comparison.values(metric)
-        # A small model's memory is less than what the allocator takes and gives back by chance.
-        least = 0.0 if kind != "peak memory" or torch.cuda.is_available() else TELLING_MIB
-        if len(values) == len(comparison.runs) and values[comparison.baseline].mean() > least:
-            costs[kind] = {name: list(v) for name, v in values.items()}
+        if len(values) == len(comparison.runs) and values[comparison.baseline].mean() > minimum:
+            costs[METRICS[metric].title] = {name: list(v) for name, v in values.items()}
     if not costs:
         return None
-    plot_cost(costs, path, baseline=comparison.baseline, units={kind: unit for kind, (_, unit) in kinds.items()})
-    return Picture(
-        path, "Cost relative to the baseline",
-        f"{' and '.join(costs).capitalize()} of each method relative to {comparison.baseline}; points are seeds.",
+    units = {METRICS[metric].title: METRICS[metric].unit for metric in least}
+    plot_cost(costs, path, baseline=comparison.baseline, units=units)
+    return Figure(
+        path,
+        "Cost relative to the baseline",
+        f"{' and '.join(costs).capitalize()} of each method relative to {comparison.baseline}. Points: seeds.",
         narrow=len(costs) == 1,
-    )  # fmt: skip
+    )
 
 
-DRAWINGS: dict[str, Callable[[Comparison, Path], Picture | None]] = {
+def _training(comparison: Comparison, path: Path) -> Figure | None:
+    if not _all_have(comparison, lambda run: any("eval_nll" in entry for entry in run.history)):
+        return None
+    plot_validation({name: [run.history for run in runs] for name, runs in comparison.runs.items()}, path)
+    lines = "Thin lines: seeds; thick lines: their mean." if len(comparison.seeds) > 1 else "One seed."
+    return Figure(path, "Training curves", f"Validation NLL and accuracy during training. {lines}")
+
+
+def _all_have(comparison: Comparison, condition: Callable[[Run], Any]) -> bool:
+    return all(condition(run) for runs in comparison.runs.values() for run in runs)
+
+
+def _all_finite(comparison: Comparison) -> bool:
+    return _all_have(comparison, lambda run: np.isfinite(run.metrics["nll"]))
+
+
+def _arrays_of_first_seed(comparison: Comparison) -> dict[str, dict[str, np.ndarray]]:
+    return {name: runs[0].arrays for name, runs in comparison.runs.items()}
+
+
+def _seed(comparison: Comparison) -> str:
+    return f" Seed {comparison.seeds[0]}." if len(comparison.runs) > 1 or len(comparison.seeds) > 1 else ""
+
+
+_FIGURES: dict[str, Callable[[Comparison, Path], Figure | None]] = {
     "differences": _differences,
     "reliability": _reliability,
     "corruptions": _corruptions,
     "ood": _ood,
     "embeddings": _embeddings,
-    "alignment_uniformity": _plane,
+    "alignment_uniformity": _alignment_uniformity,
     "cost": _cost,
     "training": _training,
 }
