@@ -86,8 +86,8 @@ def _differences(comparison: Comparison, path: Path) -> Figure | None:
     return Figure(
         path,
         f"Differences from {comparison.baseline} with 95 % intervals",
-        f"Difference of each method from {comparison.baseline} with its 95 % interval. Filled markers: the interval excludes "
-        "zero. Differences of percentages are in percentage points.",
+        f"Difference of each method from {comparison.baseline} with its 95 % interval. Filled markers: the interval "
+        "excludes zero. Differences of percentages are in percentage points.",
     )
 
 
@@ -128,7 +128,8 @@ def _ood(comparison: Comparison, path: Path) -> Figure | None:
     return Figure(
         path,
         "Confidence on known and unknown classes",
-        f"Maximum softmax probability of test examples of known classes and of examples of unknown classes.{_seed(comparison)}",
+        "Maximum softmax probability of test examples of known classes and of examples of unknown classes."
+        + _seed(comparison),
         narrow=len(arrays) == 1,
     )
 
@@ -148,8 +149,8 @@ def _embeddings(comparison: Comparison, path: Path) -> Figure | None:
     return Figure(
         path,
         "Test examples in the embedding space",
-        f"{subset} in the embedding space (inputs of the last layer), projected by t-SNE. Neighbors are similar; distances "
-        f"between groups and the sizes of groups have no meaning.{_seed(comparison)}",
+        f"{subset} in the embedding space (inputs of the last layer), projected by t-SNE. Neighbors are similar; "
+        f"distances between groups and the sizes of groups have no meaning.{_seed(comparison)}",
         narrow=len(arrays) == 1,
     )
 
@@ -164,8 +165,8 @@ def _alignment_uniformity(comparison: Comparison, path: Path) -> Figure | None:
     return Figure(
         path,
         "Alignment and uniformity",
-        "Alignment: mean squared distance between examples of the same class. Uniformity: how evenly all examples cover the "
-        "sphere. Lower is better for both. Small points: seeds.",
+        "Alignment: mean squared distance between examples of the same class. Uniformity: how evenly the examples cover "
+        "the sphere. Lower is better for both. Small points: seeds.",
         narrow=True,
     )
 

@@ -23,7 +23,8 @@ def findings(comparison: Comparison) -> list[str]:
     sentences += [f"{name} was not trained: {error.splitlines()[0]}" for name, error in comparison.failed.items()]
     if len(comparison.runs) > 1 and len(comparison.seeds) == 1:
         sentences.append(
-            "With one seed, the intervals cover the choice of test examples, but not the variation between training runs."
+            "With one seed, the intervals cover the choice of test examples, but not the variation between "
+            "training runs."
         )
     return sentences
 

@@ -1,0 +1,158 @@
+"""Reports of synthetic runs: what they state, that both formats state the same, and that names are escaped."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from transformers import EvalPrediction
+
+from mm_hf import ERM, Mixup
+from mm_hf.comparison import Comparison, Run, write_report
+from mm_hf.comparison.report.findings import findings
+from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics.registry import METRICS, MetricInfo, register_metric
+
+LABELS = np.arange(60) % 3
+UNUSUAL = "<b>x</b> *y* | `z` [l](http://example.org) _m_ # &amp;"
+
+
+def run(directory, method, seed, right, **metrics):
+    """A run whose logits are right for the given share of the examples."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(60, 3))
+    chosen = generator.permutation(60)[: int(60 * right)]
+    logits[chosen, LABELS[chosen]] += 8
+    values = classification_metrics(EvalPrediction(logits, LABELS)) | metrics
+    directory = directory / f"{len(list(directory.iterdir()))}"
+    directory.mkdir()
+    made = Run(method, seed, values, {}, [], [], "", directory)
+    made.write({"logits": logits, "labels": LABELS})
+    return made
+
+
+def comparison_of(directory, shares, seeds=2, name="synthetic", **fields):
+    """Runs of methods that are right for given shares of the examples; the first method is the baseline."""
+    runs = {method: [run(directory, method, seed, right) for seed in range(seeds)] for method, right in shares.items()}
+    methods = {method: Mixup() if i else ERM() for i, method in enumerate(shares)}
+    baseline = next(iter(shares)) if len(shares) > 1 else None
+    return Comparison(name, methods, runs, baseline, replicates=200, **fields)
+
+
+def test_findings_state_significant_differences_only(tmp_path):
+    found = findings(comparison_of(tmp_path, {"erm": 0.5, "better": 0.95, "equal": 0.5}))
+    assert re.fullmatch(
+        r"better compared with erm: better accuracy \(\+[\d.]+ points\), NLL \(\u2212[\d.]+ nats\).*\.", found[0]
+    )
+    assert found[1] == "equal: no significant difference from erm."
+    assert len(found) == 2
+
+
+def test_findings_of_one_seed_name_their_limit(tmp_path):
+    found = findings(comparison_of(tmp_path, {"erm": 0.5, "worse": 0.1}, seeds=1, failed={"bad": "No place.\nMore."}))
+    assert "worse accuracy (\u2212" in found[0]
+    assert found[1] == "bad was not trained: No place."
+    assert "not the variation between training runs" in found[2]
+
+
+def test_findings_of_one_model_are_its_metrics(tmp_path):
+    (found,) = findings(comparison_of(tmp_path, {"erm": 1.0}, seeds=1))
+    assert re.fullmatch(
+        r"erm: accuracy 100\.00 %, NLL [\d.]+ nats, Brier score [\d.]+ and calibration error [\d.]+ %\.", found
+    )
+
+
+def test_metrics_that_are_not_finite_are_not_compared(tmp_path):
+    comparison = comparison_of(tmp_path, {"erm": 0.5, "diverged": 0.5})
+    for diverged in comparison.runs["diverged"]:
+        diverged.metrics["nll"] = float("nan")
+        diverged.write({"logits": np.full((60, 3), np.nan), "labels": LABELS})
+    assert findings(comparison) == [
+        "diverged: not compared, because some metrics are not finite (training may have diverged)."
+    ]
+    write_report(comparison, tmp_path / "report")
+
+
+class Page(HTMLParser):
+    """The text of a page, outside of its head, and the names of its elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.tags, self.open = [], set(), False
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.open = tag != "style" and (self.open or tag == "body")
+
+    def handle_data(self, data):
+        if self.open:
+            self.text.append(data)
+
+
+def words(text):
+    return re.findall(r"\S+", text)
+
+
+def markdown_text(path):
+    """The text of a Markdown file, and the types of its inline elements."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text())
+    text, kinds = [], set()
+    for token in tokens:
+        children = token.children or []
+        kinds |= {child.type for child in children if child.type != "image"}
+        text.append("".join(child.content for child in children if child.type != "image"))
+        if token.type == "fence":
+            text.append(token.content)
+    return " ".join(text), kinds
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report in which every name that comes from the user has special characters."""
+    directory = tmp_path_factory.mktemp("report")
+    (directory / "runs").mkdir()
+    settings = {"task": {"name": UNUSUAL, "data": UNUSUAL}, "methods": {}}
+    comparison = comparison_of(
+        directory / "runs",
+        {UNUSUAL: 0.5, f"2. {UNUSUAL}": 0.9},
+        name=UNUSUAL,
+        settings=settings,
+        failed={f"- {UNUSUAL}": UNUSUAL},
+        class_names=[UNUSUAL] * 3,
+    )
+    comparison.runs[UNUSUAL][0].notes.append(UNUSUAL)
+    write_report(comparison, directory)
+    return directory
+
+
+def test_names_are_escaped_in_both_formats(report):
+    page = Page()
+    page.feed((report / "report.html").read_text())
+    assert "b" not in page.tags and "a" not in page.tags and "em" not in page.tags
+    markdown, kinds = markdown_text(report / "report.md")
+    assert kinds <= {"text", "text_special", "em_open", "em_close", "code_inline", "strong_open", "strong_close"}
+    for text in ("".join(page.text), markdown):
+        assert f"Mixing methods on {UNUSUAL}" in text
+        assert f"2. {UNUSUAL} compared with {UNUSUAL}: better" in text
+        assert f"- {UNUSUAL} was not trained: {UNUSUAL}" in text
+        assert f"Difference of each method from {UNUSUAL} with its" in text
+
+
+def test_both_formats_have_the_same_text(report):
+    page = Page()
+    page.feed((report / "report.html").read_text())
+    html = " ".join(page.text).replace("green (better) or red (worse)", "bold")
+    markdown, _ = markdown_text(report / "report.md")
+    assert sorted(words(html)) == sorted(words(markdown))
+
+
+def test_a_registered_metric_appears_in_the_report(tmp_path):
+    register_metric(MetricInfo("fifty", "share of fifty", "%", 100, 1, "higher", compute=lambda logits, labels: 0.5))
+    try:
+        (tmp_path / "runs").mkdir()
+        write_report(comparison_of(tmp_path / "runs", {"erm": 0.5}, seeds=1), tmp_path)
+    finally:
+        del METRICS["fifty"]
+    assert "Share of fifty (%)\u00a0↑ |" in (tmp_path / "report.md").read_text()
+    assert re.search(r"^\| erm \| .* 50\.0 \|$", (tmp_path / "report.md").read_text(), flags=re.MULTILINE)
