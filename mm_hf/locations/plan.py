@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .pools import pool_tokens
+from .registry import registered
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -40,9 +41,9 @@ class Plan:
         layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid"
             (b, h, w, d).
         pool: The tokens that the head reads (see `mm_hf.locations.pools`); "every" for a model that labels every
-            location; "registered" for a model with a registration, see [`register`].
+            location; "registered" for a head of a registered mechanism, see [`register`].
         chain: Modules, activations and constant scales from one token to its logits, in order; "a+b" is the mean of two
-            heads.
+            heads. For a registered mechanism, its name.
         prefix: Number of tokens at the front that are not locations (CLS, distillation and register tokens).
         text: True if the tokens are those of `input_ids`: padding and special tokens are not locations.
         special_ids: Ids of the special tokens.
@@ -89,7 +90,7 @@ class Plan:
         if self.attention is not None:
             queries = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
             attention = f"{self.attention!r} ({self.attention_base}); {queries.get(str(self.query), 'query: token 0')}"
-        head = "as registered" if self.pool == REGISTERED else " -> ".join(self.chain)
+        head = f"registered as {self.chain[0]!r}" if self.pool == REGISTERED else " -> ".join(self.chain)
         return "\n".join(
             [
                 f"{self.model_class}:",
@@ -125,9 +126,7 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
         Logits (b, r, c).
     """
     if plan.pool == REGISTERED:
-        from .registry import registered
-
-        return registered(plan.model_class).score(model, tokens)
+        return registered(plan.chain[0]).score(model, tokens)
     b, r, d = tokens.shape
     with _running_statistics(model, plan):
         return _run_chain(model, plan.chain, _as_argument(tokens.reshape(b * r, d), plan)).reshape(b, r, -1)
@@ -136,9 +135,7 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
 def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Compute the logits (b, c) of tokens (b, n, d) by the plan; a correct plan reproduces the model's logits."""
     if plan.pool == REGISTERED:
-        from .registry import registered
-
-        return registered(plan.model_class).pooled(model, tokens)
+        return registered(plan.chain[0]).pooled(model, tokens)
     pools = plan.pool.split("+")
     logits = []
     for i, pool in enumerate(pools):

@@ -6,7 +6,7 @@ on, as their gradient shows. No architecture is named.
 
     probe
       record, check_head                   one forward; the head ends in a linear layer
-      _candidates                          plans without a pool, or with the pools that reproduce a recorded vector
+      _candidates                          registered mechanisms, then plans traced back from the logits
         _trace_back <-> _trace_call        from a vector to the calls that return it, and from a call to its argument
       _with_pools                          each pool that reads the tokens with a gradient
       _plan_error                          the plan's logits against the model's
@@ -31,7 +31,7 @@ from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens
 from .pools import MASKS, pool_rows, pool_tokens
 from .probe_inputs import pad_id
 from .recording import Call, Recording, is_vector, record
-from .registry import is_registered, registered
+from .registry import is_registered, registrations
 from .tolerance import is_close, relative_error, within_rounding
 
 PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
@@ -45,7 +45,7 @@ REGISTER_HELP = """To support it, register its tokens and two functions (see mm_
         ...
     def pooled(model, tokens):  # all tokens -> the model's own logits
         ...
-    locations.register({name!r}, source="name of the module", score=score, pooled=pooled)"""
+    locations.register("my head", source="name of the module", score=score, pooled=pooled)"""
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None) -> Plan:
@@ -90,7 +90,7 @@ def _describe_failure(name: str, rejected: list[tuple[float, Plan]]) -> str:
         f"{name} gives no per-location logits.\n"
         "A head that scores every token, a head or pooler that takes the sequence, a pooled vector and two averaged "
         f"heads were tried: {len(rejected)} candidates in all. {nearest}\n"
-        f"MultiMix() needs the logits only and works with this model. {REGISTER_HELP.format(name=name)}"
+        f"MultiMix() needs the logits only and works with this model. {REGISTER_HELP}"
     )
 
 
@@ -108,13 +108,19 @@ def _verify(recording: Recording, plan: Plan) -> Plan:
             f"The plan does not fit {name}: it has, or calls, no module {plan.source!r} with such an "
             f"{plan.side}.\n{plan}"
         )
+    candidate: Plan | None
+    if plan.pool == REGISTERED and not is_registered(*plan.chain):
+        raise LocationError(
+            f"The plan of {name} uses a mechanism that is not registered in this process: call "
+            f"mm_hf.locations.register({plan.chain[0]!r}, ...) first.\n{plan}"
+        )
     if plan.pool in (EVERY, REGISTERED):
-        candidate = next(_candidates(recording))
+        candidate = next((c for c in _candidates(recording) if (c.pool, c.chain) == (plan.pool, plan.chain)), None)
     else:
         candidate = replace(
             plan, attention=None, attention_base=None, query=None, prefix=_prefix_length(recording.model)
         )
-    pooled, tokens = next(_with_pools(recording, candidate), (None, None))
+    pooled, tokens = next(_with_pools(recording, candidate), (None, None)) if candidate else (None, None)
     if pooled is None or tokens is None:
         raise LocationError(
             f"The plan does not fit {name}: the tokens that its logits depend on are not those of the pool "
@@ -138,21 +144,27 @@ def _verify(recording: Recording, plan: Plan) -> Plan:
 def _candidates(recording: Recording) -> Iterator[Plan]:
     """Yield plans that may explain the logits, with the outermost modules first; `pool` is "" if it is still open."""
     model = recording.model
-    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__  # type: ignore[operator]
     empty = Plan(type(model).__name__, "", "", None, "", "", (), prefix=_prefix_length(model))
-    if is_registered(name):
-        known = registered(name)
-        yield replace(
-            empty, model_class=name, source=known.source, side=known.side, key=known.key, layout=known.layout,
-            pool=REGISTERED, prefix=known.prefix, query=known.query,
-        )  # fmt: skip
-        return
+    yield from _registered_candidates(recording, empty)
     if recording.logits.ndim > 2:
         yield _every_location(recording, empty)
         return
     yield from _trace_back(recording, empty, recording.logits, math.inf, (), 0)
     for a, b in averaged_heads(recording):
         yield from _two_heads(recording, empty, a, b)
+
+
+def _registered_candidates(recording: Recording, empty: Plan) -> Iterator[Plan]:
+    """Yield plans of the registered mechanisms whose source the model has."""
+    for known in registrations():
+        for name in dict.fromkeys(call.name for call in recording.calls):
+            plan = replace(
+                empty, source=name, side=known.side, key=known.key, layout=known.layout, pool=REGISTERED,
+                chain=(known.name,), prefix=known.prefix, query=known.query,
+            )  # fmt: skip
+            tokens = _source(recording, plan) if f".{name}".endswith(f".{known.source}") else None
+            if tokens is not None and known.layout in LAYOUTS.get(tokens.ndim, ()):
+                yield plan
 
 
 def _every_location(recording: Recording, empty: Plan) -> Plan:

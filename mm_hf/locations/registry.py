@@ -1,4 +1,4 @@
-"""Register heads that the probe cannot find."""
+"""Register mechanisms of heads that the probe cannot find."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Registration:
-    """Description of a model class by its user: see [`register`]."""
+    """A mechanism by which heads compute logits from tokens: see [`register`]."""
 
+    name: str
     source: str
     side: str
     key: str | int | None
@@ -26,7 +27,7 @@ _registered: dict[str, Registration] = {}
 
 
 def register(
-    model_class: str,
+    name: str,
     *,
     source: str,
     score: Callable[[nn.Module, Tensor], Tensor],
@@ -37,14 +38,18 @@ def register(
     prefix: int = 0,
     query: int | str | None = "mean",
 ) -> None:
-    """Register how a class of models computes logits at its locations. Each probe verifies it.
+    """Register a mechanism by which a head computes logits from tokens.
+
+    A probe tries the registered mechanisms first, on every model that has the source. It uses one if `pooled`
+    reproduces the model's logits, and otherwise continues with the others and with the heads that it finds by itself.
 
     Args:
-        model_class: Name of the class, as `type(model).__name__`.
-        source: Name of the module whose input or output are the tokens.
+        name: Name of the mechanism, which is saved in the plan. An earlier registration with this name is replaced.
+        source: Name of the module whose input or output are the tokens, or the end of its name, such as
+            "backbone.norm".
         score: Function of the model and tokens (b, r, d) that returns the logits (b, r, c) of each token by itself.
         pooled: Function of the model and all tokens (b, n, d) that returns the model's own logits (b, c), which
-            verifies that the head reads these tokens. A probe raises a `LocationError` if it does not.
+            verifies that the head reads these tokens.
         side: "output" or "input" of the source.
         key: Field or index of the output, if the source returns several.
         layout: Dimensions of the source: "sequence" (b, n, d), "channels" (b, d, n), "map" (b, d, h, w) or "grid"
@@ -60,21 +65,25 @@ def register(
         ...     return model.classifier(model.pooler(tokens.reshape(b * r, 1, d))).view(b, r, -1)
         >>> def pooled(model, tokens):  # the model's head on all tokens
         ...     return model.classifier(model.pooler(tokens))
-        >>> name = "VJEPA2ForVideoClassification"
-        >>> register(name, source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
+        >>> register("attention pooler", source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
     """
-    _registered[model_class] = Registration(source, side, key, layout, score, pooled, prefix, query)
+    _registered[name] = Registration(name, source, side, key, layout, score, pooled, prefix, query)
 
 
-def registered(model_class: str) -> Registration:
-    """Return the registration of a class.
+def registered(name: str) -> Registration:
+    """Return the registration of a mechanism.
 
     Raises:
-        KeyError: The class has none.
+        KeyError: There is none with this name.
     """
-    return _registered[model_class]
+    return _registered[name]
 
 
-def is_registered(model_class: str) -> bool:
-    """Return True if a class has a registration."""
-    return model_class in _registered
+def is_registered(name: str) -> bool:
+    """Return True if a mechanism with this name is registered."""
+    return name in _registered
+
+
+def registrations() -> tuple[Registration, ...]:
+    """Return all registered mechanisms, the latest first."""
+    return tuple(reversed(_registered.values()))

@@ -1,5 +1,7 @@
 """Every classification class of Transformers passes the checks of `make model-table`."""
 
+import importlib
+
 import pytest
 import supported_models
 import transformers
@@ -18,6 +20,11 @@ MULTIMIX_ONLY = {
 NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # Its logits are two columns of a language model's logits.
 # With padding, Falcon's eager attention differs from its default attention.
 OTHER_EAGER = {"FalconForSequenceClassification"}
+
+
+@pytest.fixture(autouse=True)
+def empty_registry(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("mm_hf.locations.registry"), "_registered", {})
 
 
 pytestmark = pytest.mark.zoo

@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from mm_hf import DenseMultiMix, LocationError, MultiMix, MultiMixTrainer, Plan, extract, probe, wrap_model
-from mm_hf.locations import register as register_function
+from mm_hf.locations import register
 from mm_hf.training.hub import load_plan
 from tests.helpers import models, zoo
 
-register_module = importlib.import_module("mm_hf.locations.registry")
+registry = importlib.import_module("mm_hf.locations.registry")
 DENSE = DenseMultiMix(num_mixed=5)
 
 
@@ -191,14 +191,11 @@ def test_plan_of_a_checkpoint_is_saved_and_verified(tmp_path):
 
 
 @pytest.fixture
-def clean_registry():
-    saved = dict(register_module._registered)
-    yield
-    register_module._registered.clear()
-    register_module._registered.update(saved)
+def empty_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
 
 
-def test_docstring_example_registers_v_jepa_2(clean_registry):
+def test_docstring_example_registers_v_jepa_2(empty_registry):
     name = "VJEPA2ForVideoClassification"
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
@@ -206,10 +203,10 @@ def test_docstring_example_registers_v_jepa_2(clean_registry):
         LocationError, match=r"(?s)nearest one misses.*MultiMix\(\) needs the logits only.*locations.register"
     ):
         probe(model, inputs)
-    results = doctest.run_docstring_examples(register_function, vars(register_module).copy(), name="register")
-    assert results is None and register_module.is_registered(name)
+    doctest.run_docstring_examples(register, vars(registry).copy(), name="register")
     plan = probe(model, inputs)
-    assert plan.pool == "registered" and Plan.from_dict(plan.to_dict()) == plan
+    assert (plan.pool, plan.chain) == ("registered", ("attention pooler",))
+    assert Plan.from_dict(plan.to_dict()) == plan and "registered as 'attention pooler'" in str(plan)
     output = extract(model, attention="uniform", **inputs)
     assert output.token_logits.shape == (len(output.logits), output.mask.shape[1], 5)
     one = model.vjepa2(**inputs).last_hidden_state[:, 3:4]
@@ -220,13 +217,62 @@ def test_docstring_example_registers_v_jepa_2(clean_registry):
     assert model.classifier.weight.grad.any()
 
 
-def test_wrong_registration_is_rejected(clean_registry):
+class MaxPooled(transformers.ViTForImageClassification):
+    """A ViT whose head reads the maximum of each feature, so that no token gives its logits."""
+
+    def forward(self, pixel_values, labels=None, **kwargs):
+        logits = self.classifier(self.vit(pixel_values).last_hidden_state.amax(dim=1))
+        return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
+
+
+def register_max_pooling():
+    register(
+        "max pooling",
+        source="vit.layernorm",
+        score=lambda model, tokens: model.classifier(tokens),
+        pooled=lambda model, tokens: model.classifier(tokens.amax(dim=1)),
+        prefix=1,
+    )
+
+
+def test_registered_mechanism_is_used_where_it_reproduces_the_logits(empty_registry):
+    register_max_pooling()
+    inputs = models.batch("vit")
+    for cls in (MaxPooled, type("AnotherMaxPooled", (MaxPooled,), {})):
+        model = cls(models.build("vit").config).eval()
+        plan = probe(model, inputs)
+        assert (plan.model_class, plan.pool, plan.chain) == (cls.__name__, "registered", ("max pooling",))
+        output = extract(model, attention="uniform", **inputs)
+        tokens = model.vit(**inputs).last_hidden_state
+        torch.testing.assert_close(output.token_logits, model.classifier(tokens[:, 1:]))
+    # A plain ViT has the source, too, but another head.
+    assert probe(models.build("vit"), inputs).pool == "token[0]"
+
+
+def test_registered_source_is_found_inside_of_an_adapter(empty_registry):
+    peft = pytest.importorskip("peft")
+    register_max_pooling()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    model = peft.get_peft_model(MaxPooled(models.build("vit").config), config)
+    assert probe(model, models.batch("vit")).source == "base_model.model.vit.layernorm"
+
+
+def test_plan_of_an_unregistered_mechanism_is_rejected(empty_registry, monkeypatch):
+    register_max_pooling()
+    model, inputs = MaxPooled(models.build("vit").config), models.batch("vit")
+    plan = probe(model, inputs)
+    assert probe(model, inputs, plan=plan) == plan
+    monkeypatch.setattr(registry, "_registered", {})
+    assert_rejected(model, inputs, plan, "not registered in this process: call mm_hf.locations.register")
+
+
+def test_wrong_registration_is_rejected(empty_registry):
     name = "VJEPA2ForVideoClassification"
     model = zoo.build(name)
     score = lambda model, tokens: model.classifier(tokens)  # noqa: E731
     pooled = lambda model, tokens: model.classifier(tokens.mean(dim=1))  # noqa: E731
-    register_function(name, source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
-    with pytest.raises(LocationError, match="nearest one misses"):
+    register("mean", source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
+    with pytest.raises(LocationError, match=r"(?s)5 candidates.*nearest one misses"):
         probe(model, zoo.batch(name, model))
 
 

@@ -202,7 +202,7 @@ def test_the_page_on_models_does_what_it_says(tmp_path, monkeypatch):
     taught = importlib.import_module("mm_hf.locations.registry")
     monkeypatch.setattr(taught, "_registered", {})
     assert len(list(run_page("your_model.md", tmp_path, monkeypatch))) == 4
-    assert taught.is_registered("VJEPA2ForVideoClassification")
+    assert taught.is_registered("attention pooler")
 
 
 def test_the_methods_page_computes(tmp_path, monkeypatch):
