@@ -77,7 +77,7 @@ def build_task(
             "to train from scratch."
         )
     splits = load_splits(data, cache_dir=model.cache_dir, token=model.token)
-    make = _task_of_images if splits.kind == "image" else _task_of_texts
+    make = _image_task if splits.kind == "image" else _text_task
     if trained:
         config = CLASSES[splits.kind].from_pretrained(str(model.model_name_or_path), **model.hub).config
         splits = align(splits, dict(config.label2id))
@@ -106,7 +106,7 @@ def build_task(
     return task
 
 
-def _task_of_images(
+def _image_task(
     splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
 ) -> Task:
     make = model_factory(
@@ -134,7 +134,7 @@ def _task_of_images(
     )  # fmt: skip
 
 
-def _task_of_texts(
+def _text_task(
     splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
 ) -> Task:
     tokens = tokenizer(model.tokenizer_name or model.model_name_or_path, **model.hub)

@@ -78,7 +78,7 @@ def test_reliability(tmp_path, methods):
         np.testing.assert_allclose([b.get_y() + b.get_height() for b in gaps], bins.confidence[filled])
         np.testing.assert_allclose([b.get_height() for b in bottom.containers[0]], 100 * bins.share)
         error = calibration_error(logits, labels, 10)
-        assert top.get_title() == f"{name}\ncalibration error {100 * error:.1f} %"
+        assert top.get_title() == f"{name}\ncalibration error {100 * error:.2f} %"
         assert bottom.get_xlabel() == "confidence"
     assert figure.axes[0].get_ylabel() == "accuracy" and "(%)" in figure.axes[1].get_ylabel()
 
@@ -359,7 +359,7 @@ def test_history(tmp_path):
         "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
         "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
     }
-    assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
+    assert list(right.lines[0].get_ydata()) == [50, 75] and right.get_ylabel() == "evaluation accuracy (%)"
     # Without evaluations there is one panel.
     check_layout(plot_history([{"step": s, "loss": 1.0} for s in (1, 2)], tmp_path / "y.png"), tmp_path / "y.png", 1)
     with pytest.raises(ValueError, match="at least two entries"):

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from ..metrics.classification import NUM_BINS, calibration_error, reliability
 from ..metrics.ood import SCORES, auroc, fpr95, threshold95
+from ..metrics.registry import METRICS
 from .style import COLUMN, KNOWN, OTHER, WIDTH, check_not_empty, legend_below, panel_grid, panel_layout, saved_figure
 
 SCORE_NAMES = {"max_softmax": "maximum softmax probability", "energy": "negative energy (nats)"}
@@ -67,8 +68,8 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
                 facecolor="none", edgecolor=OTHER, hatch="//////", linewidth=0.7,
             )  # fmt: skip
             top.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
-            error = calibration_error(logits, labels, num_bins)
-            top.set_title(f"{name}\ncalibration error {100 * error:.1f} %")
+            info = METRICS["calibration_error"]
+            top.set_title(f"{name}\n{info.title} {info.with_unit(calibration_error(logits, labels, num_bins))}")
             top.set_xlim(0, 1)
             top.set_ylim(0, 1)
             top.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
