@@ -69,9 +69,9 @@ def test_the_number_that_the_clock_decided_is_kept(tmp_path):
     ("options", "message"),
     [
         ({"checkpointing_steps": "often"}, "must be a number of optimizer steps or 'epoch', but is 'often'"),
-        ({"resume_from_checkpoint": "elsewhere/step_3"}, "that --checkpointing_steps wrote, got elsewhere/step_3"),
-        ({"resume": 3, "per_device_train_batch_size": 8}, "per_device_train_batch_size=16, and now it is 8"),
-        ({"resume": 3, "num_mixed": 60}, "was trained with DenseMultiMix.num_mixed=50.* and now it is .*num_mixed=60"),
+        ({"resume_from_checkpoint": "elsewhere/step_3"}, "written with --checkpointing_steps, but is elsewhere/step_3"),
+        ({"resume": 3, "per_device_train_batch_size": 8}, "per_device_train_batch_size=16, but it is now 8"),
+        ({"resume": 3, "num_mixed": 60}, "was trained with DenseMultiMix.num_mixed=50.* but the options give .*num_mixed=60"),
     ],
 )
 def test_mistakes_are_told_before_training(uninterrupted, tmp_path, options, message):

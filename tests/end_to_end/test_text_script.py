@@ -286,7 +286,7 @@ def test_the_locations_of_a_decoder_are_its_words(docs, model_type):
     overrides = TINY if model_type == "llama" else "n_embd=32,n_layer=2,n_head=2"
     model_args = text.ModelArguments(model_type=model_type, tokenizer_name="minilm", config_overrides=overrides)
     torch.manual_seed(0)
-    model, tokenizer = text.load_model(model_args, ["a", "b", "c"], text.SINGLE)
+    model, tokenizer = text.load_model(model_args, ["a", "b", "c"], text.SINGLE_LABEL)
     model.eval()
     sentences = list(docs["test"]["sentence2"][:5])
     logits = {}
@@ -323,7 +323,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(monkeypatch):
         AutoConfig.for_model("llama", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     ))  # fmt: skip
     model_args = text.ModelArguments(model_type="llama", tokenizer_name="another")
-    model, _ = text.load_model(model_args, ["a", "b"], text.SINGLE)
+    model, _ = text.load_model(model_args, ["a", "b"], text.SINGLE_LABEL)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")
 
 
