@@ -77,7 +77,7 @@ def build_task(
             "to train from scratch."
         )
     splits = load_splits(data, cache_dir=model.cache_dir, token=model.token)
-    make = _image_task if splits.kind == "image" else _text_task
+    make = _task_of_images if splits.kind == "image" else _task_of_texts
     if trained:
         config = CLASSES[splits.kind].from_pretrained(str(model.model_name_or_path), **model.hub).config
         splits = align(splits, dict(config.label2id))
@@ -106,7 +106,7 @@ def build_task(
     return task
 
 
-def _image_task(
+def _task_of_images(
     splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
 ) -> Task:
     make = model_factory(
@@ -134,7 +134,7 @@ def _image_task(
     )  # fmt: skip
 
 
-def _text_task(
+def _task_of_texts(
     splits: Splits, data: DataOptions, model: ModelOptions, common: dict[str, Any], trained: bool
 ) -> Task:
     tokens = tokenizer(model.tokenizer_name or model.model_name_or_path, **model.hub)

@@ -359,7 +359,7 @@ def test_history(tmp_path):
         "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
         "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
     }
-    assert list(right.lines[0].get_ydata()) == [50, 75] and right.get_ylabel() == "evaluation accuracy (%)"
+    assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
     # Without evaluations there is one panel.
     check_layout(plot_history([{"step": s, "loss": 1.0} for s in (1, 2)], tmp_path / "y.png"), tmp_path / "y.png", 1)
     with pytest.raises(ValueError, match="at least two entries"):

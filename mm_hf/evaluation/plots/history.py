@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..metrics.registry import METRICS
 from .style import COLORS, history_curve, legend_below, panel_grid, saved_figure
 
 LABELS = {
@@ -18,12 +17,12 @@ LABELS = {
     "loss_dense": "training: mixed locations",
     "loss_mixup": "training: mixed inputs",
 }
+# The first of these that was evaluated is plotted beside the loss.
+SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
 
 
 def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
     """Plot the training and evaluation losses, the loss terms, and one evaluation metric against training steps.
-
-    The metric is the first one in [`~mm_hf.evaluation.metrics.METRICS`] that was evaluated at least twice.
 
     Args:
         history: `trainer.state.log_history`.
@@ -41,23 +40,21 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     figure = plot_history(history, f"{directory}/training.png")
         >>> [axes.get_ylabel() for axes in figure.axes]
-        ['loss', 'evaluation accuracy (%)']
+        ['loss', 'accuracy, evaluation set']
     """
     curves = {name: history_curve(history, name) for name in _losses(history)}
     if len(curves["loss"][0]) < 2:
         raise ValueError("history must have at least two entries with a loss to plot a curve.")
-    evaluated = (info for info in METRICS.values() if len(history_curve(history, f"eval_{info.name}")[0]) > 1)
-    metric = next(evaluated, None)
+    score = next((name for name in SCORES if len(history_curve(history, f"eval_{name}")[0]) > 1), None)
     with saved_figure(path) as figures:
-        figure, cells = panel_grid(2 if metric else 1, 2.4)
+        figure, cells = panel_grid(2 if score else 1, 2.4)
         figures.append(figure)
         for (name, curve), color in zip(curves.items(), COLORS, strict=False):
             cells[0].plot(*curve, color=color, linewidth=1.2, label=LABELS.get(name, name))
         cells[0].set_ylabel("loss")
-        if metric:
-            steps, values = history_curve(history, f"eval_{metric.name}")
-            cells[1].plot(steps, [metric.scale * value for value in values], color=COLORS[2], linewidth=1.2)
-            cells[1].set_ylabel(f"evaluation {metric.label}")
+        if score:
+            cells[1].plot(*history_curve(history, f"eval_{score}"), color=COLORS[2], linewidth=1.2)
+            cells[1].set_ylabel(f"{score.replace('_', ' ')}, evaluation set")
         for cell in cells:
             cell.set_xlabel("training step")
             cell.grid(True)
