@@ -71,7 +71,10 @@ def test_the_number_that_the_clock_decided_is_kept(tmp_path):
         ({"checkpointing_steps": "often"}, "must be a number of optimizer steps or 'epoch', but is 'often'"),
         ({"resume_from_checkpoint": "elsewhere/step_3"}, "written with --checkpointing_steps, but is elsewhere/step_3"),
         ({"resume": 3, "per_device_train_batch_size": 8}, "per_device_train_batch_size=16, but it is now 8"),
-        ({"resume": 3, "num_mixed": 60}, "was trained with DenseMultiMix.num_mixed=50.* but the options give .*num_mixed=60"),
+        (
+            {"resume": 3, "num_mixed": 60},
+            "was trained with DenseMultiMix.num_mixed=50.* but the options give .*num_mixed=60",
+        ),
     ],
 )
 def test_mistakes_are_told_before_training(uninterrupted, tmp_path, options, message):
