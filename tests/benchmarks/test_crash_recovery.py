@@ -3,11 +3,13 @@
 import signal
 
 import crash_recovery
+import pytest
 
 from mm_hf.training.checkpoints import find_checkpoint_error
 from tests.helpers import launch
 
 
+@pytest.mark.distributed
 def test_a_training_killed_between_and_within_checkpoints_ends_with_the_same_weights(tmp_path):
     _, reference = crash_recovery.finish(tmp_path / "uninterrupted", 1)
     directory = tmp_path / "killed"
@@ -21,6 +23,7 @@ def test_a_training_killed_between_and_within_checkpoints_ends_with_the_same_wei
     assert f"Passing over the checkpoint {directory / newest}: {flaw}" in (directory / "log.txt").read_text()
 
 
+@pytest.mark.distributed
 def test_one_of_two_processes_is_killed_while_it_writes(tmp_path):
     """The other one waits for it: the job has to end by itself, and both have to go on from the same checkpoint."""
     codes, reference = crash_recovery.finish(tmp_path / "uninterrupted", 2)

@@ -1,9 +1,9 @@
 """Comparisons from end to end, through the command: what it writes, stopped and gone on with, and one model alone."""
 
+import contextlib
+import io
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,13 +18,13 @@ from tests.helpers.commands import COSTS, OPTIONS, read_results
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A comparison made by the command, in a process of its own."""
+    """Compare two methods with the command, and return its directory and its output."""
     directory = tmp_path_factory.mktemp("compared")
-    command = [sys.executable, "-m", "mm_hf", "compare", *OPTIONS, "--ood_classes", "8", "9", "--seeds", "2"]
+    command = ["compare", *OPTIONS, "--ood_classes", "8", "9", "--seeds", "2"]
     command += ["--methods", "erm", "few=dense_multimix:num_mixed=20,attention=gap", "--output_dir", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return directory, done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert main(command) == 0
+    return directory, output.getvalue()
 
 
 def test_the_command_compares_methods(compared):

@@ -1,17 +1,19 @@
-"""The configurations of `examples/accelerate_configs`: all as Accelerate reads them, and those that a CPU can carry out, run."""
+"""The configurations of `examples/accelerate_configs`: read by Accelerate, and run where a CPU suffices."""
 
-import socket
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+from tests.helpers import launch
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 SCRIPT = """
-import os, sys
-sys.path[:0] = os.environ["TEST_PATH"].split(":")
+import sys
 from tests.helpers import loop
 loop.run(sys.argv[1], num_train_epochs=1, mixing="multimix")
 """
@@ -26,72 +28,75 @@ READ = {
 }
 
 
-def test_every_configuration_is_read_as_it_is_meant():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == READ.keys()
-    for name, expected in READ.items():
-        options = launch_command_parser().parse_args(["--config_file", str(CONFIGS / f"{name}.yaml"), "script.py"])
-        options, _, _ = _validate_launch_command(options)
-        found = {key: getattr(options, key) for key in expected}
-        assert {k: str(v).lower() for k, v in found.items()} == {k: str(v).lower() for k, v in expected.items()}, name
-        assert options.mixed_precision == ("no" if name == "cpu" else "bf16")
-
-
-def start(tmp_path, config, *options, environment=None):
-    """`accelerate launch` of the loop without Trainer; the environment is what a user would have set."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    command += [*map(str, options), str(script), str(tmp_path / "out")]
-    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "TEST_PATH": ":".join(sys.path)}
-    fixed["HOME"] = str(tmp_path)
-    return subprocess.Popen(
-        command, env={**fixed, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def finished(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def test_cpu(tmp_path):
-    code, output = finished(start(tmp_path, "cpu"))
-    assert code == 0 and "100 examples, 1 processes" in output, output[-3000:]
-
-
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
-def test_multi_gpu_on_two_cpu_processes(tmp_path):
-    options = ("--num_processes", 2, "--mixed_precision", "no", "--main_process_port", free_port())
-    code, output = finished(start(tmp_path, "multi_gpu", *options, environment=ON_CPU))
-    assert code == 0 and "100 examples, 2 processes" in output, output[-3000:]
+def parse(config, *options):
+    """Read a configuration as `accelerate launch` does."""
+    given = ["--config_file", str(CONFIGS / f"{config}.yaml"), *map(str, options), "script.py"]
+    return _validate_launch_command(launch_command_parser().parse_args(given))[0]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_configuration_is_read_as_intended(name):
+    options = parse(name)
+    found = {key: str(getattr(options, key)).lower() for key in READ[name]}
+    assert found == {key: str(value).lower() for key, value in READ[name].items()}
+    assert options.mixed_precision == ("no" if name == "cpu" else "bf16")
+
+
+def test_there_is_an_expectation_for_every_configuration():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == READ.keys()
+
+
+def run(tmp_path, processes, environment):
+    """Run the script on all ranks, in the environment that `accelerate launch` makes for them."""
+    changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    return launch.run_ranks(tmp_path, SCRIPT, processes, [tmp_path / "out"], environment=changed)
+
+
+def test_cpu_configuration_trains(tmp_path):
+    _, environment = prepare_simple_launcher_cmd_env(parse("cpu"))
+    (code,), (output,) = run(tmp_path, 1, environment)
+    assert code == 0 and "100 examples, 1 processes" in output, output[-3000:]
+
+
+def test_multi_gpu_configuration_trains_on_two_cpu_processes(tmp_path):
+    options = parse("multi_gpu", "--num_processes", 2, "--mixed_precision", "no")
+    codes, outputs = run(tmp_path, 2, {**prepare_multi_gpu_env(options), **ON_CPU})
+    assert codes == [0, 0] and "100 examples, 2 processes" in outputs[0], outputs[0][-3000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_multi_node_on_two_machines_that_are_one(tmp_path):
-    options = ("--num_processes", 2, "--mixed_precision", "no", "--main_process_ip", "127.0.0.1")
-    options += ("--main_process_port", free_port(), "--machine_rank")
-    machines = [start(tmp_path, "multi_node", *options, rank, environment=ON_CPU) for rank in range(2)]
-    for rank, (code, output) in enumerate(map(finished, machines)):
-        assert code == 0, output[-3000:]
-        assert ("100 examples, 2 processes" in output) == (rank == 0)  # the first process tells
+def test_accelerate_launch_trains_on_two_machines(tmp_path):
+    """The command itself, started twice on this machine."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "multi_node.yaml")]
+    command += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_ip", "127.0.0.1"]
+    command += ["--main_process_port", str(launch.free_port())]
+    environment = {**os.environ, **ON_CPU, "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)}
+    machines = [
+        subprocess.Popen(
+            [*command, "--machine_rank", str(rank), str(script), str(tmp_path / "out")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank, machine in enumerate(machines):
+        output, _ = machine.communicate(timeout=300)
+        assert machine.returncode == 0, output[-3000:]
+        assert ("100 examples, 2 processes" in output) == (rank == 0)  # only the first rank reports
 
 
 @pytest.mark.parametrize(
     ("config", "environment", "message"),
     [
-        ("multi_gpu", {}, "2 processes were started, but Accelerate has 1"),
+        ("multi_gpu", {}, "each would train independently"),
         ("fsdp2", ON_CPU, "FSDP is configured, but Accelerate would silently use MULTI_CPU"),
     ],
 )
-def test_what_a_cpu_would_train_otherwise_than_asked_is_refused(tmp_path, config, environment, message):
-    options = ("--num_processes", 2, "--mixed_precision", "no", "--main_process_port", free_port())
-    code, output = finished(start(tmp_path, config, *options, environment=environment))
-    assert code != 0 and message in output, output[-3000:]
+def test_configuration_that_a_cpu_cannot_follow_raises(tmp_path, config, environment, message):
+    options = parse(config, "--num_processes", 2, "--mixed_precision", "no")
+    codes, outputs = run(tmp_path, 2, {**prepare_multi_gpu_env(options), **environment})
+    assert any(codes) and any(message in output for output in outputs), outputs[0][-3000:]

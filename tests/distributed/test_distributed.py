@@ -1,4 +1,4 @@
-"""Two real processes on the CPU (gloo), started by torchrun."""
+"""`MultiMixTrainer` on two ranks of a CPU (gloo)."""
 
 import pytest
 
@@ -41,19 +41,19 @@ result = {
 }
 json.dump(result, open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w"))
 trainer.accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()  # gloo's threads abort a process that leaves without it, now and then
+torch.distributed.destroy_process_group()  # without it, threads of gloo abort the process now and then
 """
 
 
 @pytest.mark.parametrize("method", ["dense_multimix", "manifold_mixup"])
-def test_two_processes_mix_their_own_batches_and_train_one_model(tmp_path, method):
+def test_ranks_mix_their_own_batches_and_train_one_model(tmp_path, method):
     first, second = launch.launch(tmp_path, SCRIPT, arguments=[method])
     assert first["steps"] == second["steps"] == 3
     assert first["weights"] == second["weights"]
     assert all(a != b for a, b in zip(first["factors"], second["factors"], strict=True))
 
 
-def test_two_processes_mix_their_batches_as_one(tmp_path):
+def test_ranks_mix_their_batches_as_one(tmp_path):
     first, second = launch.launch(tmp_path, SCRIPT, arguments=["dense_multimix, gathered"])
     assert first["weights"] == second["weights"] and first["losses"] == second["losses"]
     assert first["factors"] == second["factors"] and len(set(first["factors"])) == 3

@@ -200,6 +200,7 @@ def test_what_is_no_number_gives_no_number(data):
     )
 
 
+@pytest.mark.distributed
 def test_importing_the_metrics_imports_none_of_the_libraries_that_some_need():
     heavy = "['kornia', 'sklearn', 'matplotlib', 'torchmetrics']"
     code = f"import sys, mm_hf.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"

@@ -18,8 +18,18 @@ RANKS = multiprocessing.get_context("forkserver")
 def launch(directory, script, processes=2, arguments=(), timeout=300, environment=None):
     """Run a script on all ranks and return the contents of the `rank{i}.json` files that it writes.
 
-    The first argument of the script is the directory. The ranks are forked from a process that has imported torch and
-    Transformers, because these imports take most of the time of a short script.
+    The first argument of the script is the directory.
+    """
+    codes, logs = run_ranks(directory, script, processes, [directory, *arguments], timeout, environment)
+    assert not any(codes), "\n".join(f"rank {rank}:\n{log[-3000:]}" for rank, log in enumerate(logs) if codes[rank])
+    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+def run_ranks(directory, script, processes=2, arguments=(), timeout=300, environment=None):
+    """Run a script on all ranks, and return the exit code and the output of each.
+
+    The ranks are forked from a process that has imported torch and Transformers, because these imports take most of the
+    time of a short script.
     """
     path = directory / "script.py"
     path.write_text(script)
@@ -30,17 +40,13 @@ def launch(directory, script, processes=2, arguments=(), timeout=300, environmen
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **(environment or {})}
     logs = [directory / f"rank{rank}.log" for rank in range(processes)]
     ranks = [
-        RANKS.Process(
-            target=run_rank, args=([path, directory, *arguments], log, {**common, **rank_variables(rank, processes)})
-        )
+        RANKS.Process(target=run_rank, args=([path, *arguments], log, {**common, **rank_variables(rank, processes)}))
         for rank, log in enumerate(logs)
     ]
     for rank in ranks:
         rank.start()
     wait(ranks, timeout)
-    failed = {rank: log.read_text()[-3000:] for rank, log in enumerate(logs) if ranks[rank].exitcode}
-    assert not failed, "\n".join(f"rank {rank}:\n{log}" for rank, log in failed.items())
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    return [rank.exitcode for rank in ranks], [log.read_text() for log in logs]
 
 
 def rank_variables(rank, processes):

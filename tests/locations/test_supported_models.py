@@ -20,14 +20,12 @@ MULTIMIX_ONLY = {
 NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # Its logits are two columns of a language model's logits.
 # With padding, Falcon's eager attention differs from its default attention.
 OTHER_EAGER = {"FalconForSequenceClassification"}
+pytestmark = pytest.mark.zoo
 
 
 @pytest.fixture(autouse=True)
 def empty_registry(monkeypatch):
     monkeypatch.setattr(importlib.import_module("mm_hf.locations.registry"), "_registered", {})
-
-
-pytestmark = pytest.mark.zoo
 
 
 @pytest.mark.skipif(transformers.__version__ < "5.23", reason="the classes are those of Transformers 5.23")

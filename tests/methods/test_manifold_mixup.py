@@ -258,6 +258,7 @@ REFUSED = {
 LONGER = {"ReformerForSequenceClassification": {"length": 64, "padding": None}}
 
 
+@pytest.mark.zoo
 @pytest.mark.skipif(transformers.__version__ < "5.23", reason="the list of classes is that of Transformers 5.23")
 @pytest.mark.parametrize("name", zoo.class_names())
 @pytest.mark.filterwarnings("ignore")

@@ -190,6 +190,7 @@ def layout_of(printed):
     return re.sub(r"\s+", " ", re.sub(r"-?\d[\d.,e+-]*", "0", printed)).strip()
 
 
+@pytest.mark.end_to_end
 def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
     printed = [printed for _, printed in run_page("tutorial.md", tmp_path, monkeypatch)]
     accuracies = [float(text.split()[1]) for text in printed if text.startswith("accuracy")]

@@ -10,6 +10,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.distributed
 def test_importing_the_package_imports_neither_transformers_nor_torch_for_nothing():
     heavy = "['transformers', 'datasets', 'accelerate', 'evaluate', 'matplotlib', 'sklearn', 'torchmetrics']"
     assert python(f"import sys, mm_hf; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"

@@ -105,6 +105,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel, source):
     assert (wheel / f"{NAME}.dist-info" / "licenses" / "LICENSE").is_file()
 
 
+@pytest.mark.distributed
 def test_the_wheel_trains_without_the_repository(wheel, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", STEP],

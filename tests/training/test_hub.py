@@ -81,6 +81,7 @@ def text_trainer(directory):
 # ---- what is pushed ----
 
 
+@pytest.mark.distributed
 def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkeypatch):
     """One channel, three channels and text; a private repository; by the lines that the card shows."""
     monkeypatch.setattr("mm_hf.training.model_card._picture", picture)

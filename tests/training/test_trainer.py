@@ -314,6 +314,7 @@ def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
 # ---- what is saved ----
 
 
+@pytest.mark.distributed
 def test_what_is_saved_is_a_plain_model(tmp_path):
     trainer = run(tmp_path, trainer_args={"mixing": DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0))}, max_steps=2)
     trainer.train()
