@@ -6,9 +6,9 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast oldest check format bench model-table crash-recovery evidence docs pictures dist clean
+.PHONY: demo test test-fast oldest check format bench model-table crash-recovery evidence docs figures dist clean
 
-demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and pictures in outputs/demo
+demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py
 
 # One worker per core, one thread per worker. A free worker takes over half of the tests that another one has left.
@@ -55,8 +55,8 @@ docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outpu
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open outputs/docs/index.html"
 
-pictures: $(VENV)/.dev  ## pictures and printed output of docs/, anew: half a minute
-	$(BIN)/python docs/tools/pictures.py
+figures: $(VENV)/.dev  ## figures and printed output of docs/, in half a minute
+	$(BIN)/python docs/tools/figures.py
 	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
 	cp outputs/tutorial/attention.png docs/images
 

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import blocks
-import pictures
+import figures
 import pytest
 import torch
 from kornia import augmentation
@@ -242,23 +242,23 @@ def test_the_page_on_migration_names_arguments_of_kornia():
     assert {"p", "num_mix", "cut_size", "same_on_batch"} <= arguments <= known
 
 
-def test_pictures_show_what_the_methods_draw(tmp_path):
+def test_figures_show_the_factors_of_the_methods(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for name, k in [("Mixup", None), ("MultiMix (default)", 3), ("effective_examples = 10", 10)]:
-        factors = pictures.factors_of(pictures.MIXED_BY[name], 64, generator)
+        factors = figures.factors_of(figures.MIXED_BY[name], 64, generator)
         torch.testing.assert_close(factors.sum(dim=0), torch.ones(factors.shape[1]))
-        assert k is None or pictures.effective_number(factors) == pytest.approx(k, rel=0.05)
-    assert pictures.effective_number(torch.eye(5)) == 1 and pictures.effective_number(
+        assert k is None or figures.effective_number(factors) == pytest.approx(k, rel=0.05)
+    assert figures.effective_number(torch.eye(5)) == 1 and figures.effective_number(
         torch.full((5, 3), 0.2)
     ) == pytest.approx(5)
     model = digits.vit().eval()
     pixels = torch.stack([row["pixel_values"] for row in digits.dataset(0, 6)])
     seen = mm_hf.extract(model, pixel_values=pixels)
     images = pixels[:, 0].numpy() / 2 + 0.5
-    pictures.draw_factors(tmp_path / "factors.png")
-    pictures.draw_simplex(tmp_path / "simplex.png", images)
-    pictures.draw_identity(tmp_path / "identity.png", model, pixels)
-    pictures.draw_dense(tmp_path / "dense.png", images, torch.tensor([0, 1, 2, 3, 4, 5]), seen)
+    figures.draw_factors(tmp_path / "factors.png")
+    figures.draw_simplex(tmp_path / "simplex.png", images)
+    figures.draw_identity(tmp_path / "identity.png", model, pixels)
+    figures.draw_dense(tmp_path / "dense.png", images, torch.tensor([0, 1, 2, 3, 4, 5]), seen)
     for path in tmp_path.iterdir():
         assert Image.open(path).width == 2070
         assert (DOCS / "images" / path.name).exists()

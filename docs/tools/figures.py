@@ -1,6 +1,6 @@
 """Plot the figures of docs/method.md with factors, attention and logits computed by mm_hf, in half a minute.
 
-python docs/tools/pictures.py [--output_dir docs/images]
+python docs/tools/figures.py [--output_dir docs/images]
 """
 
 from __future__ import annotations
