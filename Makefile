@@ -32,23 +32,23 @@ format: $(VENV)/.dev  ## what `make check` would complain of and a machine can m
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(VENV)/.dev  ## slow evidence, 25 minutes: the loss, its growth, the draws of factors, whole steps; benchmarks/results
-	$(BIN)/python benchmarks/fused.py
-	$(BIN)/python benchmarks/fused.py --growth
-	$(BIN)/python benchmarks/sampling.py
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/tables.py
+bench: $(VENV)/.dev  ## 25 minutes: time and memory of the loss, of drawing factors and of training steps; benchmarks/results
+	$(BIN)/python -m benchmarks.fused
+	$(BIN)/python -m benchmarks.fused --growth
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.tables
 
 model-table: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
 	$(BIN)/python benchmarks/supported_models.py
 
-crash-recovery: $(VENV)/.dev  ## trainings killed at random moments and resumed; benchmarks/results/crash_recovery.csv
-	$(BIN)/python benchmarks/crash_recovery.py
+crash-recovery: $(VENV)/.dev  ## half an hour: training runs killed at random times and resumed; benchmarks/results/crash_recovery.csv
+	$(BIN)/python -m benchmarks.crash_recovery
 
-evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; goes on where it was stopped; docs/evidence.md
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence_ablation.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evidence_length.py
+evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; resumes where it was interrupted; docs/evidence.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence run
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence ablate
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence length
 
 # Not --quiet, which hides warnings from the strict mode, too.
 docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html

@@ -1,11 +1,11 @@
-"""Kill trainings at random moments and while they write a checkpoint, resume them, and compare the weights bit for bit.
+"""Kill training runs at random times and while they write a checkpoint; resume them and compare the weights bit for bit.
 
-    python benchmarks/crash_recovery.py
+    python -m benchmarks.crash_recovery
 
-A small ViT on scikit-learn's digits, float32 on the CPU, with dropout, by one process and by two (gloo). At random moments
-all processes are sent SIGKILL; one that writes half of a file is killed alone. The training is then started again. One row a
-kill is written to benchmarks/results/crash_recovery.csv. The processes are forked from one that has imported everything, with the
-environment that torchrun gives; tests/benchmarks/test_crash_recovery.py kills under torchrun itself.
+A small ViT with dropout is trained on scikit-learn's digits in float32 on the CPU, by one process and by two (gloo). At
+random times all processes receive SIGKILL. A process that has written half of a file is killed alone. The training run is
+then started again. benchmarks/results/crash_recovery.csv gets a row per kill. The processes are forked from one that has
+imported all modules, with the environment that torchrun sets; tests/benchmarks/test_crash_recovery.py uses torchrun itself.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerState, TrainingArguments, ViTConfig, ViTForImageClassification
 
+from benchmarks import harness
 from mm_hf import DenseMultiMix, MultiMixTrainer
 from mm_hf.data.offline import load_digits
 from mm_hf.training.checkpoints import find_checkpoint_error, last_complete_checkpoint, list_checkpoints
 
 STEPS, SAVE_STEPS = 60, 4
 WRITTEN = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")
-COLUMNS = ("processes", "moment", "newest checkpoint", "its flaw", "resumed from", "same weights")
+COLUMNS = ("processes", "killed", "newest checkpoint", "error", "resumed from", "same weights")
 
 
-# ---- what is killed ----
+# ---- The training run that is killed ----
 
 
 class Progress(TrainerCallback):
-    """Says by a file's length how many steps are done."""
+    """Callback that reports the number of finished steps as the length of a file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -55,7 +55,7 @@ class Progress(TrainerCallback):
 
 
 def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
-    """Train, from the last whole checkpoint if there is one; the weights' digest and from where the training has gone on."""
+    """Train from the last complete checkpoint, if any; return a digest of the weights and the checkpoint's name."""
     data = load_digits()["train"].select(range(192)).with_format("numpy")[:]
     images = torch.tensor(data["image"])[:, None] / 127.5 - 1
     rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, data["label"], strict=True)]
@@ -88,16 +88,21 @@ def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
 
 
 def die_writing(name: str, step: int) -> None:
-    """In the first checkpoint after a step, write half of the file whose name begins so, and be killed."""
+    """Patch writing so that the process is killed halfway through a file of the first checkpoint after a step.
 
-    def half(path: Any, content: Callable[[], bytes]) -> None:
+    Args:
+        name: Beginning of the file's name.
+        step: The step.
+    """
+
+    def write_half(path: Any, content: Callable[[], bytes]) -> None:
         path = Path(path)
         if path.name.startswith(name) and int(path.parent.name.removeprefix("checkpoint-")) > step:
-            whole = content()
-            path.write_bytes(whole[: len(whole) // 2])
+            complete = content()
+            path.write_bytes(complete[: len(complete) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def serialised(x: Any) -> bytes:
+    def serialize(x: Any) -> bytes:
         file = io.BytesIO()
         torch_save(x, file)
         return file.getvalue()
@@ -107,29 +112,29 @@ def die_writing(name: str, step: int) -> None:
 
     def save(x: Any, path: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(path, str):
-            half(path, lambda: serialised(x))
+            write_half(path, lambda: serialize(x))
         torch_save(x, path, *args, **kwargs)
 
     def save_json(state: TrainerState, path: str) -> None:
-        half(path, lambda: json.dumps(vars(state), default=str).encode())
+        write_half(path, lambda: json.dumps(vars(state), default=str).encode())
         save_to_json(state, path)
 
     def save_weights(model: Any, directory: str, *args: Any, **kwargs: Any) -> None:
         save_pretrained(model, directory, *args, **kwargs)
-        half(Path(directory) / "model.safetensors", (Path(directory) / "model.safetensors").read_bytes)
+        write_half(Path(directory) / "model.safetensors", (Path(directory) / "model.safetensors").read_bytes)
 
     torch.save, TrainerState.save_to_json = save, save_json
     ViTForImageClassification.save_pretrained = save_weights
 
 
 def work(directory: Path, die: str | None = None, environment: dict[str, str] | None = None) -> None:
-    """Train as one of the processes that the environment speaks of, and write down what has come of it."""
+    """Train as one of the processes that the environment describes, and write the result to a file."""
     if environment is not None:
         os.environ.update(environment)
         log = os.open(directory / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
-    # Other numbers of threads round otherwise, and Accelerate chooses one itself unless the environment does.
+    # Rounding depends on the number of threads, which Accelerate sets unless the environment does.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if die is not None:
@@ -142,16 +147,16 @@ def work(directory: Path, die: str | None = None, environment: dict[str, str] | 
         dist.destroy_process_group()
 
 
-# ---- who kills it ----
+# ---- The process that kills it ----
 
 
 def start(directory: Path, processes: int, die: str | None = None) -> list[Any]:
-    """Start the processes of a training."""
+    """Start the processes of a training run."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "result.json").unlink(missing_ok=True)
-    os.environ["PYTHONPATH"] = ":".join(sys.path)  # for the process that forks
+    os.environ["PYTHONPATH"] = ":".join(sys.path)  # for the fork server
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kill"])
+    context.set_forkserver_preload(["benchmarks.crash_recovery"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -165,7 +170,7 @@ def start(directory: Path, processes: int, die: str | None = None) -> list[Any]:
 
 
 def wait(running: list[Any], seconds: float = 300) -> list[int | None]:
-    """Their exit codes; a process that lasts longer is killed."""
+    """Return the exit codes of processes; kill those that run longer."""
     for process in running:
         process.join(seconds)
         process.kill()
@@ -174,13 +179,13 @@ def wait(running: list[Any], seconds: float = 300) -> list[int | None]:
 
 
 def finish(directory: Path, processes: int, die: str | None = None) -> tuple[list[int | None], dict[str, Any]]:
-    """Train to the end: exit codes, and what [`train`] gave."""
+    """Train to the end; return the exit codes and the result of [`train`]."""
     codes = wait(start(directory, processes, die))
     return codes, json.loads((directory / "result.json").read_text()) if not any(codes) else {}
 
 
 def kill_after(directory: Path, processes: int, steps: int, seconds: float) -> bool:
-    """Start a training and kill all its processes so long after so many steps; False if one was faster."""
+    """Kill all processes of a new training run some seconds after a step; return False if one had finished."""
     file = directory / "steps"
     running = start(directory, processes)
     while all(process.is_alive() for process in running) and not (file.exists() and file.stat().st_size >= steps):
@@ -190,16 +195,16 @@ def kill_after(directory: Path, processes: int, steps: int, seconds: float) -> b
 
 
 def newest(directory: Path, processes: int) -> tuple[str, str]:
-    """The newest checkpoint and what the first process that finds something finds wrong with it."""
+    """Return the newest checkpoint and the first error that a process finds in it."""
     checkpoints = list_checkpoints(directory)
     if not checkpoints:
         return "none", ""
-    flaws = [find_checkpoint_error(checkpoints[0], process=i, processes=processes) for i in range(processes)]
-    return checkpoints[0].name, next(filter(None, flaws), "")
+    errors = [find_checkpoint_error(checkpoints[0], process=i, processes=processes) for i in range(processes)]
+    return checkpoints[0].name, next(filter(None, errors), "")
 
 
 def kills(processes: int, count: int, draw: random.Random, root: Path) -> Iterator[dict[str, Any]]:
-    """Kill at so many random moments and once in the writing of each file."""
+    """Kill training runs at random times and once while each file is written; yield a row per kill."""
     _, reference = finish(root / "uninterrupted", processes)
     assert reference["processes"] == processes
     step_seconds = reference["seconds"] / STEPS
@@ -207,25 +212,25 @@ def kills(processes: int, count: int, draw: random.Random, root: Path) -> Iterat
     for i, moment in enumerate([*moments, *WRITTEN]):
         directory = root / f"killed-{i}"
         if isinstance(moment, str):
-            said = f"half of {moment} written"
+            killed = f"half of {moment} written"
             codes, _ = finish(directory, processes, moment)
             assert -signal.SIGKILL in codes and 0 not in codes
         else:
-            said = f"{1000 * moment[1]:.0f} ms after step {moment[0]}"
+            killed = f"{1000 * moment[1]:.0f} ms after step {moment[0]}"
             while not kill_after(directory, processes, *moment):
                 shutil.rmtree(directory)
-        where = newest(directory, processes)
+        found = newest(directory, processes)
         codes, result = finish(directory, processes)
         assert not any(codes), (directory / "log.txt").read_text()[-3000:]
         same = result["digest"] == reference["digest"]
-        values = (processes, said, *where, result["from"] or "the beginning", same)
+        values = (processes, killed, *found, result["from"] or "the start", same)
         yield dict(zip(COLUMNS, values, strict=True))
 
 
 def main() -> None:
-    """Be killed, or kill."""
+    """Kill and resume training runs, or train as one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=10)
+    parser.add_argument("--moments", type=int, default=10, help="number of kills at random times")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die_writing", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -6,8 +6,8 @@ They run in turn in one process, a fresh one for each row. Written to benchmarks
 quartiles, and the extra memory of one step (peak resident size of a process that does it, less that of one that does a
 step of a tiny problem).
 
-    python benchmarks/fused.py [--steps 15]
-    python benchmarks/fused.py --growth     # seconds against n, r, b and c: results/growth.csv, docs/images/growth.png
+    python -m benchmarks.fused [--steps 15]
+    python -m benchmarks.fused --growth     # seconds against n, r, b and c: results/growth.csv, docs/images/growth.png
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import harness
 from mm_hf import dense_multimix_loss, sample_factors
 from mm_hf.functional.factors import SparseFactors, alpha_for, sample_permutations, sample_sparse_factors
 

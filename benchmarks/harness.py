@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating runs, peak memory of a process of its own, tables."""
+"""Timing, peak memory and CSV files of the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], steps: int, warm_up: int = 2) -> dict[str, np.ndarray]:
-    """Seconds of each run in each round: one after the other, so that drifts of the machine's speed hit all alike."""
+    """Time functions in alternation, so that drifts of the machine's speed affect all of them alike.
+
+    Args:
+        runs: Functions by name.
+        steps: Number of timed rounds, in each of which every function runs once.
+        warm_up: Number of rounds before that, which are not timed.
+
+    Returns:
+        Seconds per round for each function.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for step in range(-warm_up, steps):
         for name, run in runs.items():
@@ -30,13 +39,13 @@ def alternate(runs: Mapping[str, Callable[[], object]], steps: int, warm_up: int
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, digits: int = 2) -> tuple[float, str]:
-    """Median of the ratios round by round, and their quartiles as text."""
+    """Return the median of the ratios per round, and their quartiles as text."""
     low, middle, high = np.percentile(numerator / denominator, [25, 50, 75])
     return round(float(middle), digits), f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a module's function returns in a fresh process, and the peak resident megabytes of that process."""
+    """Call a module's function in a new process; return its result and the peak resident memory in megabytes."""
     context = multiprocessing.get_context("spawn")
     queue: multiprocessing.Queue[Any] = context.Queue()
     process = context.Process(target=_call, args=(function, arguments, torch.get_num_threads(), queue))
@@ -47,24 +56,24 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, floa
 
 
 def peak_memory(function: Callable[..., None], *arguments: Any) -> float:
-    """Peak resident megabytes of a fresh process that calls a module's function."""
+    """Return the peak resident memory in megabytes of a new process that calls a module's function."""
     return in_process(function, *arguments)[1]
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     result = function(*arguments)
-    # Not getrusage: its peak is that of the parent, too.
+    # The peak of getrusage would include the parent process.
     status = Path("/proc/self/status").read_text()
     queue.put((result, next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))))
 
 
 def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path | None = None) -> None:
-    """A table in benchmarks/results."""
+    """Write a CSV file, by default in benchmarks/results."""
     path = (directory or RESULTS) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = list(rows[0])  # before anything is written: without rows the table stays as it is
-    partial = path.with_name(f"{name}.{os.getpid()}")  # a process beside this one may write it, too
+    names = list(rows[0])  # raises without rows, before the file is touched
+    partial = path.with_name(f"{name}.{os.getpid()}")  # another process may write the file at the same time
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
@@ -73,7 +82,7 @@ def write(name: str, rows: Sequence[Mapping[str, object]], directory: Path | Non
 
 
 def read(name: str, directory: Path | None = None) -> list[dict[str, Any]]:
-    """The rows of a table in benchmarks/results; none if it has not been measured."""
+    """Return the rows of a CSV file, by default in benchmarks/results; an empty list if it does not exist."""
     path = (directory or RESULTS) / name
     if not path.exists():
         return []
@@ -82,5 +91,5 @@ def read(name: str, directory: Path | None = None) -> list[dict[str, Any]]:
 
 
 def machine() -> str:
-    """The kind of machine, for a table's caption."""
+    """Return a description of the machine for a table's caption."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

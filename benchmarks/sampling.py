@@ -10,19 +10,19 @@ place of the whole mini-batch ("vertices"). Printed is the trace of the gradient
 the norm of the mean gradient's difference in units of its own standard error ("vertices" has another law, close to the
 others': a difference is to be expected there).
 
-    python benchmarks/sampling.py [--steps 15] [--draws 200]
+    python -m benchmarks.sampling [--steps 15] [--draws 200]
 """
 
 from __future__ import annotations
 
 import argparse
 
-import harness
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification
 
+from benchmarks import harness
 from mm_hf import DenseMultiMix, dense_multimix_loss, extract, sample_factors
 from mm_hf.functional.factors import alpha_for, sample_permutations
 

@@ -1,13 +1,13 @@
-"""What a training step costs with mixing, relative to plain training, side by side in one process; and its peak memory.
+"""Time and peak memory of a training step with mixing, relative to plain training.
 
-Forward, backward and an AdamW step on random inputs, methods in turn, a step each. Written to benchmarks/results/step.csv:
-medians of the ratios to plain training round by round, their quartiles, and the ratio of the peak resident sizes of two
-processes that do two steps each. Cases that are not measured keep their rows.
+A step is forward, backward and AdamW on random inputs. All methods run alternately in one process. benchmarks/results/
+step.csv gets the medians and quartiles of the ratios to plain training per round, and the ratio of the peak memory of
+two processes that run two steps each. Cases that are not measured keep their rows.
 
-    python benchmarks/step.py [--steps 5] [--cases small vit vit1000 bert]
+    python -m benchmarks.step [--steps 5] [--cases small vit vit1000 bert]
 
-"literal" is what one writes by hand from the paper's formulas: a Dirichlet for each location and mixed example, features
-mixed, attention asked for by `output_attentions=True`.
+"literal" is a direct implementation of the paper's formulas: a Dirichlet sample for each location and mixed example, mixed
+features, and attention from `output_attentions=True`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import harness
 import kornia.augmentation
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+from benchmarks import harness
 from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMix, wrap_model
 
 VIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
@@ -33,18 +33,18 @@ SMALL |= {"image_size": 32, "patch_size": 4, "num_labels": 10}
 
 
 def images(b: int, side: int, classes: int) -> dict[str, Tensor]:
-    """A random mini-batch of images."""
+    """Return a random mini-batch of images."""
     return {"pixel_values": torch.randn(b, 3, side, side), "labels": torch.randint(classes, (b,))}
 
 
 def texts(classes: int) -> dict[str, Tensor]:
-    """A random mini-batch of 32 texts of 128 tokens."""
+    """Return a random mini-batch of 32 texts of 128 tokens."""
     ids = torch.randint(1000, 30000, (32, 128))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(classes, (32,))}
 
 
 class Kornia:
-    """kornia's MixUp and CutMix on the batch, in turn, and plain training on what comes out."""
+    """Plain training on batches mixed by kornia's MixUp and CutMix alternately."""
 
     def __init__(self) -> None:
         self.mixes = [
@@ -66,10 +66,10 @@ class Kornia:
 
 
 def literal(model: Any, pixel_values: Tensor, labels: Tensor, n: int = 1000) -> Tensor:
-    """Dense MultiMix by hand, and the ordinary loss."""
-    seen = model.vit(pixel_values, output_attentions=True)
-    features = seen.last_hidden_state[:, 1:]
-    attention = seen.attentions[-1][:, :, 0, 1:].mean(dim=1).detach()
+    """Return the loss of plain training and of Dense MultiMix in a literal implementation."""
+    output = model.vit(pixel_values, output_attentions=True)
+    features = output.last_hidden_state[:, 1:]
+    attention = output.attentions[-1][:, :, 0, 1:].mean(dim=1).detach()
     attention = attention / attention.sum(dim=1, keepdim=True)
     b, r, _ = features.shape
     factors = torch.distributions.Dirichlet(torch.full((r, n, b), 1.0)).sample()
@@ -80,27 +80,27 @@ def literal(model: Any, pixel_values: Tensor, labels: Tensor, n: int = 1000) -> 
     targets = mixing @ F.one_hot(labels, logits.shape[-1]).float()
     losses = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
     dense = ((losses * mass).sum(dim=1) / mass.sum(dim=1)).mean()
-    return F.cross_entropy(model.classifier(seen.last_hidden_state[:, 0]), labels) + dense
+    return F.cross_entropy(model.classifier(output.last_hidden_state[:, 0]), labels) + dense
 
 
 def bert(classes: int) -> Callable[[], nn.Module]:
-    """BERT-base."""
+    """Return a function that builds BERT-base."""
     return lambda: BertForSequenceClassification(BertConfig(num_labels=classes))
 
 
 def vit(classes: int = 100, attention: str = "sdpa") -> Callable[[], nn.Module]:
-    """ViT-S/16."""
+    """Return a function that builds ViT-S/16."""
     return lambda: ViTForImageClassification(
         ViTConfig(**{**VIT_S, "num_labels": classes}, attn_implementation=attention)  # type: ignore[arg-type]
     )
 
 
 def small() -> nn.Module:
-    """A ViT of 5 million parameters for 32x32 images."""
+    """Build a ViT of 5 million parameters for 32x32 images."""
     return ViTForImageClassification(ViTConfig(**SMALL))  # type: ignore[arg-type]
 
 
-# Case -> (a mini-batch, method by name -> (model, method or a loss written by hand)); the first is plain training.
+# Case -> (title, mini-batch, method by name -> (model, method or literal loss)); the first method is plain training.
 Run = tuple[Callable[[], nn.Module], Any]
 CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]] = {
     "small": (
@@ -145,37 +145,37 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]] = 
 
 
 def stepper(case: str, name: str) -> Callable[[], None]:
-    """A model with its optimiser, ready to do one step after the other."""
+    """Return a function that runs one training step of a case and method."""
     torch.manual_seed(0)
     _, batch, methods = CASES[case]
     build, method = methods[name]
     model, inputs = build().train(), batch()
-    by_hand = not isinstance(method, Mixing)
-    if not by_hand:
+    is_literal = not isinstance(method, Mixing)
+    if not is_literal:
         wrap_model(model, method)
     optimizer = torch.optim.AdamW(model.parameters())
-    is_auto = not by_hand and method.is_auto
+    is_auto = not is_literal and method.is_auto
 
     def step() -> None:
-        loss = method(model, **inputs) if by_hand else model(**inputs).loss
+        loss = method(model, **inputs) if is_literal else model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(12 if is_auto else 0):  # by then it has decided; between the others' steps its clock would be wrong
+    for _ in range(12 if is_auto else 0):  # "auto" times its first steps, which must not alternate with others
         step()
     return step
 
 
 def two_steps(case: str, name: str) -> None:
-    """For the peak memory."""
+    """Run two steps, for peak memory."""
     step = stepper(case, name)
     step()
     step()
 
 
 def main() -> None:
-    """Time and write a table."""
+    """Measure the chosen cases and update step.csv."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))

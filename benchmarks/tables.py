@@ -1,32 +1,32 @@
-"""Put the tables of benchmarks/results into docs/performance.md, between their markers.
+"""Update the tables of docs/performance.md from benchmarks/results.
 
-python benchmarks/tables.py
+python -m benchmarks.tables
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
+from benchmarks import harness
+from benchmarks.markdown import replace_section, table_lines
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def fused() -> list[list[str]]:
-    """The loss against the literal one."""
+    """Return the table of the loss against a literal implementation."""
     table = [["b", "r", "d", "c", "n", "factors", "literal", "ours", "products alone", "faster", "extra memory"]]
     for row in harness.read("fused.csv"):
         sizes = [f"{int(row[size]):,}" for size in "brdcn"]
         times = [f"{row[f'{name}_ms']} ms" for name in ("literal", "ours", "products")]
-        memory = f"{row['ours_extra_mb']} MB for {row['literal_extra_mb']}"
+        memory = f"{row['ours_extra_mb']} MB vs. {row['literal_extra_mb']} MB"
         table.append([*sizes, row["factors"], *times, f"{row['times_faster']}x ({row['quartiles']})", memory])
     return table
 
 
 def sampling() -> list[list[str]]:
-    """What drawing factors costs."""
+    """Return the table of the time to draw factors."""
     table = [["factors", "time", "faster"]]
     for row in harness.read("sampling.csv"):
         table.append([f"`{row['factors']}`", f"{row['ms']} ms", f"{row['times_faster']}x ({row['quartiles']})"])
@@ -34,18 +34,18 @@ def sampling() -> list[list[str]]:
 
 
 def variance() -> list[list[str]]:
-    """What ways of drawing cost the gradient."""
+    """Return the table of the gradient's variance per way of drawing factors."""
     ways = ["independent", "permutations", "shared", "vertices"]
     rows = harness.read("gradient_variance.csv")
-    table = [["mixed", "effective examples", *ways]]
+    table = [["mixed examples", "effective examples", *ways]]
     for n, k in dict.fromkeys((row["n"], row["effective_examples"]) for row in rows):
-        here = {row["way"]: row["variance"] for row in rows if (row["n"], row["effective_examples"]) == (n, k)}
-        table.append([n, k, *(here[way] for way in ways)])
+        found = {row["way"]: row["variance"] for row in rows if (row["n"], row["effective_examples"]) == (n, k)}
+        table.append([n, k, *(found[way] for way in ways)])
     return table
 
 
 def step() -> list[list[str]]:
-    """Whole steps."""
+    """Return the table of complete training steps."""
     table = [["model", "method", "median step", "time", "peak memory"]]
     for row in harness.read("step.csv"):
         time = f"{row['time']}x ({row['quartiles']})"
@@ -54,25 +54,15 @@ def step() -> list[list[str]]:
     return table
 
 
-def markdown(table: list[list[str]]) -> str:
-    """Rows, the first of them the heads."""
-    head, *rest = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([head, "|" + "---|" * len(table[0]), *rest])
-
-
-def put(page: Path, *makers: Callable[[], list[list[str]]]) -> None:
-    """Replace, in a page, what stands behind the marker of each table, by what the function of that name makes."""
-    text = page.read_text()
+def update(page: Path, *makers: Callable[[], list[list[str]]]) -> None:
+    """Replace the sections of a page that are named as the given functions by the tables that they return."""
     for make in makers:
-        marker = f"<!-- {make.__name__} -->"
-        before, after = re.split(rf"{marker}\n(?:\n?\|.*\n)*", text)
-        text = f"{before}{marker}\n\n{markdown(make())}\n{after}"
-    page.write_text(text)
+        replace_section(page, make.__name__, ["", *table_lines(make(), align="l"), ""])
 
 
 def main() -> None:
-    """The tables of docs/performance.md."""
-    put(PAGE, fused, sampling, variance, step)
+    """Update docs/performance.md."""
+    update(PAGE, fused, sampling, variance, step)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Trainings that are killed and started again, by one process and by two. benchmarks/crash_recovery.py does it at more moments."""
+"""Training runs with one and two processes are killed and resumed.
+
+benchmarks/crash_recovery.py kills them at more points.
+"""
 
 import signal
 
-import crash_recovery
 import pytest
 
+from benchmarks import crash_recovery
 from mm_hf.training.checkpoints import find_checkpoint_error
 from tests.helpers import launch
 
+pytestmark = pytest.mark.distributed
 
-@pytest.mark.distributed
-def test_a_training_killed_between_and_within_checkpoints_ends_with_the_same_weights(tmp_path):
+
+def test_killed_training_resumes_to_the_same_weights(tmp_path):
     _, reference = crash_recovery.finish(tmp_path / "uninterrupted", 1)
     directory = tmp_path / "killed"
     assert crash_recovery.kill_after(directory, 1, steps=10, seconds=0.01)
@@ -23,9 +27,8 @@ def test_a_training_killed_between_and_within_checkpoints_ends_with_the_same_wei
     assert f"Passing over the checkpoint {directory / newest}: {flaw}" in (directory / "log.txt").read_text()
 
 
-@pytest.mark.distributed
-def test_one_of_two_processes_is_killed_while_it_writes(tmp_path):
-    """The other one waits for it: the job has to end by itself, and both have to go on from the same checkpoint."""
+def test_training_resumes_after_one_of_two_processes_is_killed_while_writing(tmp_path):
+    """The other process waits for it: the job must terminate, and both must resume from the same checkpoint."""
     codes, reference = crash_recovery.finish(tmp_path / "uninterrupted", 2)
     assert codes == [0, 0]
     directory = tmp_path / "killed"

@@ -1,12 +1,12 @@
-"""The formulas of docs/scaling.md against what the code does with tensors that have no values, and the page's tables."""
+"""Tests of the formulas of docs/scaling.md against the code on the meta device, and of the page's tables."""
 
 import re
 from pathlib import Path
 
 import pytest
-import scaling
-import tables
 
+from benchmarks import scaling
+from benchmarks.markdown import table_lines
 from mm_hf import DenseMultiMix, wrap_model
 from tests.helpers import digits
 
@@ -23,18 +23,19 @@ RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
         (4, 16, 1000, 1024, 2, 1024),
     ],
 )
-def test_formulas_and_code_agree(b, r, c, n, logit, processes):
-    found = scaling.without_values(b, r, c, n, logit, processes)
+def test_formulas_agree_with_the_code(b, r, c, n, logit, processes):
+    found = scaling.count_on_meta_device(b, r, c, n, logit, processes)
     assert found["operations"] == scaling.products(b, r, c, n, processes)
     assert found["bytes"] == pytest.approx(scaling.memory(b, r, c, n, logit, processes), rel=0.2)
     if processes == 1:
-        assert found["starts"] == pytest.approx(scaling.starts(b, r, c, n), rel=0.1)
+        assert found["launches"] == pytest.approx(scaling.kernel_launches(b, r, c, n), rel=0.1)
 
 
-def test_what_was_checked_and_what_the_page_shows():
+def test_page_shows_the_checked_values():
     page = scaling.PAGE.read_text()
     for make in (scaling.models, scaling.step, scaling.gather, scaling.checks):
-        assert f"<!-- {make.__name__} -->\n\n{tables.markdown(make())}\n" in page, "run python benchmarks/scaling.py"
+        table = "\n".join(table_lines(make(), align="l"))
+        assert f"<!-- begin: {make.__name__} -->\n\n{table}\n" in page, "run python -m benchmarks.scaling"
     rows = scaling.harness.read("scaling.csv")
     assert {row["sizes"].split(", ")[-1] for row in rows if row["how"].startswith("measured")} == {
         "1 process",
@@ -47,8 +48,8 @@ def test_what_was_checked_and_what_the_page_shows():
 
 
 @pytest.mark.parametrize("name", ["imagenet21k_vit_base", "imagenet21k_vit_giant"])
-def test_recipes_for_21841_classes(tmp_path, name):
-    """As the script reads them; and a step by their method, with as many classes and a small model."""
+def test_recipes_for_21841_classes_train(tmp_path, name):
+    """The script parses the recipe, and a small model with as many classes trains a step with its method."""
     from run_image_classification import parse_arguments
 
     text = (RECIPES / f"{name}.yaml").read_text()
@@ -57,8 +58,9 @@ def test_recipes_for_21841_classes(tmp_path, name):
     assert mixing == DenseMultiMix(num_mixed=100) and training_args.save_total_limit == 2
     sizes = dict(part.split("=") for part in model_args.config_overrides.split(","))
     model = scaling.MODELS[{"base": "ViT-B/16", "giant": "ViT-g/14"}[name.split("_")[-1]]]
-    assert tuple(int(sizes.get(key, 16)) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")) == model  # fmt: skip
-    # The figures in the comments.
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+    assert tuple(int(sizes.get(key, 16)) for key in keys) == model
+    # The numbers in the comments of the recipe.
     b, r = training_args.per_device_train_batch_size, (224 // model[-1]) ** 2
     assert f"the loss takes {scaling.memory(b, r, 21_841, 100) / 1e9:.1f} GB" in text
     gathered = re.search(r"true would take (\d+) GB on each of (\d+) GPUs", text)

@@ -1,0 +1,1 @@
+"""Benchmarks of mm_hf. Run them from the repository root: `python -m benchmarks.step`."""

@@ -1,0 +1,1 @@
+"""Real data and pretrained weights of the tasks, all from installed packages."""

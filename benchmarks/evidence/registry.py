@@ -1,0 +1,100 @@
+"""Registry of the tasks of the evidence study, and the options that a command sets for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.methods import METHODS
+from mm_hf.comparison import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Options of a command that apply to all tasks.
+
+    Attributes:
+        quick: Train for a tenth of the epochs, to check that everything runs. The results are meaningless.
+        full_test: Evaluate Fashion-MNIST on all 10,000 test images instead of 2,000.
+        search: Evaluate on held-out training examples instead of test examples. Defaults are chosen this way.
+        epochs: Number of epochs. Default: the task's own.
+        cache: Directory for the cached outputs of frozen layers.
+    """
+
+    quick: bool = False
+    full_test: bool = False
+    search: bool = False
+    epochs: int | None = None
+    cache: Path = Path("outputs/evidence/cache")
+
+    @property
+    def measured_on(self) -> str:
+        """Examples that the metrics are computed on."""
+        return "held-out training examples" if self.search else "test examples"
+
+    @property
+    def fashion_test(self) -> int:
+        """Number of test images of Fashion-MNIST."""
+        return 10_000 if self.full_test else 2000
+
+    def training(self, epochs: int, learning_rate: float, batch_size: int = 64, **arguments: Any) -> dict[str, Any]:
+        """Return training arguments: AdamW, linear warm-up over a tenth of the steps, cosine decay to zero."""
+        epochs = self.epochs or epochs
+        return {
+            "num_train_epochs": max(1, epochs // 10) if self.quick else epochs,
+            "learning_rate": learning_rate,
+            "per_device_train_batch_size": batch_size,
+            "per_device_eval_batch_size": 250,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "weight_decay": 0.05,
+            "use_cpu": True,
+            **arguments,
+        }
+
+    def fine_tuning(self, epochs: int, **arguments: Any) -> dict[str, Any]:
+        """Return training arguments for pretrained weights.
+
+        There is no evaluation on validation examples, which would take a third of the time of such a run.
+        """
+        return self.training(epochs, 1e-4, batch_size=32, eval_strategy="no", **arguments)
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """A task and the methods that apply to it."""
+
+    build: Callable[[TaskOptions], Task]
+    description: str
+    methods: tuple[str, ...]
+    robustness_samples: int
+
+    def task(self, options: TaskOptions) -> Task:
+        """Build the task and record which examples it is evaluated on."""
+        task = self.build(options)
+        task.settings["measured_on"] = options.measured_on
+        return task
+
+
+TASKS: dict[str, BenchmarkTask] = {}
+
+
+def benchmark_task(
+    description: str, without: Sequence[str] = (), robustness_samples: int = 200
+) -> Callable[[Callable[[TaskOptions], Task]], Callable[[TaskOptions], Task]]:
+    """Register a function that builds a task, under the function's name.
+
+    Args:
+        description: Paragraph of docs/evidence.md that describes the task.
+        without: Methods of the study that do not apply to the task.
+        robustness_samples: Number of test examples for FGSM and corruptions.
+    """
+
+    def register(build: Callable[[TaskOptions], Task]) -> Callable[[TaskOptions], Task]:
+        methods = tuple(name for name in METHODS if name not in without)
+        TASKS[build.__name__] = BenchmarkTask(build, " ".join(description.split()), methods, robustness_samples)
+        return build
+
+    return register

@@ -1,0 +1,177 @@
+"""Compare all methods on the test examples of each task: evidence.csv and verdict.csv.
+
+Each task is a comparison by `mm_hf.comparison`. For a seed, all methods start from the same weights and get the same
+batches. Several processes can run side by side on different tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.evidence import verdict
+from benchmarks.evidence.methods import BASELINE, METHODS
+from benchmarks.evidence.registry import TaskOptions
+from benchmarks.evidence.results import (
+    Row,
+    difference_cell,
+    difference_of,
+    draw_differences,
+    group_by,
+    mean_cell,
+    merge_rows,
+    read_rows,
+    round_number,
+    time_cell,
+)  # fmt: skip
+from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, pair_runs, train_runs
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.markdown import replace_section, table_lines, wrap_text
+from mm_hf.evaluation.metrics.registry import METRICS, compared_metrics
+from mm_hf.evaluation.plots import plot_alignment_uniformity
+from mm_hf.evaluation.statistics import mean_interval
+
+DEFAULT_TASKS, DEFAULT_SEEDS = tuple(TASKS), 5
+FIELDS = (
+    "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
+    "test_examples", "measured_on",
+)  # fmt: skip
+MAIN = tuple(info.name for info in compared_metrics())
+OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    help = f"of {', '.join(METHODS)}; methods that do not apply to a task are skipped"
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=help
+    )
+    parser.add_argument(
+        "--full_test", action="store_true", help="evaluate Fashion-MNIST on all 10,000 test images instead of 2,000"
+    )
+
+
+def train(args: argparse.Namespace, paths: Paths) -> None:
+    """Train and evaluate all runs that are missing; write a report per task."""
+    if BASELINE not in args.methods:
+        raise ValueError(f"--methods must include {BASELINE}, the baseline. Its finished runs are kept.")
+    options = TaskOptions(quick=args.quick, full_test=args.full_test, cache=paths.cache)
+    for name in args.tasks:
+        task = TASKS[name]
+        methods = {method: METHODS[method]() for method in METHODS if method in args.methods and method in task.methods}
+        samples = 20 if args.quick else task.robustness_samples
+        train_runs(name, methods, chosen_seeds(args.seeds), paths.output / "run", options, samples, report=True)
+
+
+def summarize(paths: Paths) -> list[Path]:
+    """Update evidence.csv from finished runs; write the section and plots of each task in it."""
+    table = paths.results / "evidence.csv"
+    found = [row for task in TASKS for row in rows_of(paths.output / "run" / task)]
+    merge_rows(table, found, {"task": list(TASKS), "method": list(METHODS)})
+    rows = read_rows(table)
+    if not rows:
+        return []
+    written = [table, paths.page]
+    for task, own in group_by(rows, "task").items():
+        for name, draw in (("evidence", draw_forest), ("plane", draw_plane)):
+            path = paths.image(f"{name}_{task}.png")
+            if draw(own, path):
+                written.append(path)
+        replace_section(paths.page, task, section(task, own, paths.docs / "images"))
+    return [*written, *verdict.summarize(paths, rows)]
+
+
+def rows_of(directory: Path) -> Iterator[Row]:
+    """Yield a row per method and metric from the finished runs of a task.
+
+    `half_width` belongs to Student's 95 % interval over seeds. Differences of accuracy, NLL, Brier score and
+    calibration error have intervals of the paired bootstrap over seeds and test examples. Differences of other metrics
+    have Student's interval of the differences per seed, which does not generalize to other test examples.
+    """
+    runs = finished_runs(directory, list(METHODS))
+    if BASELINE not in runs:
+        return
+    settings = json.loads((directory / "settings.json").read_text(encoding="utf-8"))["task"]
+    for method in runs:
+        comparison = pair_runs(directory, runs, method)
+        if not comparison.runs[method]:
+            continue
+        for metric in METRICS:
+            values = comparison.values(metric)
+            if method not in values:
+                continue
+            mean = mean_interval(values[method])
+            row: Row = dict.fromkeys(FIELDS, "")
+            row |= {"task": directory.name, "method": method, "metric": metric, "mean": round_number(mean.value)}
+            row |= {"half_width": round_number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
+            row["test_examples"] = settings["test_examples"]
+            row["measured_on"] = settings.get("measured_on", "test examples")
+            if method != BASELINE:
+                if metric in MAIN:
+                    interval, kind = comparison.differences[metric][method], "paired bootstrap"
+                else:
+                    interval, kind = mean_interval(values[method] - values[BASELINE]), "student"
+                row |= {"difference_to_erm": round_number(interval.value), "interval": kind}
+                row |= {"low": round_number(interval.low), "high": round_number(interval.high)}
+            yield row
+
+
+def draw_forest(rows: Sequence[Row], path: Path) -> bool:
+    """Draw the differences of a task as a forest plot. Return False if a metric is missing or not finite."""
+    by_metric = {
+        metric: {
+            row["method"]: difference_of(row) for row in rows if row["metric"] == metric and row["method"] != BASELINE
+        }
+        for metric in MAIN
+    }
+    finite = all(math.isfinite(d.value) for differences in by_metric.values() for d in differences.values())
+    if not finite or not all(by_metric.values()):
+        return False
+    draw_differences(by_metric, path)
+    return True
+
+
+def draw_plane(rows: Sequence[Row], path: Path) -> bool:
+    """Draw alignment and uniformity of a task's methods, means over seeds. Return False if there are none."""
+    found = {(row["method"], row["metric"]): row["mean"] for row in rows}
+    pairs = {
+        method: [(found[method, "alignment"], found[method, "uniformity"])]
+        for method in group_by(rows, "method")
+        if (method, "alignment") in found
+    }
+    if len(pairs) > 1:
+        plot_alignment_uniformity(pairs, path)
+    return len(pairs) > 1
+
+
+def section(task: str, rows: Sequence[Row], images: Path) -> list[str]:
+    """Return the lines of a task's section: description, differences, other metrics, plots."""
+    found = {(row["method"], row["metric"]): row for row in rows}
+    methods = list(group_by(rows, "method"))
+    seeds = sorted({int(row["seeds"]) for row in rows})
+    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    caption = (
+        f"{number} seed{'s' * (seeds[-1] > 1)} per method, {rows[0]['test_examples']:,.0f} {rows[0]['measured_on']}. "
+        "The first row shows the mean ± half of its 95 % interval. The other rows show the difference from "
+        f"{BASELINE} and its 95 % interval, in bold if the interval excludes zero."
+    )
+    main = [["Method", *(METRICS[m].heading for m in MAIN)]]
+    main += [[method, *(difference_cell(found.get((method, m))) for m in MAIN)] for method in methods]
+    names = [m for m in OTHERS if any((method, m) in found for method in methods)]
+    others = [["Method", *(METRICS[m].heading for m in names), "Training time\u00a0↓"]]
+    for method in methods:
+        cells = [mean_cell(found.get((method, m))) for m in names]
+        others.append([method, *cells, time_cell(found[method, "train_seconds"])])
+    description = TASKS[task].description if task in TASKS else ""
+    lines = [f"## {task}", "", *wrap_text(description), "", *wrap_text(f"*{caption}*"), ""]
+    lines += [*table_lines(main), "", *table_lines(others)]
+    for name, title in (
+        (f"evidence_{task}.png", f"Differences from {BASELINE} on {task}, with 95 % intervals"),
+        (f"plane_{task}.png", f"Alignment and uniformity of the features on {task}"),
+    ):
+        if (images / name).exists():
+            lines += ["", f"![{title}](images/{name})"]
+    return [*lines, ""]

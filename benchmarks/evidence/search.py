@@ -1,0 +1,60 @@
+"""Evaluate candidates for the default on held-out training examples: search.csv.
+
+The tests of the study never use these examples. A candidate is a method of the study, or a specification as `mm-hf
+compare` accepts it, with a name: k2=dense_multimix:effective_examples=2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.evidence.methods import BASELINE, METHODS
+from benchmarks.evidence.registry import TaskOptions
+from benchmarks.evidence.results import Row, merge_rows, round_number
+from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, pair_runs, train_runs
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.harness import read
+from mm_hf.comparison.task import parse_method
+
+DEFAULT_TASKS, DEFAULT_SEEDS = tuple(TASKS), 2
+SEARCHED = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", "train_seconds")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "--methods", nargs="+", default=[BASELINE, "dense_multimix"], metavar="METHOD", help="candidates"
+    )
+
+
+def train(args: argparse.Namespace, paths: Paths) -> None:
+    """Train and evaluate all runs that are missing."""
+    chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}
+    chosen |= dict(parse_method(text) for text in args.methods if text not in METHODS)
+    options = TaskOptions(search=True, quick=args.quick, cache=paths.cache)
+    for name in args.tasks:
+        train_runs(name, chosen, chosen_seeds(args.seeds), paths.output / "search", options)
+
+
+def summarize(paths: Paths) -> list[Path]:
+    """Update search.csv from finished runs."""
+    table = paths.results / "search.csv"
+    found = [row for task in TASKS for row in rows_of(paths.output / "search" / task)]
+    merge_rows(table, found, {"task": list(TASKS), "method": list(METHODS)})
+    return [table] if read(table.name, table.parent) else []
+
+
+def rows_of(directory: Path) -> Iterator[Row]:
+    """Yield means over seeds and differences from the baseline on the same seeds, a row per method and metric."""
+    runs = finished_runs(directory)
+    for method in runs if BASELINE in runs else ():
+        comparison = pair_runs(directory, runs, method)
+        for metric in SEARCHED:
+            values = comparison.values(metric)
+            if method in values:
+                difference = (values[method] - values[BASELINE]).mean()
+                row = {"task": directory.name, "method": method, "metric": metric, "seeds": len(comparison.seeds)}
+                row["mean"] = round_number(values[method].mean(), 5)
+                yield row | {"difference_to_erm": round_number(difference, 5)}

@@ -1,0 +1,19 @@
+"""Tasks of the evidence study: real data and small models that train in about 10 to 60 seconds on one core.
+
+Each task is a function that returns a `mm_hf.comparison.Task`. Subsets and splits of the data are drawn once with a
+fixed seed. The seed of a run decides initial weights, the order of examples and the random draws of a method.
+Validation examples are held out of the training part and serve for choices only; nothing is chosen on test examples.
+"""
+
+from benchmarks.evidence.registry import TASKS
+from benchmarks.evidence.tasks import images, pretrained, sequences, texts  # noqa: F401  each registers its tasks
+
+__all__ = ["TASKS"]
+
+# Order of the tasks in tables.
+_ORDER = (
+    "digits_vit", "fashion_resnet", "fashion_vit", "fashion_300", "fashion_1000", "fashion_5000", "reviews_minilm",
+    "mnist1d",
+)  # fmt: skip
+for _name in _ORDER:
+    TASKS[_name] = TASKS.pop(_name)
