@@ -1,11 +1,12 @@
-"""Kill training runs at random times and while they write a checkpoint; resume them and compare the weights bit for bit.
+"""Kill training runs, resume them, and compare the final weights bit for bit.
 
     python -m benchmarks.crash_recovery
 
 A small ViT with dropout is trained on scikit-learn's digits in float32 on the CPU, by one process and by two (gloo). At
-random times all processes receive SIGKILL. A process that has written half of a file is killed alone. The training run is
-then started again. benchmarks/results/crash_recovery.csv gets a row per kill. The processes are forked from one that has
-imported all modules, with the environment that torchrun sets; tests/benchmarks/test_crash_recovery.py uses torchrun itself.
+random times all processes receive SIGKILL. A process that has written half of a file is killed alone. The training run
+is then started again. benchmarks/results/crash_recovery.csv gets a row per kill. The processes are forked from one that
+has imported all modules, with the environment that torchrun sets; tests/benchmarks/test_crash_recovery.py uses torchrun
+itself.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
         num_channels=1, num_labels=10, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
     )  # fmt: skip
     arguments = TrainingArguments(
-        str(directory), max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=1, use_cpu=True,
-        save_strategy="steps", save_steps=SAVE_STEPS, save_total_limit=1, disable_tqdm=True, ddp_find_unused_parameters=False,
+        str(directory), max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=1,
+        use_cpu=True, save_strategy="steps", save_steps=SAVE_STEPS, save_total_limit=1, disable_tqdm=True,
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
     trainer = MultiMixTrainer(
         ViTForImageClassification(config), arguments, mixing=DenseMultiMix(num_mixed=20), train_dataset=rows,

@@ -6,8 +6,8 @@ two processes that run two steps each. Cases that are not measured keep their ro
 
     python -m benchmarks.step [--steps 5] [--cases small vit vit1000 bert]
 
-"literal" is a direct implementation of the paper's formulas: a Dirichlet sample for each location and mixed example, mixed
-features, and attention from `output_attentions=True`.
+"literal" is a direct implementation of the paper's formulas: a Dirichlet sample for each location and mixed example,
+mixed features, and attention from `output_attentions=True`.
 """
 
 from __future__ import annotations

@@ -179,8 +179,8 @@ def count_targets(known: Mapping[str, Verdict]) -> list[str]:
     behind = sum(v.lead.high < 0 for v in known.values())
     ahead = sum(v.lead.low > 0 for v in known.values())
     lines.append(
-        f"- Accuracy minus best other method, which is chosen on the test examples: significantly lower on {behind} tasks "
-        f"(target: 0),\n  significantly higher on {ahead} (target: 2)."
+        f"- Accuracy minus best other method, which is chosen on the test examples: significantly lower on {behind} "
+        f"tasks (target: 0),\n  significantly higher on {ahead} (target: 2)."
     )
     for metric, title in SHIFTS.items():
         shifts = [v.shifts[metric][1] for v in known.values() if metric in v.shifts]
