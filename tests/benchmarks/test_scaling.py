@@ -62,8 +62,8 @@ def test_recipes_for_21841_classes_train(tmp_path, name):
     assert tuple(int(sizes.get(key, 16)) for key in keys) == model
     # The numbers in the comments of the recipe.
     b, r = training_args.per_device_train_batch_size, (224 // model[-1]) ** 2
-    assert f"the loss takes {scaling.memory(b, r, 21_841, 100) / 1e9:.1f} GB" in text
-    gathered = re.search(r"true would take (\d+) GB on each of (\d+) GPUs", text)
+    assert f"the loss needs {scaling.memory(b, r, 21_841, 100) / 1e9:.1f} GB" in text
+    gathered = re.search(r"true would need (\d+) GB on each of (\d+) GPUs", text)
     if gathered:
         assert int(gathered[1]) == round(scaling.memory(b, r, 21_841, 100, 2, int(gathered[2])) / 1e9)
     small = digits.vit(num_labels=21_841).train()
