@@ -81,8 +81,8 @@ class Mixing:
     A subclass is a dataclass that sets `name`, adds its settings as fields, validates them in `__post_init__`, and
     defines `loss`. The other hooks are optional; the module's docstring lists the order of their calls.
 
-    `HfArgumentParser` parses the fields, and `to_dict` and `from_dict` write and read them. A wrapped model trains with a
-    deep copy of the method, so that one method serves several models.
+    `HfArgumentParser` parses the fields, and `to_dict` and `from_dict` write and read them. A wrapped model trains with
+    a deep copy of the method, so that one method serves several models.
     """
 
     name: ClassVar[str] = ""
@@ -118,8 +118,8 @@ class Mixing:
     ) -> Mixing:
         """Return the method for a mini-batch: this one, a copy of it, or another method.
 
-        A method that remembers from `mix_inputs` to `loss` how it mixed the mini-batch returns a copy of itself and keeps
-        this in the copy.
+        A method that remembers from `mix_inputs` to `loss` how it mixed the mini-batch returns a copy of itself and
+        keeps this in the copy.
 
         Args:
             inputs: Inputs of the model's forward, without labels.

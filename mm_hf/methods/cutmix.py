@@ -24,8 +24,8 @@ class CutMix(PairMixing):
     """CutMix: a random region of each example is replaced by that of another one; labels are mixed by its exact share.
 
     In images (batch, channels, height, width) and videos (batch, frames, channels, height, width), the region is a
-    rectangle, the same in all frames. In sequences and audio, it is a contiguous stretch of time: (batch, time), (batch,
-    features, time), (batch, time, features), and images with a height or width of 1. Texts are not supported.
+    rectangle, the same in all frames. In sequences and audio, it is a contiguous stretch of time: (batch, time),
+    (batch, features, time), (batch, time, features), and images with a height or width of 1. Texts are not supported.
 
     One region is drawn per mini-batch. Its center lies anywhere, so that the border may clip it. An example keeps the
     share of its label that is left of it after clipping.
@@ -33,8 +33,9 @@ class CutMix(PairMixing):
     The time axis of a three-dimensional input is the one that the attention mask fits; else not the one of length
     `config.num_mel_bins`; else the longer one.
 
-    With an attention mask (batch, time), the stretch is drawn over the padded length, and only time that is valid in both
-    examples is replaced. The mask stays as it is, and the share of the label is that of the example's own valid time.
+    With an attention mask (batch, time), the stretch is drawn over the padded length, and only time that is valid in
+    both examples is replaced. The mask stays as it is, and the share of the label is that of the example's own valid
+    time.
 
     Args:
         alpha: Parameter of the symmetric Beta distribution of the share that an example keeps before clipping.
@@ -150,13 +151,13 @@ def signal_of(inputs: Mapping[str, Any], model: nn.Module, method: str) -> Signa
             if axis is not None:
                 return Signal(names[0], (axis,), mask)
             raise ValueError(
-                f"{method} cannot tell time from features in {names[0]} {tuple(x.shape)}: give an attention_mask (batch, "
-                "time), or use Mixup, ManifoldMixup, MultiMix or DenseMultiMix."
+                f"{method} cannot tell time from features in {names[0]} {tuple(x.shape)}: give an attention_mask "
+                "(batch, time), or use Mixup, ManifoldMixup, MultiMix or DenseMultiMix."
             )
     raise _cannot_cut(
         method,
-        "images (batch, channels, height, width), videos (batch, frames, channels, height, width) or audio and sequences "
-        "(batch, time), (batch, features, time) or (batch, time, features)",
+        "images (batch, channels, height, width), videos (batch, frames, channels, height, width) or audio and "
+        "sequences (batch, time), (batch, features, time) or (batch, time, features)",
         tensors,
     )
 
@@ -198,8 +199,8 @@ def image_of(inputs: Mapping[str, Any], method: str) -> str:
 def _cannot_cut(method: str, kinds: str, tensors: Mapping[str, Tensor]) -> ValueError:
     has = ", ".join(f"{k} {tuple(v.shape)}" for k, v in tensors.items()) or "no tensor"
     return ValueError(
-        f"{method} cuts and pastes {kinds} and nothing else, and this batch has {has}: use Mixup, ManifoldMixup, MultiMix "
-        "or DenseMultiMix."
+        f"{method} cuts and pastes {kinds} and nothing else, and this batch has {has}: use Mixup, ManifoldMixup, "
+        "MultiMix or DenseMultiMix."
     )
 
 

@@ -21,10 +21,10 @@ from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_mas
 class ManifoldMixup(PairMixing):
     """Manifold mixup: the hidden states of each example are interpolated with another example's; labels likewise.
 
-    One block (layer, stage), one factor and one permutation are drawn per mini-batch, all blocks equally likely, and the
-    input of that block is mixed. The input of the first block is the embeddings. The blocks are found in one forward of
-    any architecture and verified: exchanging the input of a block between examples exchanges their logits. The attention
-    mask of two texts is the union of their masks, in all blocks.
+    One block (layer, stage), one factor and one permutation are drawn per mini-batch, all blocks equally likely, and
+    the input of that block is mixed. The input of the first block is the embeddings. The blocks are found in one
+    forward of any architecture and verified: exchanging the input of a block between examples exchanges their logits.
+    The attention mask of two texts is the union of their masks, in all blocks.
 
     Args:
         alpha: Parameter of the symmetric Beta distribution of the factor.

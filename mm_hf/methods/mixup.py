@@ -42,8 +42,8 @@ class Mixup(PairMixing):
         numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs.get("input_ids") is None and not numbers:
             raise ValueError(
-                "Mixup mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this batch "
-                f"has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
+                "Mixup mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this "
+                f"batch has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
             )
 
     def mix_inputs(

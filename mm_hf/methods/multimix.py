@@ -1,4 +1,4 @@
-"""MultiMix: any number of mixed examples, each made of the whole mini-batch, mixed where the classifier begins."""
+"""MultiMix: any number of mixed examples, each an interpolation of the mini-batch at the input of the classifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
     Alpha = float
 
     class Count(int):
-        """A whole number, or "auto"."""
+        """An integer, or "auto"."""
 
         def __new__(cls, value):
             return value if value == "auto" else int(value)
@@ -46,16 +46,16 @@ PAPER = {
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with the text that a command line shows."""
+    """Return a dataclass field with the help text of its command-line option."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class MultiMix(Mixing):
-    """MultiMix: `num_mixed` interpolations of the whole mini-batch in embedding space, each with a loss of its own.
+    """MultiMix: `num_mixed` interpolations of the complete mini-batch in embedding space, each with its own loss.
 
-    The loss is `clean_weight` times the ordinary cross-entropy plus `pooled_weight` times the mean soft cross-entropy
-    of the mixed examples. Works with every model whose last layer is linear.
+    The loss is `clean_weight` times the cross-entropy of the clean examples plus `pooled_weight` times the mean soft
+    cross-entropy of the mixed examples. It supports every model whose last layer is linear.
 
     Args:
         num_mixed: Number of mixed examples per step and rank (n). "auto" takes as many as keep a step within 1.05 times
@@ -64,19 +64,19 @@ class MultiMix(Mixing):
             uniformly from that interval for each mixed example. Give `alpha` or `effective_examples`, not both.
         effective_examples: Effective number of examples in a mixed example. It sets alpha from the batch size, and so
             has the same meaning at every batch size. Default: 3 if `alpha` is not given.
-        examples_per_mix: Number of examples of the mini-batch that are drawn for each mixed example (the paper's m); the
-            others have the factor 0. Default: the complete mini-batch if `alpha` is given; 2 k + 2 with
+        examples_per_mix: Number of examples of the mini-batch that are drawn for each mixed example (the paper's m);
+            the others have the factor 0. Default: the complete mini-batch if `alpha` is given; 2 k + 2 with
             `effective_examples=k`, which mixes as strongly and costs less.
         clean_weight: Weight of the cross-entropy of the clean examples.
         pooled_weight: Weight of the loss of the mixed examples.
         input_mixing: Mixing in input space that some mini-batches get instead of mixing in embedding space: "none",
-            "mixup", "cutmix" or "mixup_cutmix" (one of the two, with equal probability, per mini-batch). Default: "none"
-            for `MultiMix`. For [`DenseMultiMix`], mixup of images, videos and audio with one label per example, and no
-            input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
+            "mixup", "cutmix" or "mixup_cutmix" (one of the two, with equal probability, per mini-batch). Default:
+            "none" for `MultiMix`. For [`DenseMultiMix`], mixup of images, videos and audio with one label per example,
+            and no input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
         input_mixing_prob: Share of the mini-batches that get input mixing. Default: 0.5.
-        input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs accuracy
-            in shorter trainings. `MultiMixTrainer` counts the epochs. A custom loop sets `handle.epoch`; without it, the
-            epoch is 0.
+        input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs
+            accuracy in shorter trainings. `MultiMixTrainer` counts the epochs. A custom loop sets `handle.epoch`;
+            without it, the epoch is 0.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
         preset: "paper" selects the paper's recipe: mixed examples only, alpha from (0.5, 2), and input mixup in half of
@@ -86,7 +86,7 @@ class MultiMix(Mixing):
         ValueError: A setting is invalid; or, at the first mini-batch, `input_mixing` does not support the inputs.
 
     Source:
-        Venkataramanan et al., NeurIPS 2023, section 3.2. Weights, effective examples and defaults are ours.
+        Venkataramanan et al., NeurIPS 2023, section 3.2. Weights, effective examples and defaults are our choices.
 
     Example:
         >>> MultiMix(num_mixed=500).effective_examples
@@ -141,8 +141,8 @@ class MultiMix(Mixing):
             self.alpha = tuple(self.alpha) if len(self.alpha) > 1 else self.alpha[0]  # type: ignore[assignment]
         if self.alpha is not None and self.effective_examples is not None:
             raise ValueError(
-                f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both say how strongly "
-                "examples are mixed: give one of the two and leave the other None."
+                f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both set the strength of "
+                "mixing: give one of the two and leave the other None."
             )
         if self.alpha is None and self.effective_examples is None:
             self.effective_examples = DEFAULT_EFFECTIVE_EXAMPLES
@@ -201,25 +201,88 @@ class MultiMix(Mixing):
         prob = self.input_mixing_prob if is_eligible else 0.0
         return draw_input_method(methods, prob, same_on_all_ranks or self.gathers) or self
 
-    @property
-    def gathers(self) -> bool:
-        """Whether there are other processes whose mini-batches are mixed with this one's."""
-        return self.gather_across_devices and is_distributed()
+    def loss(
+        self,
+        output: LocationOutput,
+        labels: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        criterion: Criterion = "cross_entropy",
+    ) -> MixingLoss:
+        """Return the weighted sum of the clean and the mixed loss."""
+        options = {"label_smoothing": label_smoothing, "criterion": criterion}
+        batch = None
+        if self.gathers:
+            locations = 0 if output.token_logits is None else output.token_logits.shape[1]
+            batch = GlobalBatch.gather_sizes(len(labels), locations, output.logits.device)
+        terms = self._terms(output, labels, options, batch)
+        logs: dict[str, Tensor | float] = {}
+        for name, term in terms.items():
+            logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
+        logs["loss_terms"] = sum(term.count for term in terms.values())
+        return MixingLoss(sum(getattr(self, f"{name}_weight") * term.loss for name, term in terms.items()), logs)
 
-    @property
-    def is_auto(self) -> bool:
-        return self.num_mixed == "auto"
+    def _terms(
+        self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
+    ) -> dict[str, Term]:
+        """Return the terms of the loss whose weights are not zero, by name.
 
-    def with_num_mixed(self, num_mixed: int) -> MultiMix:
-        method = copy.copy(self)
-        method.num_mixed = num_mixed
-        return method
+        With the mini-batches of all ranks as one, the mean of a term over the ranks is the loss of all examples: data
+        parallel training averages the gradients of the ranks.
+        """
+        terms = {}
+        if self.clean_weight:
+            loss = clean_loss(output.logits, labels, **options)
+            if batch is not None:
+                valid = count_valid(labels, output.logits, options["criterion"])
+                loss = loss * batch.processes * valid / batch.total(valid).clamp(min=1e-9)
+            terms["clean"] = Term(loss, len(labels))
+        if self.pooled_weight:
+            ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
+            unweighted = {**options, "confidence_weighted": False}
+            terms["pooled"] = self._mixed_term(output.logits[:, None], labels, ones, unweighted, batch)
+        return terms
+
+    def _mixed_term(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        attention: Tensor,
+        options: dict[str, Any],
+        batch: GlobalBatch | None,
+        dense: bool = False,
+    ) -> Term:
+        """Return the loss of mixed logits (b, 1, c), or (b, r, c) if `dense`, with labels of examples or locations."""
+        device, generator = logits.device, None
+        if batch is None:
+            factors = self.sample(len(logits), device)
+        else:
+            r, generator = batch.locations if dense else 1, batch.generator
+            has_classes = options["criterion"] == "cross_entropy" and not labels.is_floating_point()
+            per_location = dense and has_classes and labels.ndim == 2
+            labels = batch.gather(labels, r, IGNORE_INDEX) if per_location else batch.gather(labels)
+            logits, attention = batch.gather(logits, r), batch.gather(attention, r)
+            factors = self.sample(len(logits), device, generator)
+            options = {**options, "columns": batch.columns(factors.shape[1])}
+        permutations = None
+        if dense:
+            # All locations share one draw, each with its own permutation of the examples: the distribution at a
+            # location and the variance of the gradient are those of one draw per location (benchmarks/sampling.py), for
+            # 1/r of the draws.
+            b, r, _ = logits.shape
+            permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
+        loss = dense_multimix_loss(logits, labels, attention, factors, permutations=permutations, **options)
+        if batch is not None:
+            loss = loss * batch.processes
+        count = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
+        return Term(loss, count, {"mean_largest_factor": mean_largest_factor(factors)})
 
     def sample(
         self, num_examples: int, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor | SparseFactors:
-        """Factors (b, n) for a mini-batch of b examples, by default this process's own."""
-        assert self.num_mixed != "auto", "The wrapper decides on a size first."
+        """Draw factors (b, n) for a mini-batch of b examples, by default from a generator of this rank."""
+        if self.num_mixed == "auto":
+            raise ValueError("num_mixed='auto' is determined during training: call with_num_mixed before sample.")
         drawn = num_examples
         if self.examples_per_mix is not None:
             drawn = min(num_examples, self.examples_per_mix)
@@ -234,98 +297,44 @@ class MultiMix(Mixing):
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
         return sample_sparse_factors(num_examples, self.num_mixed, alpha, examples_per_mix=drawn, **where)
 
-    def loss(
-        self,
-        output: LocationOutput,
-        labels: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        criterion: Criterion = "cross_entropy",
-    ) -> MixingLoss:
-        """Weighted sum of the clean and the mixed loss."""
-        how = {"label_smoothing": label_smoothing, "criterion": criterion}
-        global_batch = None
-        if self.gathers:
-            tokens = output.token_logits
-            global_batch = GlobalBatch.gather_sizes(
-                len(labels), 0 if tokens is None else tokens.shape[1], output.logits.device
-            )
-        return self._weighted_sum(self._terms(output, labels, how, global_batch))
+    @property
+    def gathers(self) -> bool:
+        """True if the mini-batches of several ranks are mixed as one."""
+        return self.gather_across_devices and is_distributed()
 
-    def _terms(
-        self, output: LocationOutput, labels: Tensor, how: dict[str, Any], global_batch: GlobalBatch | None
-    ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        """Each term's loss and what else to log of it, for terms whose weight is not zero.
+    @property
+    def is_auto(self) -> bool:
+        return self.num_mixed == "auto"
 
-        With `everyone`, the losses are such that their mean over the processes is the loss of all examples as one
-        mini-batch: that is how data parallel training averages them.
-        """
-        terms: dict[str, tuple[Tensor, dict[str, Any]]] = {}
-        if self.clean_weight:
-            loss = clean_loss(output.logits, labels, **how)
-            if global_batch is not None:
-                mine = count_valid(labels, output.logits, how["criterion"])
-                loss = loss * global_batch.processes * mine / global_batch.total(mine).clamp(min=1e-9)
-            terms["clean"] = (loss, {"loss_terms": len(labels)})
-        if self.pooled_weight:
-            ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
-            how = {**how, "confidence_weighted": False}
-            terms["pooled"] = self._mixed(output.logits[:, None], labels, ones, how, global_batch)
-        return terms
-
-    def _mixed(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        attention: Tensor,
-        how: dict[str, Any],
-        global_batch: GlobalBatch | None,
-        dense: bool = False,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of mixed logits (b, 1, c), or if `dense` (b, r, c), with labels of examples or of each location."""
-        device = logits.device
-        if global_batch is not None:
-            r = global_batch.locations if dense else 1
-            classes = how["criterion"] == "cross_entropy" and not labels.is_floating_point()
-            of_locations = dense and classes and labels.ndim == 2
-            labels = global_batch.gather(labels, r, IGNORE_INDEX) if of_locations else global_batch.gather(labels)
-            logits, attention = global_batch.gather(logits, r), global_batch.gather(attention, r)
-        b, r, _ = logits.shape
-        if global_batch is None:
-            factors, generator = self.sample(b, device), None
-        else:
-            generator = global_batch.generator
-            factors = self.sample(b, device, generator)
-            how = {**how, "columns": global_batch.columns(factors.shape[1])}
-        # One draw in an order of its own at each location: the law at each location is the same as with a draw for each,
-        # and so is the gradient's variance (benchmarks/sampling.py), for 1/r of the work.
-        permutations = None
-        if dense:
-            permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
-        loss = dense_multimix_loss(logits, labels, attention, factors, permutations=permutations, **how)
-        terms = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
-        loss = loss if global_batch is None else loss * global_batch.processes
-        return loss, {"loss_terms": terms, "mean_largest_factor": largest(factors)}
-
-    def _weighted_sum(self, terms: dict[str, tuple[Tensor, dict[str, Any]]]) -> MixingLoss:
-        logs: dict[str, Tensor | float] = {}
-        for name, (loss, more) in terms.items():
-            logs[f"loss_{name}"] = loss.detach()
-            count = more.pop("loss_terms")
-            logs.update(more)
-            logs["loss_terms"] = logs.get("loss_terms", 0) + count
-        total = sum(getattr(self, f"{name}_weight") * loss for name, (loss, _) in terms.items())
-        return MixingLoss(total, logs)
+    def with_num_mixed(self, num_mixed: int) -> MultiMix:
+        method = copy.copy(self)
+        method.num_mixed = num_mixed
+        return method
 
     def to_dict(self) -> dict[str, Any]:
-        """The method's name and its settings; what a preset set is among them."""
+        """Return the method's name and its settings, those of the preset included."""
         values = super().to_dict()
         del values["preset"]
         return values
 
 
-def largest(factors: Tensor | SparseFactors) -> Tensor:
-    """Mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the mean of the batch."""
+@dataclass
+class Term:
+    """A term of the loss.
+
+    Attributes:
+        loss: Its value.
+        count: Number of losses that it is a mean of.
+        logs: Other values to log.
+    """
+
+    loss: Tensor
+    count: Tensor | int
+    logs: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+def mean_largest_factor(factors: Tensor | SparseFactors) -> Tensor:
+    """Return the mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the batch mean."""
     if isinstance(factors, SparseFactors):
         return factors.weight.amax(dim=1).mean()
     return factors.amax(dim=-2).mean()

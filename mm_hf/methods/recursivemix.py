@@ -31,11 +31,14 @@ class RecursiveMix(PairMixing):
     Labels are mixed by the exact share of pixels. Image i gets the previous image i modulo the size of the previous
     mini-batch, so that mini-batches may differ in size. The first mini-batch is trained as it is.
 
-    The consistency term is `consistency_weight` times the box's share of the image times KL(p || q). p is the prediction
-    for the previous image when it was trained with, a constant. q is the prediction for the box: the mean of the logits of
-    the locations, weighted by the area of each that lies in the box. For a head that averages the locations, this is the
-    classifier applied to RoI-pooled features. For a head that reads a CLS token, q applies the classifier to patch tokens,
-    which no other term of this method trains.
+    The consistency term is `consistency_weight` times the box's share of the image times KL(p || q), where
+
+    - p is the prediction for the previous image when the model was trained with it, a constant;
+    - q is the prediction for the box: the mean of the logits of the locations, weighted by the area of each that lies
+      in the box.
+
+    For a head that averages the locations, q is the classifier applied to RoI-pooled features. For a head that reads a
+    CLS token, q applies the classifier to patch tokens, which no other term of this method trains.
 
     Args:
         max_area: Largest share of an image that the box covers, before clipping (the authors' alpha).

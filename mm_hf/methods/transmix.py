@@ -22,18 +22,18 @@ from .pairs import check_share, targets_of
 class TransMix(CutMix):
     """TransMix: CutMix with the pasted label weighted by the CLS token's attention to the pasted region.
 
-    The weight is a mean of two shares of the rectangle: that of the pixels, and that of the CLS token's attention in the
-    last block (averaged over heads, before dropout, detached), read in the forward of the mixed image. It supports images,
-    and models whose head reads a single token (ViT, DeiT).
+    The weight is a mean of two shares of the rectangle: that of the pixels, and that of the CLS token's attention in
+    the last block (averaged over heads, before dropout, detached), read in the forward of the mixed image. It supports
+    images, and models whose head reads a single token (ViT, DeiT).
 
     Args:
         alpha: Parameter of the symmetric Beta distribution of the share that an image keeps before clipping.
         attention_share: Weight of the attention's share in the mean, in [0, 1]: 0.5 as in the authors' code, 1 for the
             attention only as in the paper's formula; 0 is CutMix.
 
-    Raises:
-        ValueError: A setting does not lie in its range; or, at the first mini-batch, the inputs are not only images.
-        LocationError: (at the first mini-batch) the model's head reads no single token, its attention cannot be read, or
+    Raises: ValueError: A setting does not lie in its range; or, at the first mini-batch, the inputs are not only
+        images. LocationError: (at the first mini-batch) the model's head reads no single token, its attention cannot be
+        read, or
             the locations are no grid of patches.
 
     Source:
@@ -123,6 +123,6 @@ def grid_of(size: tuple[int, int], num_patches: int) -> tuple[int, int]:
         if rows * columns == num_patches and smallest < largest:
             return rows, columns
     raise LocationError(
-        f"The model's {num_patches} locations are no grid of square patches of images of {height} x {width} pixels, so that "
-        "their places in the image are unknown: use CutMix."
+        f"The model's {num_patches} locations are no grid of square patches of images of {height} x {width} pixels, so "
+        "that their places in the image are unknown: use CutMix."
     )

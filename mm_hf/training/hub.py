@@ -114,8 +114,8 @@ def load_method_state(directory: str | Path, rank: int = 0, world_size: int = 1)
         return load_file(path)
     if any(Path(directory).glob("mixing_state*.safetensors")):
         logger.warning(
-            "The checkpoint %s has method states of another number of processes than %d: the method starts without what "
-            "it remembered, and the resumed training is not exact.",
+            "The checkpoint %s has method states of another number of processes than %d: the method starts without "
+            "its memory, and the resumed training is not exact.",
             directory,
             world_size,
         )

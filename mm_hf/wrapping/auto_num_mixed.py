@@ -1,4 +1,4 @@
-"""How many mixed examples a step can have at hardly any cost: decided by the clock in the first steps of a training."""
+"""Number of mixed examples of `num_mixed="auto"`, determined by timing the first steps of a training."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inp
 
 logger = logging.getLogger(__name__)
 
-# A step may take 1.05 times a plain one. What does not depend on the number of mixed examples (the head at every location,
-# one row of attention) is left the last part of that.
+# A step may take 1.05 times the time of plain training. The rest of that is for work that does not depend on the number
+# of mixed examples: the head at every location, and one row of attention.
 BUDGET = 0.04
-SIZES = (200, 1000)  # tried in turn, to tell what a mixed example costs from what the loss costs anyhow
-WARM_UP = 2  # steps in which caches fill and kernels are chosen or compiled
+SIZES = (200, 1000)  # in turn: two sizes separate the cost per mixed example from the fixed cost
+WARM_UP = 2  # steps in which caches fill and kernels are selected or compiled
 ROUNDS = 4
 MOST = 100_000
 
 
 class AutoNumMixed:
-    """Times the first steps of a training, and then says how many mixed examples each has.
+    """Timer of the first steps of a training, which then determines the number of mixed examples per step.
 
-    Between two calls of `begin` lies a whole step, data and optimiser included. On a GPU its own clock is read, once, after
-    the last of the timed steps: until then nothing waits for it.
+    A complete step lies between two calls of `begin`, data and optimizer included. On a GPU, its own clock is read
+    once, after the last timed step, so that no step before synchronizes.
     """
 
     def __init__(self, num_mixed: int | None = None):
@@ -37,24 +37,24 @@ class AutoNumMixed:
         self._steps: list[tuple[int, list[Any]]] = []  # sizes, and marks with the next step's beginning
 
     def __deepcopy__(self, memo: Any) -> AutoNumMixed:
-        """A copy of the model (EMA) starts afresh: a GPU's events cannot be copied."""
+        """Return a copy for a copy of the model (EMA), without the timings: events of a GPU cannot be copied."""
         return AutoNumMixed(self.num_mixed)
 
     def begin(self, device: torch.device) -> int:
-        """A step begins: the number of mixed examples it is to have."""
+        """Begin a step, and return its number of mixed examples."""
         if self.num_mixed is not None:
             return self.num_mixed
         now = _mark(device)
-        if self._begun > WARM_UP and len(self._marks) == 3:  # else the step had no mixed examples
+        if self._begun > WARM_UP and len(self._marks) == 3:  # fewer marks: the step had no mixed examples
             self._steps.append((self._size, [*self._marks, now]))
         if self._begun >= WARM_UP + ROUNDS * len(SIZES):
-            # From this step on all processes ask each other, until all have timed enough: where a method is applied with a
-            # probability, one has mixed more often than another.
+            # From this step on, the ranks ask each other until all of them have timed enough steps: with input mixing,
+            # some mix in embedding space more often than others.
             timed = [size for size, _ in self._steps]
             enough = min(timed.count(size) for size in SIZES) >= ROUNDS
             self.num_mixed = _agreed(choose_size(self._seconds(device)) if enough else None)
             if self.num_mixed is not None:
-                logger.info("num_mixed='auto': %s mixed examples a step.", f"{self.num_mixed:,}")
+                logger.info("num_mixed='auto': %s mixed examples per step.", f"{self.num_mixed:,}")
                 return self.num_mixed
         self._size = SIZES[self._begun % len(SIZES)]
         self._begun += 1
@@ -62,12 +62,12 @@ class AutoNumMixed:
         return self._size
 
     def loss_begins(self, device: torch.device) -> None:
-        """The forward is done."""
+        """Mark the end of the forward."""
         if self.num_mixed is None:
             self._marks.append(_mark(device))
 
     def loss_ends(self, device: torch.device) -> None:
-        """The loss, with its gradient, is done."""
+        """Mark the end of the loss and its gradient."""
         if self.num_mixed is None:
             self._marks.append(_mark(device))
 
@@ -80,14 +80,14 @@ class AutoNumMixed:
 
 
 def choose_size(steps: list[tuple[int, float, float]]) -> int:
-    """The largest number of mixed examples whose loss takes `BUDGET` of a plain step.
+    """Return the largest number of mixed examples whose loss takes `BUDGET` of a plain step.
 
-    Args:
-        steps: Of each timed step, its number of mixed examples (two different numbers in all), the seconds of its loss, and
-            the seconds of the whole.
+    Args: steps: Number of mixed examples, seconds of the loss and seconds of the complete step, for each timed step.
+        There
+            are two different numbers of mixed examples.
 
     Returns:
-        Two digits and zeros; between the smaller of the two numbers and `MOST`.
+        A number of two significant digits between the smaller of the two numbers and `MOST`.
 
     Example:
         >>> choose_size([(200, 0.003, 1.003), (1000, 0.007, 1.007)])  # 2 ms, and 5 microseconds for each
@@ -116,7 +116,7 @@ def _between(start: Any, end: Any) -> float:
 
 
 def _agreed(size: int | None) -> int | None:
-    """The smallest of all processes' numbers, or None until each has one."""
+    """Return the smallest number of all ranks, or None until each has one."""
     if not is_distributed():
         return size
     raise_if_uneven_inputs("num_mixed='auto'", "give a number")

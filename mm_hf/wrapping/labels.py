@@ -1,4 +1,4 @@
-"""What the labels of a batch are: which loss they call for, and whether they can be trained with at all."""
+"""Labels of a batch: the criterion that they call for, and whether they fit the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ CRITERION_BY_PROBLEM_TYPE: dict[str, Criterion] = {
 
 
 def check_labels(model: nn.Module, labels: Any) -> Criterion:
-    """The loss that the labels call for; refuses what is missing, of the wrong type or out of range with a sentence.
+    """Return the criterion that the labels call for.
 
-    The model's own rule is followed: `config.problem_type`, or else regression for one label and classification for
+    It follows the rule of Transformers: `config.problem_type`, or else regression for one label and classification for
     several. Class probabilities (b, c) are soft labels unless the model is configured for multi-label classification.
+
+    Raises:
+        ValueError: The labels are missing, of the wrong type or out of range.
     """
     name = type(model).__name__
     config: Any = model.config
@@ -42,16 +45,16 @@ def check_labels(model: nn.Module, labels: Any) -> Criterion:
         _check_classes(name, labels, num_labels, _ignored(model))
     elif shape not in ((len(labels), num_labels), *([(len(labels),)] if num_labels == 1 else [])):
         raise ValueError(
-            f"{name} is configured for {problem} with {num_labels} labels, so that labels have the shape (batch, "
+            f"{name} is configured for {problem} with {num_labels} labels, for which labels have the shape (batch, "
             f"{num_labels}); got {labels.dtype} of shape {shape}."
         )
     elif problem == "multi_label_classification" and bool(((labels < 0) | (labels > 1)).any()):
         raise ValueError(
-            f"{name} is configured for {problem}, so that labels lie in [0, 1]; they go from {float(labels.min()):g} to "
+            f"{name} is configured for {problem}, for which labels lie in [0, 1]; got {float(labels.min()):g} to "
             f"{float(labels.max()):g}."
         )
     if not dense and getattr(config, "problem_type", None) is None:
-        config.problem_type = problem  # as the model itself would at its first loss
+        config.problem_type = problem  # the model itself sets it at its first loss
     return CRITERION_BY_PROBLEM_TYPE[problem]
 
 
@@ -59,40 +62,40 @@ def _check_classes(name: str, labels: Tensor, num_labels: int, ignored: int) -> 
     if labels.is_floating_point():
         if labels.ndim != 2 or labels.shape[1] != num_labels:
             raise ValueError(
-                f"The labels are {labels.dtype} of shape {tuple(labels.shape)}. Give class indices as integers of shape "
-                f"(batch,), or class probabilities of shape (batch, {num_labels}); mixed labels are made inside the step."
+                f"The labels are {labels.dtype} of shape {tuple(labels.shape)}. Give class indices as integers of "
+                f"shape (batch,), or class probabilities of shape (batch, {num_labels}); the training step mixes them."
             )
         if not torch.allclose(labels.float().sum(dim=1), torch.ones(len(labels), device=labels.device), atol=1e-3):
             raise ValueError(
-                f"The labels of shape {tuple(labels.shape)} are no class probabilities: their rows do not sum to 1. If each "
-                'example may have several classes, set config.problem_type = "multi_label_classification".'
+                f"The labels of shape {tuple(labels.shape)} are no class probabilities: their rows do not sum to 1. If "
+                'an example may have several classes, set config.problem_type = "multi_label_classification".'
             )
         return
     valid = labels[(labels != IGNORE_INDEX) & (labels != ignored)]
     wrong = valid[(valid < 0) | (valid >= num_labels)]
     if len(wrong):
         raise ValueError(
-            f"Label {int(wrong[0])} does not fit {name} with {num_labels} labels (0 to {num_labels - 1}, or {ignored} to "
-            "leave an example out): build the model with num_labels set to your number of classes."
+            f"Label {int(wrong[0])} does not fit {name} with {num_labels} labels (0 to {num_labels - 1}, or {ignored} "
+            "for an ignored example): build the model with num_labels set to your number of classes."
         )
 
 
 def _ignored(model: nn.Module) -> int:
-    """The label that takes no part: -100, or what a model of segmentation is configured for."""
+    """Return the ignored label: -100, or the one in the configuration of a segmentation model."""
     return getattr(model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
 
 
 def check_shapes(model: nn.Module, logits: Tensor, labels: Tensor, criterion: Criterion) -> None:
-    """Refuse labels whose dimensions do not fit the logits: one an example, or one a location."""
+    """Raise a ValueError unless the labels fit the logits: one label per example, or one per location."""
     name, b = type(model).__name__, len(logits)
     numbers = labels.is_floating_point() or criterion != "cross_entropy"
     if logits.ndim == 2 and (labels.shape == (b,) or (numbers and labels.shape == logits.shape)):
         return
     if logits.ndim == 2 and labels.shape == logits.shape:
         raise ValueError(
-            f"{name} has one class an example, and the labels are {labels.dtype} of shape {tuple(labels.shape)}. If each "
-            'example may have several classes, set config.problem_type = "multi_label_classification"; class probabilities '
-            "are floating-point numbers."
+            f"{name} has one class per example, and the labels are {labels.dtype} of shape {tuple(labels.shape)}. If "
+            'an example may have several classes, set config.problem_type = "multi_label_classification"; class '
+            "probabilities are floating-point numbers."
         )
     if logits.ndim == 3 and labels.shape == logits.shape[:2]:
         return
@@ -106,15 +109,14 @@ def check_shapes(model: nn.Module, logits: Tensor, labels: Tensor, criterion: Cr
 
 
 def at_locations(model: nn.Module, output: LocationOutput, labels: Tensor) -> tuple[LocationOutput, Tensor]:
-    """Output and labels with one label a row of logits, where a model labels every location; else as they are.
+    """Return output and labels of a model that labels every location, with one label per row of logits.
 
-    Logits (b, c, h, w) are compared with labels (b, H, W) at the labels' size, interpolated as the models themselves do;
-    the locations to mix are those of the logits, each labelled as the pixel at its centre.
+    Logits (b, c, h, w) are compared with labels (b, H, W) at the size of the labels, interpolated as the models do. The
+    locations to mix are those of the logits, each with the label of the pixel at its center.
     """
-    if output.logits.ndim == 2:
-        return output, labels
     if output.attention is not None and output.mask is not None:
-        # One label is shared out among an example's locations. Here each has its own, and a short text no more of each.
+        # Attention sums to 1 over the locations of an example, which share its one label. With one label per location,
+        # the weight of a location must not depend on the length of the text.
         output.attention = output.attention * output.mask.sum(dim=1, keepdim=True)
     if output.logits.ndim == 3:
         output.labels = labels

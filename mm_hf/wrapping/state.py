@@ -26,8 +26,8 @@ STATE = "mm_hf_state"  # the attribute of a wrapped model
 class MixingState:
     """State of a wrapped model: the method, the hooks that it needs, and what to log.
 
-    It refers to no model, so that a deep copy of the model (EMA, early stopping) mixes with its own weights. The method is
-    a deep copy, so that one method serves several models, each with its own memory of earlier mini-batches.
+    It refers to no model, so that a deep copy of the model (EMA, early stopping) mixes with its own weights. The method
+    is a deep copy, so that one method serves several models, each with its own memory of earlier mini-batches.
     """
 
     def __init__(self, mixing: Mixing, label_smoothing: float, processing_class: Any, plan: Plan | None = None):
@@ -94,8 +94,8 @@ class MixingState:
         dense = labels.ndim > 1 and not labels.is_floating_point() and self.criterion == "cross_entropy"
         if dense and not self.mixing.requirements.dense_labels:
             raise ValueError(
-                f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label per example. "
-                'Use DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'
+                f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label per "
+                'example. Use DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'
             )
 
     def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> None:
@@ -135,7 +135,7 @@ def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
 
 
 def _on_all_ranks(find: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the result of each rank. An error on one rank raises on all, because a rank that continued would deadlock."""
+    """Return the result of each rank. An error on one rank raises on all ranks, which would otherwise deadlock."""
     ranks = torch.distributed.get_world_size() if is_distributed() else 1
     if ranks == 1:
         return [find()]

@@ -70,7 +70,7 @@ class MixingHandle:
         return self._state.ready
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Probe and check the model with a batch now, unless that is done. The first training step calls it otherwise."""
+        """Probe and check the model with a batch now. Otherwise, the first training step does."""
         if self._model is None:
             raise ValueError("The wrapping of this model was removed: call wrap_model again.")
         if not self._state.is_ready(self._model):
@@ -96,7 +96,8 @@ class MixingHandle:
         model, self._model = self._model, None
         if model is None:
             return
-        # This also removes what accelerate put around our forward; preparing the model again puts it around the original.
+        # This also removes what accelerate put around our forward; preparing the model again puts it around the
+        # original.
         for name in REPLACED:
             model.__dict__.pop(name, None)
         model.__dict__.update(self._state.before)
@@ -123,9 +124,10 @@ def wrap_model(
 ) -> MixingHandle:
     """Wrap a model so that its loss is the method's in training mode and with labels.
 
-    The model stays the same object with the same parameters. In evaluation mode, or without labels, its own forward runs
-    unchanged. Call this before `accelerator.prepare`, and set `handle.epoch = epoch` at the start of each epoch: without
-    it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which also mixes inputs after three epochs).
+    The model stays the same object with the same parameters. In evaluation mode, or without labels, its own forward
+    runs unchanged. Call this before `accelerator.prepare`, and set `handle.epoch = epoch` at the start of each epoch:
+    without it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which also mixes inputs after three
+    epochs).
 
     Args:
         model: A Transformers classification model, also under PEFT.
@@ -161,13 +163,14 @@ def wrap_model(
         raise ValueError(f"mixing must be a mixing method such as DenseMultiMix(), got {mixing!r}.")
     if STATE in model.__dict__:
         raise ValueError(
-            f"This {type(model).__name__} is already wrapped with {model.__dict__[STATE].mixing.name}: call remove() on "
-            "the handle of the first wrap_model before wrapping it again."
+            f"This {type(model).__name__} is already wrapped with {model.__dict__[STATE].mixing.name}: call remove() "
+            "on the handle of the first wrap_model before wrapping it again."
         )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or "forward" in model.__dict__:
         raise ValueError(
-            f"wrap_model must come before accelerator.prepare (or DistributedDataParallel): this {type(model).__name__} "
-            "has been prepared, or its forward replaced, and mixing would be lost or run outside mixed precision."
+            "wrap_model must come before accelerator.prepare (or DistributedDataParallel): this "
+            f"{type(model).__name__} has been prepared, or its forward replaced, and mixing would be lost or run "
+            "outside mixed precision."
         )
     state = MixingState(mixing, label_smoothing, processing_class, plan)
     state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}

@@ -118,7 +118,7 @@ def test_a_resumed_training_keeps_the_size(tmp_path, caplog):
         )
         first.train()
     chosen = first.mixing_handle.num_mixed
-    assert f"num_mixed='auto': {chosen:,} mixed examples a step" in caplog.text
+    assert f"num_mixed='auto': {chosen:,} mixed examples per step" in caplog.text
     assert load_num_mixed(tmp_path / "checkpoint-12") == chosen
     again = MultiMixTrainer(
         digits.vit(), digits.arguments(tmp_path, **arguments), mixing=AUTO, train_dataset=digits.dataset()

@@ -1,4 +1,4 @@
-"""What can be trained beside one class an example: several classes, numbers, a label for every token or pixel."""
+"""Labels other than one class per example: several classes, numbers, a label for every token or pixel."""
 
 import pytest
 import torch
@@ -181,7 +181,7 @@ def test_mistakes_about_tasks_are_refused_with_sentences():
     refused("label for every location.*DenseMultiMix", model, inputs, labels, MultiMix(num_mixed=5))
     refused("label for every location", model, inputs, labels, DenseMultiMix(num_mixed=5, preset="paper"))
     vit, images = models.build("vit"), models.batch("vit")
-    refused("one class an example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
+    refused("one class per example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
     refused("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
     several = (torch.rand(6, 5) < 0.5).float()
     several[0] = 1
