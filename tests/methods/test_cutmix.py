@@ -30,7 +30,7 @@ class Model:
 
 @pytest.mark.parametrize("side", [32, (24, 48)])
 @pytest.mark.parametrize("seed", range(4))
-def test_cutmix_is_kornias_on_the_same_draws(side, seed):
+def test_cutmix_equals_kornia_on_the_same_draws(side, seed):
     kornia = pytest.importorskip("kornia.augmentation")
     images, model = models.batch("vit", side=side)["pixel_values"], models.build("vit")
     torch.manual_seed(seed)
@@ -54,7 +54,7 @@ def test_cutmix_is_kornias_on_the_same_draws(side, seed):
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000), st.floats(0.1, 4))
 def test_labels_weigh_the_exact_share_of_pixels(height, width, seed, alpha):
-    """Image i is painted with the number i: what is left of it can be counted."""
+    """All pixels of image i are i, so that the share of each image can be counted."""
     images = torch.arange(5.0)[:, None, None, None].expand(5, 2, height, width)
     mixed, partner, box = pasted(images, seed, alpha)
     torch.manual_seed(seed)
@@ -66,14 +66,14 @@ def test_labels_weigh_the_exact_share_of_pixels(height, width, seed, alpha):
     assert 0 <= area(box) <= height * width and sorted(partner.tolist()) == list(range(5))
 
 
-def test_nothing_is_pasted_where_all_is_kept_and_at_most_all():
+def test_box_area_lies_between_nothing_and_the_complete_image():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         assert area(draw_box(20, 30, 1.0, generator)) == 0
         assert 0 < area(draw_box(20, 30, 0.0, generator)) <= 600
 
 
-def test_the_frames_of_a_video_are_cut_alike():
+def test_frames_of_a_video_share_one_box():
     videos = models.batch("vit")["pixel_values"][:, None].repeat(1, 3, 1, 1, 1) + torch.arange(3)[:, None, None, None]
     mixed, _, _ = pasted(videos, 3)
     images, _, _ = pasted(videos[:, 0], 3)
@@ -81,7 +81,7 @@ def test_the_frames_of_a_video_are_cut_alike():
     torch.testing.assert_close(mixed[:, 2] - 2, images)
 
 
-def test_a_video_model_trains():
+def test_video_models_train_with_cutmix_and_reject_transmix():
     name = "VivitForVideoClassification"
     model = zoo.build(name).train()
     inputs = zoo.batch(name, model)
@@ -221,7 +221,7 @@ def test_an_unclear_time_axis_is_an_error():
 
 
 def by_hand(model, images, labels, seed, share, smoothing=0.0):
-    """The mixed image's own forward with eager attention; weights as in the authors' `transmix_label`."""
+    """Compute the loss with eager attention and weights as in the authors' `transmix_label`."""
     mixed, partner, (top, bottom, left, right) = pasted(images, seed)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
@@ -240,7 +240,7 @@ def by_hand(model, images, labels, seed, share, smoothing=0.0):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["vit", "deit", "beit-cls"])
-def test_transmix_by_hand(name, share):
+def test_transmix_equals_the_authors_formula(name, share):
     model, images = models.build(name), models.batch(name)["pixel_values"]
     twin = copy.deepcopy(model)
     expected = by_hand(twin, images, LABELS, 5, share, 0.1)
@@ -258,7 +258,7 @@ def test_transmix_by_hand(name, share):
         loss.backward()
         gradients = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
-        by_hand(model, images, LABELS, 5, share, 0.1)  # a copy of the model: its gradients are its own
+        by_hand(model, images, LABELS, 5, share, 0.1)  # of a copy of the model, which has its own gradients
         model.set_attn_implementation("eager")
         mixed, partner, _ = pasted(images, 5)
         weight = transmix_weight(model, mixed, images, share)
@@ -277,7 +277,7 @@ def transmix_weight(model, mixed, images, share):
     return ((1 - share) * area(box) / 1024 + share * by_attention)[:, None]
 
 
-def test_without_attention_transmix_is_cutmix():
+def test_transmix_without_attention_equals_cutmix():
     losses = []
     for method in (CutMix(), TransMix(attention_share=0.0)):
         model, images = models.build("vit"), models.batch("vit")
@@ -288,7 +288,7 @@ def test_without_attention_transmix_is_cutmix():
     torch.testing.assert_close(*losses)
 
 
-def test_two_models_and_a_batch_within_a_batch_share_one_method():
+def test_one_method_serves_several_mini_batches():
     method, images = TransMix(), models.batch("vit")
     first, second = method.for_batch(images, LABELS), method.for_batch(images, LABELS)
     torch.manual_seed(0)
@@ -299,7 +299,7 @@ def test_two_models_and_a_batch_within_a_batch_share_one_method():
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 32), st.data())
-def test_the_grid_of_patches_is_found_from_their_number(rows, columns, patch, data):
+def test_grid_of_patches_follows_from_their_number(rows, columns, patch, data):
     height = rows * patch + data.draw(st.integers(0, (patch - 1) // 4))
     width = columns * patch + data.draw(st.integers(0, (patch - 1) // 4))
     found = grid_of((height, width), rows * columns)

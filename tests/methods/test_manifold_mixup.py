@@ -22,7 +22,7 @@ def build(name, **changes):
 
 
 def drawn(seed, model, alpha=2.0):
-    """Block, factor and partners as the method draws them."""
+    """Return the block, the factor and the partners that the method draws."""
     torch.manual_seed(seed)
     step = ManifoldMixup(alpha=alpha).for_batch({}, torch.arange(4))
     step.mix_inputs({}, LABELS, model)
@@ -31,7 +31,7 @@ def drawn(seed, model, alpha=2.0):
 
 
 def by_hand(name, model, inputs, seed):
-    """The loss, the layers called one by one."""
+    """Compute the logits and the loss by calling the layers one by one."""
     block, factor, partner = drawn(seed, model)
     if name == "vit":
         hidden, mask = model.vit.embeddings(inputs["pixel_values"]), None
@@ -57,9 +57,9 @@ def by_hand(name, model, inputs, seed):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_logits_loss_and_gradients_by_hand(name, seed):
+def test_logits_loss_and_gradients_equal_a_computation_by_hand(name, seed):
     model, inputs = build(name), models.batch(name)
-    model.training = True  # and its parts in evaluation mode: no dropout
+    model.training = True  # its submodules stay in evaluation mode, without dropout
     logits, loss = by_hand(name, model, inputs, seed)
     loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -76,13 +76,13 @@ def test_logits_loss_and_gradients_by_hand(name, seed):
     assert handle.pop_logs() == {"loss_manifold_mixup": pytest.approx(float(loss.detach()), rel=1e-4)}
 
 
-def test_every_block_is_drawn_equally_often():
+def test_blocks_are_drawn_uniformly():
     model = build("vit")
     count = torch.bincount(torch.tensor([drawn(seed, model)[0] for seed in range(600)]), minlength=LAYERS)
     assert len(count) == LAYERS and (count - 200).abs().max() < 50
 
 
-def test_evaluation_calls_without_labels_and_of_parts_are_not_mixed():
+def test_evaluation_and_calls_without_labels_are_not_mixed():
     model, inputs = build("vit"), models.batch("vit")
     with torch.no_grad():
         expected, features = model(**inputs, labels=LABELS), model.vit(**inputs)[0]
@@ -95,7 +95,7 @@ def test_evaluation_calls_without_labels_and_of_parts_are_not_mixed():
     assert torch.equal(again.logits, expected.logits) and torch.equal(again.loss, expected.loss)
 
 
-def test_removing_takes_the_hooks_away_and_an_error_ends_the_mixing():
+def test_remove_removes_the_hooks_and_an_error_ends_the_mixing():
     model, inputs = build("vit").train(), models.batch("vit")
     handle = wrap_model(model, ManifoldMixup(), example_inputs={**inputs, "labels": LABELS})
     assert sum(len(m._forward_pre_hooks) for m in model.modules()) == LAYERS
@@ -109,7 +109,7 @@ def test_removing_takes_the_hooks_away_and_an_error_ends_the_mixing():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_deep_copy_mixes_by_itself():
+def test_deep_copy_mixes_independently():
     model, inputs = build("vit"), models.batch("vit")
     handle = wrap_model(model, ManifoldMixup(), example_inputs={**inputs, "labels": LABELS})
     twin = copy.deepcopy(model)
@@ -134,7 +134,7 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         with wrap_model(model, ManifoldMixup()):
             losses = []
-            for seed in range(4):  # several forwards before the backward
+            for seed in range(4):  # several forwards before the backward pass
                 torch.manual_seed(seed)
                 losses.append(model(**inputs, labels=LABELS).loss)
             sum(losses).backward()
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_around_the_hooks_is_refused(reentrant):
+def test_checkpointing_around_the_hooks_is_rejected(reentrant):
     model, inputs = build("vit").train(), models.batch("vit")
     layers = model.vit.layers
     layer_call = type(layers[0]).__call__
@@ -161,7 +161,7 @@ def test_a_checkpoint_around_the_hooks_is_refused(reentrant):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_a_compiled_model_mixes_alike_and_is_not_compiled_for_each_block(name):
+def test_compiled_model_mixes_alike_and_is_not_recompiled_per_block(name):
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -183,7 +183,7 @@ def test_a_compiled_model_mixes_alike_and_is_not_compiled_for_each_block(name):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_half_precision(name):
+def test_manifold_mixup_in_half_precision(name):
     model, inputs = build(name).train(), models.batch(name)
     model.apply(lambda m: m.eval() if isinstance(m, nn.Dropout) else None)
     with wrap_model(model, ManifoldMixup()):
@@ -201,7 +201,7 @@ def test_half_precision(name):
         torch.testing.assert_close(model(**inputs, labels=LABELS).loss, expected, rtol=0.05, atol=0.2)
 
 
-def test_under_peft():
+def test_manifold_mixup_under_peft():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
         target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=False
@@ -224,13 +224,13 @@ def test_under_peft():
     [
         ("SwinForImageClassification", "swin.encoder.layers.0", 2),
         ("ResNetForImageClassification", "resnet.encoder.stages.0", 4),
-        ("AlbertForSequenceClassification", "albert.encoder.albert_layer_groups.0", 2),  # one module, called again
+        ("AlbertForSequenceClassification", "albert.encoder.albert_layer_groups.0", 2),  # one module, called twice
         ("ModernBertForSequenceClassification", "model.layers.0", 2),
         ("ASTForAudioClassification", "audio_spectrogram_transformer.layers.0", 2),
         ("VivitForVideoClassification", "vivit.layers.0", 2),
     ],
 )
-def test_blocks_of_other_models_and_a_training_step(name, first, calls):
+def test_blocks_of_other_architectures_are_found_and_train(name, first, calls):
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
     blocks = find_blocks(model, inputs)
@@ -239,7 +239,7 @@ def test_blocks_of_other_models_and_a_training_step(name, first, calls):
         model(**inputs, labels=models.labels(4)).loss.backward()
 
 
-# What goes around: a second stack or input, boxes, pooled and reversible streams, embeddings that every layer reads.
+# Paths around: a second stack or input, boxes, pooled and reversible streams, embeddings that every layer reads.
 REFUSED = {
     *("Bart", "BigBirdPegasus", "MBart", "MT5", "Mvp", "PLBart", "T5", "T5Gemma", "T5Gemma2", "UMT5"),
     *(
@@ -262,7 +262,7 @@ LONGER = {"ReformerForSequenceClassification": {"length": 64, "padding": None}}
 @pytest.mark.skipif(transformers.__version__ < "5.23", reason="the list of classes is that of Transformers 5.23")
 @pytest.mark.parametrize("name", zoo.class_names())
 @pytest.mark.filterwarnings("ignore")
-def test_every_class_is_mixed_inside_or_refused(name):
+def test_every_class_trains_or_is_rejected(name):
     try:
         model = zoo.build(name)
     except zoo.Unavailable as error:
@@ -282,7 +282,7 @@ def test_every_class_is_mixed_inside_or_refused(name):
             assert loss.isfinite() and handle._state.blocks.calls == handle._state.blocks.blocks.calls
 
 
-def test_layers_that_are_left_out_at_random_are_refused():
+def test_layerdrop_is_rejected():
     name = "Wav2Vec2BertForSequenceClassification"
     model = zoo.build(name, layerdrop=1.0)
     with (
@@ -292,7 +292,7 @@ def test_layers_that_are_left_out_at_random_are_refused():
         model(**zoo.batch(name, model), labels=models.labels(4))
 
 
-def test_decoders_want_their_padding_on_the_left():
+def test_decoders_require_left_padding():
     name = "LlamaForSequenceClassification"
     model = zoo.build(name)
     assert find_blocks(model, zoo.batch(name, model, padding="left")).calls == 2
@@ -302,7 +302,7 @@ def test_decoders_want_their_padding_on_the_left():
 
 
 @pytest.mark.parametrize("name", ["BartForSequenceClassification", "T5ForSequenceClassification"])
-def test_what_goes_around_the_blocks_is_seen(name):
+def test_paths_around_the_blocks_are_detected(name):
     model = zoo.build(name)
     inputs = {**zoo.batch(name, model), "labels": models.labels(4)}
     with pytest.raises(LocationError, match="has no list of blocks .tried: .*decoder.* such that its logits"):
@@ -310,21 +310,21 @@ def test_what_goes_around_the_blocks_is_seen(name):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_the_search_leaves_nothing_behind():
+def test_search_for_blocks_leaves_the_model_unchanged():
     model, inputs = build("vit").train(), models.batch("vit")
     state = torch.get_rng_state()
     assert find_blocks(model, inputs) == Blocks(tuple(f"vit.layers.{i}" for i in range(LAYERS)), LAYERS)
     assert torch.equal(state, torch.get_rng_state()) and model.training and model.vit.layers[0].training
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
-    with torch.no_grad():  # a head that starts at zero tells nothing apart
+    with torch.no_grad():  # zero-initialized heads give equal logits
         model.classifier.weight.zero_()
     assert find_blocks(model, inputs).calls == LAYERS and not model.classifier.weight.any()
     with pytest.raises(LocationError, match="pass a mini-batch of at least 2"):
         find_blocks(model, {"pixel_values": inputs["pixel_values"][:1]})
 
 
-def test_soft_cross_entropy_is_the_loss():
-    """Label smoothing and -100 beside the mixing."""
+def test_loss_is_the_soft_cross_entropy():
+    """With label smoothing and ignored labels."""
     model, inputs = build("vit"), models.batch("vit")
     labels = torch.tensor([0, 1, -100, 3, 4, 0])
     with wrap_model(model, ManifoldMixup(), label_smoothing=0.1, example_inputs={**inputs, "labels": labels}):

@@ -41,7 +41,7 @@ def test_settings_survive_json(cls, values, how):
     assert cls.from_dict(method.to_dict()) == method
 
 
-def test_the_registry_knows_every_method_by_name():
+def test_registry_has_every_method_by_name():
     assert set(METHODS) >= {"erm", "mixup", "cutmix", "manifold_mixup", "transmix", "multimix", "dense_multimix"}
     for name, cls in METHODS.items():
         assert get_method(name) is cls and cls.name == name
@@ -57,7 +57,7 @@ def test_paper_preset_sets_the_papers_recipe_and_given_arguments_override_it():
     assert (method.input_mixing, method.clean_weight, method.effective_examples, method.alpha) == ("none", 1.0, 4, None)
 
 
-def test_the_default_recipe():
+def test_default_recipe():
     method = DenseMultiMix()
     assert (method.clean_weight, method.pooled_weight, method.dense_weight) == (1.0, 0.0, 1.0)
     assert (method.num_mixed, method.effective_examples, method.alpha) == (1000, 3.0, None)
@@ -72,7 +72,7 @@ def test_every_method_is_parsed_beside_training_arguments(name, tmp_path):
     assert parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path)])[1] == get_method(name)()
 
 
-def test_the_command_line_of_dense_multimix():
+def test_command_line_of_dense_multimix():
     parser = HfArgumentParser(DenseMultiMix)
     parse = lambda line: parser.parse_args_into_dataclasses(line.split())[0]  # noqa: E731
     assert parse("--alpha 0.5 2.0 --num_mixed 7") == DenseMultiMix(alpha=(0.5, 2.0), num_mixed=7)
@@ -119,7 +119,7 @@ def test_invalid_settings_raise_a_value_error(values, message):
         DenseMultiMix(**values)
 
 
-def test_unknown_names_and_settings():
+def test_unknown_names_and_settings_raise_a_value_error():
     with pytest.raises(ValueError, match="no mixing method 'mixmax'. The methods are cutmix, dense_multimix, erm"):
         get_method("mixmax")
     with pytest.raises(
@@ -130,7 +130,7 @@ def test_unknown_names_and_settings():
         DenseMultiMix.from_dict({"method": "multimix"})
 
 
-def seen(b=6, r=4, c=5):
+def location_output(b=6, r=4, c=5):
     torch.manual_seed(0)
     mask = torch.rand(b, r) < 0.8
     mask[:, 0] = True
@@ -139,8 +139,8 @@ def seen(b=6, r=4, c=5):
     return LocationOutput(torch.randn(b, c), torch.randn(b, r, c), mask, attention)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms():
-    output, labels = seen(), torch.tensor([0, 1, 2, 3, 4, -100])
+def test_loss_is_the_weighted_sum_of_its_terms():
+    output, labels = location_output(), torch.tensor([0, 1, 2, 3, 4, -100])
     torch.manual_seed(1)
     method = DenseMultiMix(num_mixed=30, clean_weight=0.5, pooled_weight=2.0, dense_weight=3.0)
     result = method.loss(output, labels, label_smoothing=0.1)
@@ -155,7 +155,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_terms_of_weight_zero_are_not_computed():
-    assert set(MultiMix(pooled_weight=0.0).loss(seen(), models.labels()).logs) == {"loss_clean", "loss_terms"}
+    assert set(MultiMix(pooled_weight=0.0).loss(location_output(), models.labels()).logs) == {
+        "loss_clean",
+        "loss_terms",
+    }
     without, default = DenseMultiMix(dense_weight=0.0).requirements, DenseMultiMix().requirements
     assert without.attention is None and not without.token_logits and without.linear_head
     assert default.attention == "auto" and default.token_logits
@@ -213,7 +216,7 @@ def test_dense_multimix_mixes_real_valued_inputs_of_late_epochs_by_default():
 
 
 def test_the_default_draws_one_number_for_an_eligible_mini_batch_and_none_for_another():
-    """Draws are part of what a resumed run reproduces: mixup if one uniform number is below the probability."""
+    """A mini-batch gets mixup if one uniform number is below the probability."""
     for inputs, epoch, draws in ((IMAGES, 3.0, 1), (IMAGES, 2.0, 0), (TEXTS, 3.0, 0)):
         torch.manual_seed(7)
         chosen = DenseMultiMix().for_batch(inputs, LABELS, epoch=epoch)
@@ -242,7 +245,7 @@ def test_input_mixing_and_labels_of_locations():
     assert not DenseMultiMix(input_mixing="mixup").requirements.dense_labels
 
 
-def test_clean_loss_is_cross_entropy():
+def test_clean_loss_equals_cross_entropy():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 3, -100, 2, 1])
     torch.testing.assert_close(clean_loss(logits, labels), F.cross_entropy(logits, labels))
     soft = torch.rand(5, 4).softmax(-1)
@@ -252,7 +255,7 @@ def test_clean_loss_is_cross_entropy():
     assert clean_loss(logits, torch.full((5,), -100)) == 0
 
 
-def test_mixup_is_kornias_on_the_same_draws():
+def test_mixup_equals_kornia_on_the_same_draws():
     kornia = pytest.importorskip("kornia.augmentation")
     from kornia.constants import DType
 
@@ -297,7 +300,7 @@ def test_mixup_rejects_inputs_that_it_cannot_mix():
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
-def test_the_factor_of_a_pair_has_the_beta_distribution(alpha):
+def test_factor_of_a_pair_has_the_beta_distribution(alpha):
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)
     drawn = [pairs.draw_factor(alpha, generator) for _ in range(3000)]
@@ -305,7 +308,7 @@ def test_the_factor_of_a_pair_has_the_beta_distribution(alpha):
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
-def test_methods_of_pairs_refuse_what_is_no_parameter_and_draw_from_the_global_generator_alone(name):
+def test_pair_methods_validate_alpha_and_draw_from_the_global_generator(name):
     with pytest.raises(ValueError, match="alpha must be a positive number, got -1"):
         get_method(name)(alpha=-1.0)
     model, images, labels = models.build("vit"), models.batch("vit"), torch.tensor([0, 1, 2, 3, -100, 4])
@@ -320,7 +323,7 @@ def test_methods_of_pairs_refuse_what_is_no_parameter_and_draw_from_the_global_g
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold_mixup", "transmix"])
 @pytest.mark.parametrize("problem", [None, "multi_label_classification"])
-def test_soft_and_several_labels_are_mixed_as_they_are(name, problem):
+def test_soft_and_multi_label_targets_are_mixed(name, problem):
     model, images = models.build("vit", problem_type=problem).train(), models.batch("vit")
     labels = torch.rand(6, 5) if problem else torch.rand(6, 5).softmax(dim=1)
     with wrap_model(model, get_method(name)()) as handle:

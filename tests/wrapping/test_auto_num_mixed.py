@@ -15,7 +15,7 @@ AUTO = DenseMultiMix(num_mixed="auto")
 
 
 class Clock:
-    """Time that passes when told to: a plain step takes a second, the loss `fixed` and `each` for a mixed example."""
+    """Simulated clock: a plain step takes one second, and the loss `fixed` plus `each` per mixed example."""
 
     def __init__(self, monkeypatch, fixed=0.0, each=1e-5, plain=1.0):
         self.now, self.fixed, self.each, self.plain = 0.0, fixed, each, plain
@@ -35,10 +35,10 @@ class Clock:
 @given(
     st.floats(1e-4, 10), st.floats(0, 0.03), st.floats(1e-8, 1e-3), st.lists(st.integers(0, 7), max_size=1, unique=True)
 )
-def test_the_size_chosen_costs_the_budget_and_no_more(plain, fixed, each, disturbed):
+def test_chosen_number_costs_at_most_the_budget(plain, fixed, each, disturbed):
     fixed, each = fixed * plain, each * plain
     steps = [(size, fixed + size * each, plain + fixed + size * each) for size in module.SIZES * module.ROUNDS]
-    for i in disturbed:  # an evaluation in between, or another program
+    for i in disturbed:  # by an evaluation or another program
         steps[i] = (steps[i][0], steps[i][1] * 3, steps[i][2] + 100)
     size = module.choose_size(steps)
     cost = fixed + size * each
@@ -51,7 +51,7 @@ def test_the_size_chosen_costs_the_budget_and_no_more(plain, fixed, each, distur
     assert size == float(f"{size:.1e}")
 
 
-def test_the_first_steps_are_timed_and_then_the_size_stays(monkeypatch):
+def test_number_is_fixed_after_the_first_steps_are_timed(monkeypatch):
     clock, auto_num_mixed = Clock(monkeypatch, fixed=0.01), module.AutoNumMixed()
     sizes = [clock.step(auto_num_mixed) for _ in range(20)]
     trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
@@ -66,18 +66,18 @@ def test_steps_without_mixing_are_not_timed(monkeypatch):
     assert auto_num_mixed.num_mixed == 4000
 
 
-def test_a_size_that_chance_left_out_is_waited_for(monkeypatch):
+def test_timing_continues_until_both_sizes_are_timed(monkeypatch):
     clock, auto_num_mixed = Clock(monkeypatch), module.AutoNumMixed()
     for i in range(40):
-        clock.step(auto_num_mixed, mixes=i % 2 == 0)  # always at the same one of the two sizes
+        clock.step(auto_num_mixed, mixes=i % 2 == 0)  # always with the same one of the two sizes
     assert auto_num_mixed.num_mixed is None
     for _ in range(2 * module.ROUNDS + 1):
         clock.step(auto_num_mixed)
     assert auto_num_mixed.num_mixed == 4000
 
 
-def test_processes_decide_in_the_same_step(monkeypatch):
-    """One of two has mixed less often: it is asked in every step, and the other one waits for it with its number."""
+def test_ranks_decide_in_the_same_step(monkeypatch):
+    """One of two ranks has mixed less often: both ask in every step until both have a number."""
     clock, auto_num_mixed, told = Clock(monkeypatch), module.AutoNumMixed(), []
 
     def gather(sizes, size):
@@ -93,7 +93,7 @@ def test_processes_decide_in_the_same_step(monkeypatch):
     assert told == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
 
 
-def test_a_model_trains_with_the_size_that_its_clock_says(monkeypatch, caplog):
+def test_model_trains_with_the_number_that_is_determined(monkeypatch, caplog):
     model, inputs = models.build("vit").train(), models.batch("vit")
     with wrap_model(model, AUTO) as handle:
         terms = []
@@ -110,7 +110,7 @@ def test_a_model_trains_with_the_size_that_its_clock_says(monkeypatch, caplog):
     assert Mixing.from_dict(AUTO.to_dict()) == AUTO
 
 
-def test_a_resumed_training_keeps_the_size(tmp_path, caplog):
+def test_resumed_training_keeps_the_number(tmp_path, caplog):
     arguments = {"num_train_epochs": 8, "save_strategy": "steps", "save_steps": 12}
     with caplog.at_level(logging.INFO, "mm_hf.wrapping.auto_num_mixed"):
         first = MultiMixTrainer(
@@ -129,6 +129,6 @@ def test_a_resumed_training_keeps_the_size(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, "most", None, True])
-def test_a_size_is_a_number_or_auto(value):
+def test_num_mixed_is_an_integer_or_auto(value):
     with pytest.raises(ValueError, match="num_mixed must be an integer of at least 1 or 'auto'"):
         MultiMix(num_mixed=value)

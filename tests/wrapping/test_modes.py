@@ -1,4 +1,4 @@
-"""Precision, compilation, checkpointing, frozen parts, attention implementations, masks: the loss stays what it is."""
+"""The loss under mixed precision, compilation, checkpointing, frozen parts, attention implementations and masks."""
 
 import time
 
@@ -12,7 +12,8 @@ from mm_hf.locations.attention.weights import attention_rows
 from tests.helpers import models, zoo
 
 DENSE = DenseMultiMix(num_mixed=10)
-# One of each way to read attention: a registered function, a softmax, the eager function's own report, PyTorch's fused one.
+# One model for each way to read attention: a registered function, a softmax, eager attention's output, PyTorch's fused
+# call.
 READINGS = [
     "vit",
     "bert",
@@ -38,7 +39,7 @@ def step(model, inputs, mixing=DENSE, seed=0):
 
 
 @pytest.mark.parametrize("name", READINGS)
-def test_a_model_is_probed_in_full_precision_whatever_autocast_says(name):
+def test_models_are_probed_in_full_precision_under_autocast(name):
     model, inputs = build(name)
     expected = probe(model, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -47,7 +48,7 @@ def test_a_model_is_probed_in_full_precision_whatever_autocast_says(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", READINGS)
-def test_autocast(name, dtype):
+def test_training_under_autocast(name, dtype):
     model, inputs = build(name)
     with wrap_model(model.train(), DENSE):
         model.apply(lambda m: m.eval() if isinstance(m, nn.Dropout) else None)
@@ -61,7 +62,7 @@ def test_autocast(name, dtype):
 
 
 @pytest.mark.parametrize("name", READINGS)
-def test_bfloat16_weights(name):
+def test_training_with_bfloat16_weights(name):
     model, inputs = build(name)
     model = model.to(torch.bfloat16)
     inputs = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in inputs.items()}
@@ -90,7 +91,7 @@ def test_gradient_checkpointing_changes_no_gradient(name, reentrant):
 
 
 @pytest.mark.parametrize("name", READINGS)
-def test_a_compiled_model_gives_the_same_loss_and_is_not_compiled_again(name):
+def test_compiled_model_has_the_same_loss_and_is_not_recompiled(name):
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -110,7 +111,7 @@ def test_a_compiled_model_gives_the_same_loss_and_is_not_compiled_again(name):
     torch._dynamo.reset()
 
 
-def test_a_compiled_model_has_its_inputs_mixed_late():
+def test_input_mixing_of_a_compiled_model():
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -140,7 +141,7 @@ def test_linear_probing(name):
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "LlamaForSequenceClassification", "BartForSequenceClassification"])
-def test_without_an_attention_mask_everything_is_attended_to(name):
+def test_missing_attention_mask_equals_a_mask_of_ones(name):
     model, _ = build(name)
     inputs = models.batch(name) if name in models.MODELS else zoo.batch(name, model, padding=None)
     if name in models.MODELS:
@@ -155,35 +156,35 @@ def test_without_an_attention_mask_everything_is_attended_to(name):
 @pytest.mark.parametrize(
     "name", ["GPT2ForSequenceClassification", "LlamaForSequenceClassification", "Qwen3ForSequenceClassification"]
 )
-def test_decoders_on_either_side_of_the_padding(name, side):
+def test_decoders_with_left_and_right_padding(name, side):
     model = zoo.build(name)
     inputs = zoo.batch(name, model, padding=side)
-    seen = extract(model, attention="cls", **inputs)  # checks the identity
+    output = extract(model, attention="cls", **inputs)  # checks the identity
     words = inputs["attention_mask"].bool()
-    assert not seen.attention[~words].any()
+    assert not output.attention[~words].any()
     one = {k: v[1:2][:, words[1]] for k, v in inputs.items()}
     if side == "right":
         alone = extract(model, attention="cls", **one)
-        torch.testing.assert_close(seen.attention[1:2][:, words[1]], alone.attention, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(output.attention[1:2][:, words[1]], alone.attention, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("first", "then"), [("sdpa", "eager"), ("eager", "sdpa")])
 @pytest.mark.parametrize("name", ["vit", "bert", "LlamaForSequenceClassification"])
-def test_another_implementation_is_chosen_after_wrapping(name, first, then):
+def test_attention_implementation_changes_after_wrapping(name, first, then):
     model, inputs = build(name)
     model.set_attn_implementation(first)
     with torch.no_grad():
         expected = model(**inputs).logits
         with wrap_model(model.train(), DENSE, example_inputs={**inputs, "labels": models.labels(4)}):
-            seen = extract(model.eval(), attention="cls", **inputs)
+            output = extract(model.eval(), attention="cls", **inputs)
             model.set_attn_implementation(then)
             torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
             again = extract(model, attention="cls", **inputs)
-    torch.testing.assert_close(again.attention, seen.attention, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.attention, output.attention, rtol=1e-4, atol=1e-5)
 
 
-def test_the_block_mask_that_flex_attention_takes():
-    """Flex attention trains on GPUs only; the row is computed from its mask's function, whatever the device."""
+def test_block_masks_of_flex_attention():
+    """Flex attention trains only on GPUs, but the row is computed from its mask function on any device."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     torch.manual_seed(0)
@@ -200,7 +201,7 @@ def test_the_block_mask_that_flex_attention_takes():
         torch.testing.assert_close(rows, attention_rows(nn.Module(), query, key, dense[:, None], index))
 
 
-def test_the_padding_mask_that_flash_attention_takes():
+def test_padding_masks_of_flash_attention():
     torch.manual_seed(0)
     query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
     padding = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -212,7 +213,7 @@ def test_the_padding_mask_that_flash_attention_takes():
     assert rows.shape == (2, 4, 1, 6) and not rows[0, ..., 4:].any()
 
 
-def test_batch_normalisation_in_the_head_keeps_the_statistics_of_what_it_reads():
+def test_batch_normalization_in_the_head_keeps_its_statistics():
     name = "LevitForImageClassification"
     model = zoo.build(name).train()
     inputs = zoo.batch(name, model, b=8)

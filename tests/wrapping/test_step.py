@@ -1,4 +1,4 @@
-"""What a training step may cost: one forward, nothing that waits for a GPU, one row of attention."""
+"""Cost of a training step: one forward, no synchronization with a GPU, one row of attention."""
 
 import contextlib
 import gc
@@ -19,7 +19,7 @@ METHODS = {
 
 
 class Shapes(TorchDispatchMode):
-    """Keeps the shapes of all tensors that are made, and the names of what made them."""
+    """Recorder of the shapes of all tensors, and of the operations that return them."""
 
     def __init__(self):
         super().__init__()
@@ -35,21 +35,21 @@ class Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 @pytest.mark.parametrize("name", ["vit", "bert", "dinov2", "LlamaForSequenceClassification"])
-def test_nothing_in_a_step_waits_for_the_device(name, method, monkeypatch):
-    """Meta tensors have no values: whatever would have to look at one (`item`, boolean indexing, a branch) fails."""
+def test_training_step_does_not_synchronize_the_device(name, method, monkeypatch):
+    """Meta tensors have no values, so that every operation that reads one (`item`, boolean indexing) fails."""
     if name in models.MODELS:
         model, inputs = models.build(name).train(), models.batch(name, b=16)
     else:
         model = zoo.build(name).train()
         inputs = zoo.batch(name, model, b=16)
-    # Of this device there are no generators, and no autocast.
+    # The meta device has no generators and no autocast.
     monkeypatch.setattr("mm_hf.methods.multimix.rank_generator", lambda device: None)
     with wrap_model(model, method, example_inputs={**inputs, "labels": models.labels(16)}):
         model.to("meta")
         for name_ in (
             "_ignore_causal_mask_sdpa",
             "_ignore_bidirectional_mask_sdpa",
-        ):  # Transformers' own look at the mask
+        ):  # Transformers reads the mask itself
             monkeypatch.setattr(f"transformers.masking_utils.{name_}", lambda *_, **__: False)
         monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())
         loss = model(**{k: v.to("meta") for k, v in inputs.items()}, labels=models.labels(16).to("meta")).loss
@@ -57,7 +57,7 @@ def test_nothing_in_a_step_waits_for_the_device(name, method, monkeypatch):
     assert loss.device.type == "meta" and all(p.grad is not None for p in list(model.parameters())[-2:])
 
 
-def test_what_would_wait_is_found_on_meta_tensors():
+def test_synchronizing_operations_fail_on_meta_tensors():
     x = torch.ones(3, device="meta")
     for wait in (lambda: x.sum().item(), lambda: x[x > 0], lambda: bool(x.any())):
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -65,7 +65,7 @@ def test_what_would_wait_is_found_on_meta_tensors():
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_the_backbone_runs_once(name):
+def test_backbone_runs_once_per_step(name):
     model, inputs = models.build(name).train(), models.batch(name)
     backbone = getattr(model, model.base_model_prefix)
     calls = []
@@ -77,8 +77,8 @@ def test_the_backbone_runs_once(name):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "dinov2"])
-def test_the_attention_costs_one_row_of_it(name):
-    # With dropout PyTorch's own attention makes the matrix on a CPU.
+def test_attention_costs_one_row(name):
+    # With dropout, PyTorch's own attention computes the complete matrix on a CPU.
     model = models.build(name, attention_probs_dropout_prob=0.0).train()
     inputs = models.batch(name, b=3)
     n = (32 // 8) ** 2 + 1 if name in models.IMAGE_MODELS else inputs["input_ids"].shape[1]
@@ -91,8 +91,8 @@ def test_the_attention_costs_one_row_of_it(name):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-def test_no_mixed_feature_is_made(method):
-    """Whatever has a mixed example's dimension has the width of the logits, not of the features."""
+def test_mixed_features_are_never_materialized(method):
+    """Tensors with a dimension of mixed examples have the width of the logits, not of the features."""
     model, inputs = models.build("vit").train(), models.batch("vit", b=16)
     width = model.config.hidden_size
     method = method.with_num_mixed(777)
@@ -104,8 +104,8 @@ def test_no_mixed_feature_is_made(method):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "LlamaForSequenceClassification"])
-def test_the_look_at_the_model_leaves_no_tensors_behind(name):
-    """Not even until the next garbage collection: a batch's activations may be gigabytes."""
+def test_probing_keeps_no_tensors(name):
+    """The activations of a batch may take gigabytes: they are freed without garbage collection."""
     model, inputs = (models.build(name), models.batch(name)) if name in models.MODELS else (zoo.build(name), None)
     inputs = zoo.batch(name, model, b=6) if inputs is None else inputs
     example = {**inputs, "labels": models.labels()}

@@ -12,7 +12,7 @@ from tests.helpers import digits, models
 
 
 class Mean(MultiMix):
-    """Every mixed example the mean of the batch: a loss that can be computed by hand."""
+    """MultiMix whose mixed examples are all the mean of the batch, for a computation by hand."""
 
     def sample(self, num_examples, device):
         return torch.full((num_examples, 7), 1 / num_examples)
@@ -30,31 +30,31 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
 @pytest.mark.parametrize("problem", sorted(PROBLEMS))
-def test_other_problem_types_by_hand(problem, name):
+def test_losses_of_other_problem_types_equal_a_computation_by_hand(problem, name):
     torch.manual_seed(0)
     make, criterion = PROBLEMS[problem]
     model, inputs, labels = models.build(name, problem_type=problem), models.batch(name), make()
     clean = model(**inputs, labels=labels).loss
     for mixing in (Mean(), DenseMean(attention="uniform"), ERM()):
         with wrap_model(model, mixing):
-            model.training = True  # and its parts in evaluation mode: no dropout
+            model.training = True  # its submodules stay in evaluation mode, without dropout
             loss = model(**inputs, labels=labels).loss
             model.training = False
-        seen = extract(model, attention="uniform", **inputs)
+        output = extract(model, attention="uniform", **inputs)
         expected = clean
         if isinstance(mixing, Mean):
-            expected = clean + criterion(seen.logits.mean(0), labels.mean(0))
+            expected = clean + criterion(output.logits.mean(0), labels.mean(0))
         elif isinstance(mixing, DenseMean):
-            share = seen.attention / seen.attention.sum(0, keepdim=True).clamp(min=1e-30)
-            occupied = seen.attention.sum(0) > 0
-            logits, targets = torch.einsum("br,brc->rc", share, seen.token_logits), share.T @ labels
+            share = output.attention / output.attention.sum(0, keepdim=True).clamp(min=1e-30)
+            occupied = output.attention.sum(0) > 0
+            logits, targets = torch.einsum("br,brc->rc", share, output.token_logits), share.T @ labels
             expected = clean + criterion(logits[occupied], targets[occupied])
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert model.config.problem_type == problem
 
 
-def test_regression_of_one_number_through_the_trainer(tmp_path):
-    """How much ink there is in an image of a digit."""
+def test_regression_with_one_output_trains(tmp_path):
+    """The label is the amount of ink in an image of a digit."""
     data = digits.dataset(0, 96, extra=False).remove_columns("label")
     data = data.add_column("labels", [float(image.mean()) for image in data["pixel_values"]]).with_format("torch")
     model = digits.vit(num_labels=1)
@@ -65,7 +65,7 @@ def test_regression_of_one_number_through_the_trainer(tmp_path):
     assert losses[-1] < 0.3 * losses[0] and model.config.problem_type == "regression"
 
 
-def test_mixup_mixes_these_labels_too():
+def test_mixup_mixes_real_valued_labels():
     torch.manual_seed(0)
     model, inputs = models.build("vit"), models.batch("vit")
     numbers = torch.randn(6, 5)
@@ -95,7 +95,7 @@ def token_model(name):
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_token_classification_mixes_each_locations_own_labels(name):
+def test_token_classification_mixes_labels_of_locations(name):
     model, inputs, labels = token_model(name)
     clean = model(**inputs, labels=labels).loss
     with wrap_model(model, DenseMean(dense_weight=2.0)) as handle:
@@ -111,22 +111,22 @@ def test_token_classification_mixes_each_locations_own_labels(name):
             target = F.one_hot(labels[there, j], 5).float().mean(0)
             dense.append(-(target * logits[there, j].mean(0).log_softmax(-1)).sum())
     torch.testing.assert_close(loss, clean + 2 * torch.stack(dense).mean(), rtol=1e-4, atol=1e-5)
-    seen = extract(model, **inputs)
-    torch.testing.assert_close(seen.token_logits, seen.logits)
-    assert torch.equal(seen.mask, inputs["attention_mask"].bool())
+    output = extract(model, **inputs)
+    torch.testing.assert_close(output.token_logits, output.logits)
+    assert torch.equal(output.mask, inputs["attention_mask"].bool())
 
 
-def test_attention_received_can_weigh_tokens():
+def test_mean_attention_weights_tokens():
     model, inputs, _ = token_model("BertForTokenClassification")
-    seen = extract(model, attention="mean", **inputs)
+    output = extract(model, attention="mean", **inputs)
     model.set_attn_implementation("eager")
-    expected = model(**inputs, output_attentions=True).attentions[-1].mean(dim=(1, 2)) * seen.mask
-    torch.testing.assert_close(seen.attention, expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+    expected = model(**inputs, output_attentions=True).attentions[-1].mean(dim=(1, 2)) * output.mask
+    torch.testing.assert_close(output.attention, expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
     with pytest.raises(LocationError, match='labels every location.*Use "uniform" or "mean"'):
         extract(model, attention="cls", **inputs)
 
 
-def test_segmentation_mixes_pixels():
+def test_segmentation_mixes_labels_of_pixels():
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
         hidden_sizes=[8, 16], depths=[1, 1], num_encoder_blocks=2, num_attention_heads=[1, 2], sr_ratios=[2, 1],
@@ -157,8 +157,8 @@ def test_segmentation_mixes_pixels():
         extract(model, attention="mean", pixel_values=images)
 
 
-def test_token_classification_through_the_trainer(tmp_path):
-    """Which of a text's words are above the middle of the vocabulary."""
+def test_token_classification_trains(tmp_path):
+    """The label of a token is 1 if its id lies in the upper half of the vocabulary."""
     model, _, _ = token_model("BertForTokenClassification")
     batch = models.batch("bert", b=64)
     labels = (batch["input_ids"] > 50).long().masked_fill(batch["input_ids"] < 10, -100)
@@ -172,31 +172,31 @@ def test_token_classification_through_the_trainer(tmp_path):
     assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
 
 
-def test_mistakes_about_tasks_are_refused_with_sentences():
-    def refused(message, model, inputs, labels, mixing, error=ValueError, **more):
+def test_labels_that_do_not_fit_raise_a_value_error():
+    def raises(message, model, inputs, labels, mixing, error=ValueError, **more):
         with pytest.raises(error, match=message), wrap_model(model.train(), mixing, **more):
             model(**inputs, labels=labels)
 
     model, inputs, labels = token_model("BertForTokenClassification")
-    refused("label for every location.*DenseMultiMix", model, inputs, labels, MultiMix(num_mixed=5))
-    refused("label for every location", model, inputs, labels, DenseMultiMix(num_mixed=5, preset="paper"))
+    raises("label for every location.*DenseMultiMix", model, inputs, labels, MultiMix(num_mixed=5))
+    raises("label for every location", model, inputs, labels, DenseMultiMix(num_mixed=5, preset="paper"))
     vit, images = models.build("vit"), models.batch("vit")
-    refused("one class per example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
-    refused("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
+    raises("one class per example.*multi_label", vit, images, torch.ones(6, 5).long(), DenseMultiMix(num_mixed=5))
+    raises("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
     several = (torch.rand(6, 5) < 0.5).float()
     several[0] = 1
-    refused('no class probabilities.*problem_type = "multi_label', vit, images, several, DenseMultiMix(num_mixed=5))
+    raises('no class probabilities.*problem_type = "multi_label', vit, images, several, DenseMultiMix(num_mixed=5))
     multi = models.build("vit", problem_type="multi_label_classification")
-    refused("labels lie in", multi, images, several * 3, DenseMultiMix(num_mixed=5))
-    refused("label_smoothing spreads", multi, images, several, DenseMultiMix(num_mixed=5), label_smoothing=0.1)
+    raises("labels lie in", multi, images, several * 3, DenseMultiMix(num_mixed=5))
+    raises("label_smoothing spreads", multi, images, several, DenseMultiMix(num_mixed=5), label_smoothing=0.1)
     generator = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, num_labels=5)
     )
     words = models.batch("bert")
     for mixing in (MultiMix(num_mixed=5), DenseMultiMix(num_mixed=5)):
-        refused("Models for generation", generator, words, torch.zeros(6, dtype=torch.long), mixing, LocationError)
+        raises("Models for generation", generator, words, torch.zeros(6, dtype=torch.long), mixing, LocationError)
     masked = transformers.BertForMaskedLM(transformers.BertConfig(**{**models.TEXT, "num_labels": 5}))
-    refused(
+    raises(
         "masked language modeling",
         masked,
         words,

@@ -21,14 +21,14 @@ def snapshot(model):
 
 
 class Uniform(DenseMultiMix):
-    """Every mixed example the mean of the batch: a loss that can be computed by hand."""
+    """Dense MultiMix whose mixed examples are all the mean of the batch, for a computation by hand."""
 
     def sample(self, num_examples, device):
         return torch.full((num_examples, 7), 1 / num_examples)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_training_loss_by_hand_and_evaluation_untouched(name):
+def test_training_loss_equals_a_computation_by_hand_and_evaluation_is_unchanged(name):
     model, inputs, labels = models.build(name), models.batch(name), models.labels()
     with torch.no_grad():
         plain = model(**inputs, labels=labels)
@@ -36,7 +36,7 @@ def test_the_training_loss_by_hand_and_evaluation_untouched(name):
         with torch.no_grad():
             again = model(**inputs, labels=labels)
         assert torch.equal(plain.loss, again.loss) and torch.equal(plain.logits, again.logits)
-        model.training = True  # and its parts in evaluation mode: no dropout, and what can be computed by hand
+        model.training = True  # its submodules stay in evaluation mode, without dropout
         output = model(**inputs, labels=labels)
     assert list(output) == ["loss", "logits"]
     seen = extract(model.eval(), **inputs)
@@ -49,14 +49,14 @@ def test_the_training_loss_by_hand_and_evaluation_untouched(name):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_removing_restores_the_model_exactly(name):
+def test_remove_restores_the_model(name):
     model, inputs, labels = models.build(name), models.batch(name), models.labels()
     before = snapshot(model)
     handle = wrap_model(model.train(), DenseMultiMix(num_mixed=5))
     model(**inputs, labels=labels).loss.backward()
     assert handle.plan is not None and snapshot(model) != before
     handle.remove()
-    handle.remove()  # a second time is nothing
+    handle.remove()  # a second call does nothing
     assert snapshot(model) == before
     torch.manual_seed(0)
     loss = model(**inputs, labels=labels).loss
@@ -64,7 +64,7 @@ def test_removing_restores_the_model_exactly(name):
     assert torch.equal(loss, F.cross_entropy(model(**inputs).logits, labels))
 
 
-def test_removing_after_accelerate_prepared_the_model():
+def test_remove_after_accelerate_prepare():
     model = digits.vit()
     before = snapshot(model)
     handle = wrap_model(model, DenseMultiMix(num_mixed=5))
@@ -74,11 +74,11 @@ def test_removing_after_accelerate_prepared_the_model():
     assert snapshot(model) == before
 
 
-def test_accelerate_loop_with_one_more_line():
+def test_accelerate_loop_with_wrap_model():
     data = digits.dataset(extra=False)[:]
     images, labels = data["pixel_values"], data["label"]
     model = digits.vit()
-    handle = wrap_model(model, DenseMultiMix(num_mixed=20))  # the one line
+    handle = wrap_model(model, DenseMultiMix(num_mixed=20))  # the only added line
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=3e-3))
     losses = []
@@ -95,7 +95,7 @@ def test_accelerate_loop_with_one_more_line():
     assert accelerator.unwrap_model(model) is model and "forward" in model.__dict__
 
 
-def test_the_signature_is_the_models_own():
+def test_wrapped_forward_keeps_its_signature():
     model = models.build("bert")
     expected = inspect.signature(model.forward)
     with wrap_model(model, ERM()):
@@ -104,7 +104,7 @@ def test_the_signature_is_the_models_own():
         assert isinstance(model.forward, types.MethodType)
 
 
-def test_a_deep_copy_mixes_with_its_own_weights():
+def test_deep_copy_trains_with_its_own_weights():
     model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
     wrap_model(model, Uniform(), example_inputs={**inputs, "labels": labels})
     twin = copy.deepcopy(model)
@@ -119,7 +119,7 @@ def test_a_deep_copy_mixes_with_its_own_weights():
     )
 
 
-def test_positional_arguments_tuples_and_missing_labels():
+def test_positional_arguments_tuple_outputs_and_missing_labels():
     model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
     with wrap_model(model, MultiMix(num_mixed=5)):
         output = model(inputs["pixel_values"], labels)
@@ -129,7 +129,7 @@ def test_positional_arguments_tuples_and_missing_labels():
         assert model(**inputs).loss is None
 
 
-def test_soft_labels():
+def test_soft_labels_of_classes_equal_class_indices():
     model, inputs = models.build("vit").train(), models.batch("vit")
     hard = models.labels()
     soft = F.one_hot(hard, 5).float()
@@ -142,7 +142,7 @@ def test_soft_labels():
     assert model.config.problem_type == "single_label_classification"
 
 
-def test_examples_labelled_minus_100_take_no_part():
+def test_ignored_examples_have_no_influence():
     model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
     labels[2] = -100
     rest = [0, 1, 3, 4, 5]
@@ -156,7 +156,7 @@ def test_examples_labelled_minus_100_take_no_part():
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "dinov2"])
-def test_torch_compile_breaks_the_graph_for_the_loss_only_and_does_not_recompile(name):
+def test_torch_compile_breaks_the_graph_only_for_the_loss(name):
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -176,7 +176,7 @@ def test_torch_compile_breaks_the_graph_for_the_loss_only_and_does_not_recompile
     torch._dynamo.reset()
 
 
-def test_a_model_that_is_compiled_before_it_was_probed():
+def test_model_compiled_before_probing():
     torch._dynamo.reset()
     model, inputs, labels = models.build("vit").train(), models.batch("vit"), models.labels()
     handle = wrap_model(model, DenseMultiMix(num_mixed=5))
@@ -190,7 +190,7 @@ def test_a_model_that_is_compiled_before_it_was_probed():
     torch._dynamo.reset()
 
 
-def test_mistakes_are_refused_with_sentences():
+def test_invalid_models_and_batches_raise_a_value_error():
     model, inputs, labels = models.build("vit"), models.batch("vit"), models.labels()
     handle = wrap_model(model, ERM())
     with pytest.raises(ValueError, match="already wrapped with erm: call remove()"):
@@ -210,7 +210,7 @@ def test_mistakes_are_refused_with_sentences():
         wrap_model(
             resnet, DenseMultiMix(attention="cls"), example_inputs={**models.batch("vit", side=64), "labels": labels}
         )
-    assert "forward" not in resnet.__dict__  # nothing is left of a wrapping that failed
+    assert "forward" not in resnet.__dict__  # a failed wrapping is undone
     wrap_model(beit, DenseMultiMix(attention="cls"), example_inputs={**models.batch("beit"), "labels": labels}).remove()
     prepared = digits.vit()
     Accelerator(mixed_precision="bf16", cpu=True).prepare(prepared)
@@ -230,7 +230,7 @@ class TanhHead(transformers.ViTForImageClassification):
 
 
 @pytest.mark.parametrize("mixing", [MultiMix(num_mixed=3), DenseMultiMix(num_mixed=3)])
-def test_a_head_that_is_not_linear_at_its_end_is_refused(mixing):
+def test_nonlinear_heads_are_rejected(mixing):
     model = TanhHead(models.build("vit").config).train()
     wrap_model(model, mixing)
     with pytest.raises(LocationError, match="does not end in a linear layer"):
