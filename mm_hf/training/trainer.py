@@ -1,4 +1,4 @@
-"""`Trainer` with a mixing method: ordinary arguments, ordinary checkpoints, ordinary evaluation."""
+"""`Trainer` with a mixing method; arguments, checkpoints and evaluation are those of `Trainer`."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ logger = logging.get_logger(__name__)
 class MultiMixTrainer(SafePushTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
-    Everything else is Trainer's: evaluation and prediction run the model's own forward, checkpoints are those of the
-    plain model (with `mixing.json` beside them), and `args` is an ordinary `TrainingArguments`. The loss of a mini-batch
-    is a mean, and accumulated like one. `args.label_smoothing_factor` smooths the mixed labels.
+    The rest is that of `Trainer`: evaluation and prediction run the model's own forward, checkpoints are those of the
+    plain model with `mixing.json` beside them, and `args` is a `TrainingArguments`. The loss of a mini-batch is a mean,
+    and gradient accumulation averages it. `args.label_smoothing_factor` smooths the mixed labels.
 
-    It also restores checkpoints exactly, and stops where weights are missing: see `mm_hf.training.checkpoints`. What is pushed to
-    the Hub is the plain model, `mixing.json` and a model card; a push that fails never costs the training.
+    Resuming from a checkpoint is exact: the method's memory of earlier mini-batches is saved and restored with the
+    random state, and missing weights raise an error (see `mm_hf.training.checkpoints`). The Hub receives the plain
+    model, `mixing.json` and a model card; a failed push does not stop the training.
 
     Args:
         model: A classification model, or give `model_init`.
         args: Training arguments.
-        mixing: The method or its name; default `DenseMultiMix()`. With `ERM()`, training is Trainer's own.
-        trainer_kwargs: Trainer's other arguments.
+        mixing: The method or its name. Default: `DenseMultiMix()`. With `ERM()`, the training is that of `Trainer`.
+        trainer_kwargs: Other arguments of `Trainer`.
 
     Attributes:
         mixing: The method.
-        mixing_handle: The handle of the wrapped model (see [`wrap_model`]); None with `ERM()`.
+        mixing_handle: Handle of the wrapped model (see [`wrap_model`]); None with `ERM()`.
 
     Raises:
-        ValueError: An argument cannot be combined with mixing; the message says which and why.
+        ValueError: An argument cannot be combined with mixing.
 
     Example:
         >>> import tempfile, torch
@@ -88,41 +89,44 @@ class MultiMixTrainer(SafePushTrainer):
         if not isinstance(mixing, Mixing):
             raise ValueError(f"mixing must be a method such as DenseMultiMix() or the name of one, got {mixing!r}.")
         self.mixing = mixing
-        self.mixes = type(mixing) is not ERM  # a subclass has a loss of its own
+        self.mixes = type(mixing) is not ERM  # a subclass may define another loss
         self.mixing_handle: MixingHandle | None = None
         if self.mixes and trainer_kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                f"compute_loss_func cannot be combined with mixing={mixing.name!r}: it is given clean logits and labels, "
-                "and the loss of mixed examples would not pass through it. Leave it out, or use mixing=ERM()."
+                f"compute_loss_func cannot be combined with mixing={mixing.name!r}, because it computes the loss "
+                "from clean logits and labels. Leave it out, or use mixing=ERM()."
             )
-        # Set before: with `model_init`, Trainer's own constructor makes the model.
+        # Set before Trainer's constructor, which makes the model if there is a `model_init`.
         self._wrapping: dict[str, Any] = {
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
             "processing_class": trainer_kwargs.get("processing_class"),
         }
-        self._card: dict[str, Any] = {}  # what the last card was told, for those of later checkpoints
+        self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
         super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel; its copies of "
-                "the model would not mix. Start one process for each GPU (accelerate launch, torchrun), or make one "
+                f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel, whose copies "
+                "of the model do not mix. Start one process per GPU (accelerate launch, torchrun), or make one GPU "
                 "visible (CUDA_VISIBLE_DEVICES=0)."
             )
         if self.mixes and self.args.train_batch_size < mixing.requirements.min_examples:
             raise ValueError(
-                "per_device_train_batch_size is 1, and one example has nothing to be mixed with: make it at least 2, or use "
-                "mixing=ERM(). With several processes, gather_across_devices=True mixes the examples of all."
+                f"per_device_train_batch_size is {self.args.train_batch_size}, and {type(mixing).__name__} mixes examples "
+                f"with each other: make it at least {mixing.requirements.min_examples}, or use mixing=ERM(). With several "
+                "processes, gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples of all ranks."
             )
         if self.mixing_handle is None:
             self._wrap_for_mixing(self.model)
         if self.mixes:
-            # The mixing loss is the mean over this batch: Trainer has to divide it by the accumulation steps, though the
-            # model's signature says that it would do so itself.
+            # The mixing loss is the mean over this batch: Trainer must divide it by the accumulation steps, although
+            # the model's signature suggests that the model does so itself.
             self.loss_is_scaled_for_ga = False
 
     def _wrap_for_mixing(self, model: Any) -> None:
         state = model.__dict__.get(STATE)
-        if state is not None and state.owned_by_trainer:  # a notebook cell that is run again
+        if (
+            state is not None and state.owned_by_trainer
+        ):  # of an earlier trainer, e.g. in a notebook cell that is run again
             MixingHandle(model, state).remove()
         if not self.mixes:
             return
@@ -130,63 +134,64 @@ class MultiMixTrainer(SafePushTrainer):
         model.__dict__[STATE].owned_by_trainer = True
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make the model by `model_init`, and wrap it."""
+        """Make the model with `model_init`, and wrap it."""
         model = super().call_model_init(trial)
         self._wrap_for_mixing(model)
         return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a look at the labels of the whole data set where that is cheap.
+        """Train, after a check of all labels of the data set if that is cheap.
 
         Args:
-            resume_from_checkpoint: True for the newest checkpoint in `args.output_dir` that is whole; newer ones whose
-                writing was interrupted are passed over with a warning. Or a checkpoint's directory.
+            resume_from_checkpoint: Directory of a checkpoint; or True for the newest complete checkpoint in
+                `args.output_dir`, where incomplete newer ones are skipped with a warning.
 
         Raises:
-            ValueError: The checkpoint is not whole, or none is; the message says what is missing.
+            ValueError: The checkpoint is incomplete, or no checkpoint is complete.
         """
         if self.mixes:
             self._check_dataset()
         if resume_from_checkpoint:
-            resume_from_checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+            resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _whole_checkpoint(self, wanted: str | bool) -> str:
+    def _complete_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
             found = last_complete_checkpoint(str(self.args.output_dir), **self._checkpoint_format)
             if found is None:
                 raise ValueError(
-                    f"resume_from_checkpoint=True, but there is no whole checkpoint in {self.args.output_dir}: start without it."
+                    f"resume_from_checkpoint=True, but there is no complete checkpoint in {self.args.output_dir}: start "
+                    "without it."
                 )
             return str(found)
-        flaw = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
-        if flaw is not None:
+        error = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
+        if error is not None:
             raise ValueError(
-                f"The training cannot go on from the checkpoint {wanted}: {flaw}. resume_from_checkpoint=True takes the newest "
-                f"one in {self.args.output_dir} that is whole."
+                f"The training cannot resume from the checkpoint {wanted}: {error}. resume_from_checkpoint=True selects "
+                f"the newest complete one in {self.args.output_dir}."
             )
         return str(wanted)
 
     def _check_dataset(self) -> None:
-        """Refuse labels that are out of range now and not when their batch comes."""
+        """Raise a ValueError for labels that are out of range now and not only when their batch is drawn."""
         features = getattr(self.train_dataset, "features", None) or {}
         name = next((n for n in ("labels", "label", "label_ids") if n in features), None)
         model: Any = self.model
         dataset: Any = self.train_dataset
         transformed = (getattr(dataset, "format", None) or {}).get("type") == "custom"
-        if name is None or model is None or transformed:  # a transform may make other labels of the column
+        if name is None or model is None or transformed:  # a transform may change the labels
             return
         classes = getattr(features[name], "num_classes", None)
         if classes is not None and classes > model.config.num_labels:
             raise ValueError(
-                f"The data set has {classes} classes in its column {name!r} and {type(model).__name__} only "
+                f"The data set has {classes} classes in its column {name!r} and {type(model).__name__} has only "
                 f"{model.config.num_labels} labels: build the model with num_labels={classes}."
             )
         dtype = str(getattr(features[name], "dtype", ""))
         if dtype.startswith(("int", "uint")) and hasattr(dataset, "with_format"):
             try:
                 column = dataset.with_format("torch", columns=[name])[:][name]
-            except TypeError:  # streamed: each batch is all there is
+            except TypeError:  # a stream cannot be read ahead
                 return
             check_labels(model, column)
 
@@ -197,13 +202,13 @@ class MultiMixTrainer(SafePushTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """In training, hand the batch to the wrapped model; in evaluation, do what Trainer does."""
+        """Return the loss of the wrapped model in training, and that of `Trainer` in evaluation."""
         if self.mixing_handle is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.mixing_handle.installed:
             raise ValueError(
-                "Another trainer was made for this model since, and the model mixes as that one says: train with the newest "
-                "trainer, or make this one again."
+                "A newer trainer was made for this model and has replaced this one's mixing: train with the newer trainer, "
+                "or make this one again."
             )
         if inputs.get("labels") is None:
             check_labels(self.accelerator.unwrap_model(model), None)
@@ -215,7 +220,7 @@ class MultiMixTrainer(SafePushTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms of the loss, and what the method tells about its mixing, to each training log."""
+        """Add the terms of the loss and the method's other values to each training log."""
         if self.mixing_handle is not None and "loss" in logs:
             logs.update(self.mixing_handle.pop_logs())
         super().log(logs, start_time)
@@ -224,7 +229,7 @@ class MultiMixTrainer(SafePushTrainer):
 
     @property
     def _checkpoint_format(self) -> dict[str, Any]:
-        """What this training's checkpoints are made of."""
+        """Arguments of `find_checkpoint_error` for the checkpoints of this training."""
         return {
             "process": self.args.process_index,
             "processes": self.args.world_size,
@@ -235,7 +240,7 @@ class MultiMixTrainer(SafePushTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with explain_write_errors(directory, **self._checkpoint_format):
-            if self.args.should_save:  # what an earlier training has left there is no longer whole from now on
+            if self.args.should_save:  # a checkpoint of an earlier training becomes incomplete
                 (directory / LAST_FILE).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
@@ -246,7 +251,7 @@ class MultiMixTrainer(SafePushTrainer):
             save_method_state(
                 output_dir, self.mixing_handle.state_dict(), self.args.process_index, self.args.world_size
             )
-        # The first process writes `trainer_state.json` next and may then delete older checkpoints: this one must be whole.
+        # Rank 0 writes `trainer_state.json` next and may then delete older checkpoints: this one must be complete.
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -306,18 +311,18 @@ class MultiMixTrainer(SafePushTrainer):
     ) -> None:
         """Write the model card to `README.md`: how to use the model, results, method, settings, citation.
 
-        The arguments are those of `Trainer.create_model_card`. A card that a person has completed is kept.
+        The arguments are those of `Trainer.create_model_card`. A card that was edited is kept.
         """
         self._card = {"language": language, "license": license, "tags": tags, **kwargs}
         if not self.is_world_process_zero():
             return
         path = Path(str(self.args.output_dir)) / "README.md"
         if is_user_edited(path):
-            logger.info(f"{path} was written or completed by hand and is kept; delete it to have a new one made.")
+            logger.info(f"{path} was edited and is kept; delete it to write a new one.")
             return
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *tags_of(path)]))
-        # Trainer takes the names of readers (parquet, imagefolder) for those of data sets.
+        # Trainer takes the names of readers (parquet, imagefolder) for names of data sets.
         given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
         summary = TrainingSummary.from_trainer(self, language, license, tags, **given)
         write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)

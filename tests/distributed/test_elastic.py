@@ -30,7 +30,7 @@ def test_a_last_mini_batch_of_one_example_is_trained_as_it_is(name):
 def test_mini_batches_of_one_example_are_refused(tmp_path):
     arguments = digits.arguments(tmp_path, per_device_train_batch_size=1)
     with pytest.raises(
-        ValueError, match="per_device_train_batch_size is 1, and one example has nothing to be mixed with"
+        ValueError, match="per_device_train_batch_size is 1, and DenseMultiMix mixes examples with each other"
     ):
         MultiMixTrainer(digits.vit(), arguments, mixing=DenseMultiMix(), train_dataset=digits.dataset())
     MultiMixTrainer(digits.vit(), arguments, mixing="erm", train_dataset=digits.dataset())

@@ -120,7 +120,7 @@ def test_checkpoints_without_an_optimizer(tmp_path):
     trainer(tmp_path, **args).train()
     assert find_checkpoint_error(tmp_path / "checkpoint-2") == "optimizer.pt is missing"
     assert find_checkpoint_error(tmp_path / "checkpoint-2", model_only=True) is None
-    with pytest.raises(ValueError, match="cannot go on from the checkpoint .*checkpoint-2: optimizer.pt is missing"):
+    with pytest.raises(ValueError, match="cannot resume from the checkpoint .*checkpoint-2: optimizer.pt is missing"):
         trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     again = trainer(tmp_path, **{**args, "max_steps": 3})
     again.train(resume_from_checkpoint=True)
@@ -147,13 +147,13 @@ def test_the_newest_whole_one_is_gone_on_from_and_the_others_are_told_of(output_
 def test_no_whole_checkpoint_and_one_that_is_asked_for_and_not_whole(output_dir):
     cut(output_dir / "checkpoint-4" / "trainer_state.json", 0)
     with pytest.raises(
-        ValueError, match=r"cannot go on from .*checkpoint-4: trainer_state.json, of 0 bytes, is not whole"
+        ValueError, match=r"cannot resume from .*checkpoint-4: trainer_state.json, of 0 bytes, is not whole"
     ):
         trainer(output_dir).train(resume_from_checkpoint=str(output_dir / "checkpoint-4"))
     with pytest.raises(ValueError, match="nowhere: there is no such directory"):
         trainer(output_dir).train(resume_from_checkpoint="nowhere")
     (output_dir / "checkpoint-2" / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="there is no whole checkpoint in .*output: start without it"):
+    with pytest.raises(ValueError, match="there is no complete checkpoint in .*output: start without it"):
         trainer(output_dir).train(resume_from_checkpoint=True)
 
 

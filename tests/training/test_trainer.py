@@ -307,7 +307,7 @@ def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
     model = digits.vit()
     older = run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1)
     run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
-    with pytest.raises(ValueError, match="Another trainer was made for this model since"):
+    with pytest.raises(ValueError, match="A newer trainer was made for this model"):
         older.train()
 
 
