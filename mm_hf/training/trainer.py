@@ -111,8 +111,8 @@ class MultiMixTrainer(SafePushTrainer):
             )
         if self.mixes and self.args.train_batch_size < mixing.requirements.min_examples:
             raise ValueError(
-                f"per_device_train_batch_size is {self.args.train_batch_size}, and {type(mixing).__name__} mixes examples "
-                f"with each other: make it at least {mixing.requirements.min_examples}, or use mixing=ERM(). With several "
+                f"per_device_train_batch_size is {self.args.train_batch_size}, and {type(mixing).__name__} mixes "
+                f"examples with each other: make it at least {mixing.requirements.min_examples}, or use ERM(). With several "
                 "processes, gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples of all ranks."
             )
         if self.mixing_handle is None:
@@ -160,15 +160,15 @@ class MultiMixTrainer(SafePushTrainer):
             found = last_complete_checkpoint(str(self.args.output_dir), **self._checkpoint_format)
             if found is None:
                 raise ValueError(
-                    f"resume_from_checkpoint=True, but there is no complete checkpoint in {self.args.output_dir}: start "
-                    "without it."
+                    f"resume_from_checkpoint=True, but there is no complete checkpoint in {self.args.output_dir}: "
+                    "start without it."
                 )
             return str(found)
         error = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
         if error is not None:
             raise ValueError(
-                f"The training cannot resume from the checkpoint {wanted}: {error}. resume_from_checkpoint=True selects "
-                f"the newest complete one in {self.args.output_dir}."
+                f"The training cannot resume from the checkpoint {wanted}: {error}. resume_from_checkpoint=True "
+                f"selects the newest complete one in {self.args.output_dir}."
             )
         return str(wanted)
 
@@ -207,8 +207,8 @@ class MultiMixTrainer(SafePushTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.mixing_handle.installed:
             raise ValueError(
-                "A newer trainer was made for this model and has replaced this one's mixing: train with the newer trainer, "
-                "or make this one again."
+                "A newer trainer was made for this model and has replaced this one's mixing: train with the newer "
+                "trainer, or make this one again."
             )
         if inputs.get("labels") is None:
             check_labels(self.accelerator.unwrap_model(model), None)
