@@ -14,7 +14,7 @@ from .base import Mixing, MixingLoss, Requirements
 
 @dataclass
 class ERM(Mixing):
-    """Empirical risk minimization: no mixing. `MultiMixTrainer` then trains as `Trainer` does.
+    """No mixing: empirical risk minimization. `MultiMixTrainer` then trains as `Trainer` does.
 
     Example:
         >>> ERM().to_dict()
