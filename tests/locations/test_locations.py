@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import transformers
 from torch import nn
 
 from mm_hf.locations import LocationError, Plan, extract, probe
+from mm_hf.locations.recording import Call
 from tests.helpers import models
 
 ALL = sorted(models.MODELS)
@@ -272,3 +274,28 @@ def test_errors_name_the_cause_and_the_alternative():
         extract(models.build("vit"), attention="best", **models.batch("vit"))
     with pytest.raises(ValueError, match="pass labels"):
         extract(models.build("vit"), attention="cam", **models.batch("vit"))
+
+
+def test_nonlinear_head_is_rejected_in_bfloat16():
+    """The tolerance of half precision is capped, so that a softmax is not mistaken for a linear layer."""
+    model = models.build("vit")
+    model.classifier = nn.Sequential(nn.Linear(32, 5), nn.Softmax(dim=-1))
+    inputs = {k: v.to(torch.bfloat16) for k, v in models.batch("vit").items()}
+    with pytest.raises(LocationError, match="does not end in a linear layer"):
+        probe(model.to(torch.bfloat16), inputs)
+
+
+def test_probe_accepts_functions_that_return_tuples_of_one():
+    class Nonzero(transformers.ViTForImageClassification):
+        def forward(self, pixel_values, labels=None, **kwargs):
+            (kept,) = torch.ones(len(pixel_values)).nonzero(as_tuple=True)
+            return super().forward(pixel_values[kept], **kwargs)
+
+    inputs = models.batch("vit")
+    assert probe(Nonzero(models.build("vit").config).eval(), inputs).pool == "token[0]"
+
+
+def test_output_with_as_many_numbers_and_another_shape_is_no_match():
+    call = Call("head", 0, 1, None, {None: torch.ones(2, 6)})
+    target = torch.ones(4, 3)
+    assert call.error(target) == math.inf and call.scale_to(target) is None and not call.returns(target)
