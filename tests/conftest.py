@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items):
         room = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if room in MARKED_DIRECTORIES:
             item.add_marker(room)
+
+
+def pytest_collection_finish():
+    """Exclude the imported modules from garbage collection, which each training of Trainer runs several times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

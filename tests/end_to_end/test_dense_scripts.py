@@ -106,8 +106,8 @@ def test_token_classification_of_files_from_scratch(tmp_path, form):
 
 
 @needs_processor
-def test_the_recipe_for_scenes(tmp_path):
-    file = recipe("digit_scenes.yaml", tmp_path, max_train_samples=48, max_eval_samples=20)
+def test_the_recipe_for_scenes(tmp_path, few_scenes):
+    file = recipe("digit_scenes.yaml", tmp_path)
     assert "'loss_dense'" in run_script("run_semantic_segmentation", file)
     out = tmp_path / "out"
     results = json.loads((out / "all_results.json").read_text())

@@ -1,5 +1,6 @@
 """Start the ranks of a distributed job on the CPU (gloo), and read what each of them writes."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -62,6 +63,7 @@ def run_rank(script_and_arguments, log, environment):
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    gc.freeze()  # as in tests/conftest.py
     sys.argv = list(map(str, script_and_arguments))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
