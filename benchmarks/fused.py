@@ -1,10 +1,10 @@
-"""Dense MultiMix's loss, forward and backward, against a literal implementation that mixes features: time and memory.
+"""Time and memory of the Dense MultiMix loss and its gradient, against a literal implementation that mixes features.
 
-The literal one is vectorised (einsum) and makes the (locations, mixed, features) tensor that the paper's formulas say; both
-include the classifier. A third, "products", does nothing but the matrix products that dense factors cannot do without.
-They run in turn in one process, a fresh one for each row. Written to benchmarks/results/fused.csv: medians of the ratios round by round, their
-quartiles, and the extra memory of one step (peak resident size of a process that does it, less that of one that does a
-step of a tiny problem).
+The literal implementation is vectorized (einsum) and computes the (locations, mixed, features) tensor of the paper's
+formulas. Both include the classifier. A third run, "products", computes only the matrix products that dense factors
+require. The implementations alternate in one process, with a new process for each row. The table
+benchmarks/results/fused.csv has the median of the ratios per round, their quartiles, and the extra memory of one step:
+the peak resident size of a process that runs it, minus that of a process that runs a step of a tiny problem.
 
     python -m benchmarks.fused [--steps 15]
     python -m benchmarks.fused --growth     # seconds against n, r, b and c: results/growth.csv, docs/images/growth.png
@@ -28,15 +28,15 @@ from mm_hf.functional.factors import SparseFactors, alpha_for, sample_permutatio
 SHAPES = [(128, 49, 384, 100, 1000), (32, 49, 768, 1000, 500), (64, 196, 384, 100, 1000)]
 FACTORS = ("alpha = 1", "3 examples")
 TINY = (4, 2, 8, 4, 8)
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
+PLOT = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
 
 
 def problem(shape: tuple[int, ...], kind: str) -> dict[str, Any]:
-    """Random features, classifier, labels, attention and factors, and orders for these."""
+    """Draw features, a classifier, labels, attention, factors and permutations."""
     torch.manual_seed(0)
     b, r, d, c, n = shape
     factors: Tensor | SparseFactors = sample_factors(b, n, 1.0)
-    if kind == "3 examples":  # as DenseMultiMix() draws them
+    if kind == "3 examples":  # the default of DenseMultiMix
         factors = sample_sparse_factors(b, n, alpha_for(3, min(8, b)), examples_per_mix=min(8, b))
     return {
         "features": torch.randn(b, r, d, requires_grad=True),
@@ -50,9 +50,9 @@ def problem(shape: tuple[int, ...], kind: str) -> dict[str, Any]:
 
 
 def literal(p: dict[str, Any]) -> Tensor:
-    """Mix features and labels at each location, apply the classifier, weigh by attention."""
+    """Mix features and labels at each location, apply the classifier and weigh by attention."""
     matrix = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
-    factors = torch.stack([matrix[order] for order in p["permutations"]])
+    factors = torch.stack([matrix[permutation] for permutation in p["permutations"]])
     mixing = p["attention"].T[..., None] * factors
     mass = mixing.sum(dim=1)
     mixing = mixing / mass[:, None].clamp(min=1e-30)
@@ -64,28 +64,28 @@ def literal(p: dict[str, Any]) -> Tensor:
 
 
 def ours(p: dict[str, Any]) -> Tensor:
-    """The classifier at each location, and the package's loss."""
+    """Apply the classifier at each location and compute the package's loss."""
     logits = p["features"] @ p["weight"].T + p["bias"]
     return dense_multimix_loss(logits, p["labels"], p["attention"], p["factors"], permutations=p["permutations"])
 
 
 def products(p: dict[str, Any]) -> None:
-    """The products alone: the classifier and its two gradients, mixing logits and its gradient."""
+    """Compute the matrix products only: the classifier, mixing, and their gradients."""
     with torch.no_grad():
         features, factors = p["features"].flatten(0, 1), p["matrix"]
         logits = features @ p["weight"].T
         mixed = logits.view(-1, len(factors)) @ factors
-        back = mixed @ factors.T
-        _ = back.view_as(logits) @ p["weight"], logits.T @ features
+        logits_grad = mixed @ factors.T
+        _ = logits_grad.view_as(logits) @ p["weight"], logits.T @ features
 
 
 def step(loss: Any, p: dict[str, Any]) -> None:
-    """A forward and backward pass."""
+    """Run a forward and backward pass."""
     torch.autograd.grad(loss(p), [p["features"], p["weight"], p["bias"]])
 
 
 def one_step(name: str | None, shape: tuple[int, ...], kind: str) -> None:
-    """Make the inputs, do a step of a tiny problem, and if asked one of the real one."""
+    """Draw the inputs, run a step of a tiny problem, and a step of the real one if `name` is given."""
     loss = ours if name == "ours" else literal
     step(loss, problem(TINY, kind))
     p = problem(shape, kind)
@@ -94,7 +94,7 @@ def one_step(name: str | None, shape: tuple[int, ...], kind: str) -> None:
 
 
 def time_row(shape: tuple[int, ...], kind: str, steps: int) -> dict[str, np.ndarray]:
-    """Seconds of each implementation in each round."""
+    """Return the seconds of each implementation in each round."""
     p = problem(shape, kind)
     p["matrix"] = p["factors"].dense() if isinstance(p["factors"], SparseFactors) else p["factors"]
     assert abs(float((literal(p) - ours(p)).detach())) < 1e-4
@@ -103,7 +103,7 @@ def time_row(shape: tuple[int, ...], kind: str, steps: int) -> dict[str, np.ndar
 
 
 def compare(steps: int) -> None:
-    """The table of `SHAPES`."""
+    """Measure all `SHAPES` and write the table."""
     rows = []
     for shape in SHAPES:
         for kind in FACTORS:
@@ -126,13 +126,13 @@ def compare(steps: int) -> None:
 
 
 def loss_alone(p: dict[str, Any]) -> None:
-    """Without the classifier."""
+    """Compute the loss and its gradient without the classifier."""
     loss = dense_multimix_loss(p["logits"], p["labels"], p["attention"], p["factors"], permutations=p["permutations"])
     torch.autograd.grad(loss, p["logits"])
 
 
 def growth(repeats: int) -> None:
-    """Seconds of the loss and its gradient against each of its sizes, all else as in the first shape."""
+    """Measure the loss and its gradient against each size; the other sizes are those of the first shape."""
     sizes = {
         "n": [250, 500, 1000, 2000, 4000, 8000],
         "r": [16, 32, 64, 128, 256],
@@ -153,35 +153,36 @@ def growth(repeats: int) -> None:
             times = [float(np.median(seconds[str(value)])) for value in values]
             exponent = float(np.polyfit(np.log(values), np.log(times), 1)[0])
             for value, seconds in zip(values, times, strict=True):
-                rows.append({"factors": kind, "size": name, "value": value, "ms": round(1e3 * seconds, 2), "exponent": round(exponent, 2)})  # fmt: skip
+                row = {"factors": kind, "size": name, "value": value, "ms": round(1e3 * seconds, 2)}
+                rows.append({**row, "exponent": round(exponent, 2)})
             print(f"{kind:12s} {name}: exponent {exponent:.2f}", flush=True)
     harness.write("growth.csv", rows)
     draw(rows)
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Log-log, a panel a size, with a straight line of slope 1 to compare."""
+    """Plot seconds against each size on logarithmic axes, with a line of slope 1."""
     from matplotlib import pyplot as plt
 
     names = {"n": "mixed examples n", "r": "locations r", "b": "mini-batch b", "c": "classes c"}
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharey=True, layout="constrained")
     for axis, (size, label) in zip(axes, names.items(), strict=True):
-        for kind, colour, marker in zip(FACTORS, ("#0072B2", "#D55E00"), "os", strict=True):
-            here = [row for row in rows if row["size"] == size and row["factors"] == kind]
-            x, y = [row["value"] for row in here], [row["ms"] for row in here]
-            axis.loglog(x, y, marker=marker, ms=4, color=colour, label=f"{kind}: slope {here[0]['exponent']:.2f}")
+        for kind, color, marker in zip(FACTORS, ("#0072B2", "#D55E00"), "os", strict=True):
+            selected = [row for row in rows if row["size"] == size and row["factors"] == kind]
+            x, y = [row["value"] for row in selected], [row["ms"] for row in selected]
+            axis.loglog(x, y, marker=marker, ms=4, color=color, label=f"{kind}: slope {selected[0]['exponent']:.2f}")
         x = [x[0], x[-1]]
         axis.loglog(x, [y[-1] * v / x[-1] for v in x], ":", color="0.5", label="slope 1")
-        ticks = [row["value"] for row in here]
+        ticks = [row["value"] for row in selected]
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45)
         axis.minorticks_off()
         axis.set_xlabel(label)
         axis.legend(fontsize=7, frameon=False, loc="upper left")
         axis.grid(which="both", color="0.92")
-    axes[0].set_ylim(top=3 * max(row["ms"] for row in rows))  # room for the legends
+    axes[0].set_ylim(top=3 * max(row["ms"] for row in rows))  # space for the legends
     axes[0].set_ylabel("loss and gradient (ms)")
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, dpi=150)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def sampling() -> list[list[str]]:
 
 def variance() -> list[list[str]]:
     """Return the table of the gradient's variance per way of drawing factors."""
-    ways = ["independent", "permutations", "shared", "vertices"]
+    ways = ["independent", "permutations", "shared", "few examples"]
     rows = harness.read("gradient_variance.csv")
     table = [["mixed examples", "effective examples", *ways]]
     for n, k in dict.fromkeys((row["n"], row["effective_examples"]) for row in rows):

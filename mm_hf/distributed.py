@@ -1,7 +1,8 @@
-"""One mini-batch out of those of all processes: what `gather_across_devices` mixes.
+"""Collective operations on the mini-batches of all ranks, and a random generator for each rank.
 
-Every process has the numbers of all examples, and the gradient of what any process computes from them comes back to the
-process whose they are. The processes then share the mixed examples out among themselves.
+With `gather_across_devices`, the mini-batches of all ranks are mixed as one. Every rank gathers the tensors of all
+examples and computes its share of the mixed examples. The backward pass sums the gradients over the ranks and returns
+each example's gradient to its own rank.
 """
 
 from __future__ import annotations
@@ -16,114 +17,119 @@ from torch.nn import functional as F
 
 
 def rank_generator(device: torch.device | str) -> torch.Generator:
-    """A generator of this process's own, seeded by one draw from the CPU's global generator.
+    """Create a generator for this rank, seeded by one draw from the CPU's global generator plus the rank.
 
-    Processes of one training have the same global state (Trainer seeds them alike): without this, all would mix by the
-    same factors. The global generator is what checkpoints restore, so that a resumed training draws the same ones.
+    Trainer seeds the global generators of all ranks alike, so without the rank all would draw the same factors.
+    Checkpoints restore the global generator, so a resumed training run draws the same numbers as an uninterrupted one.
     """
     seed = int(torch.randint(2**62, ())) + (dist.get_rank() if is_distributed() else 0)
     return torch.Generator(device).manual_seed(seed)
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Return True if the default process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 def raise_if_uneven_inputs(what: str, instead: str) -> None:
-    """Refuse what all processes do together where some may have run out of mini-batches: it would be waited for for ever.
+    """Raise an error before a collective operation that ranks without a mini-batch would not enter.
 
-    Inside of `torch.distributed.algorithms.Join` (`accelerator.join_uneven_inputs`), a process without a mini-batch takes
-    part in what DistributedDataParallel does, and in nothing else.
+    Inside `torch.distributed.algorithms.Join` (`accelerator.join_uneven_inputs`), a rank that has run out of
+    mini-batches only shadows the collective operations of DistributedDataParallel. Any other collective operation would
+    deadlock.
+
+    Args:
+        what: The operation, for the error message.
+        instead: A setting that avoids the operation, for the error message.
 
     Raises:
-        ValueError: This is a forward of a DistributedDataParallel that is joined; the message says what to do `instead`.
+        ValueError: If this is the forward of a DistributedDataParallel module inside `Join`.
     """
     parallel: Any = torch.nn.parallel.DistributedDataParallel
-    joined = getattr(parallel._get_active_ddp_module(), "_join_config", None)
-    if joined is not None and joined.enable:
+    join_config = getattr(parallel._get_active_ddp_module(), "_join_config", None)
+    if join_config is not None and join_config.enable:
         raise ValueError(
-            f"{what} needs all processes in every step, and inside of Join (join_uneven_inputs with even_batches=False) some "
-            f"may have run out of mini-batches: it would wait for them for ever. Leave even_batches on, or {instead}."
+            f"{what} needs all ranks in every step, but inside Join (join_uneven_inputs with even_batches=False) some "
+            f"ranks may have no mini-batch left: this would deadlock. Set even_batches=True, or {instead}."
         )
 
 
 def all_gather_object(x: Any) -> list[Any]:
-    """What each process has here, in the order of the processes: anything that can be pickled."""
+    """Gather a picklable object from each rank, in rank order."""
     if not is_distributed():
         return [x]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, x)
-    return found
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, x)
+    return gathered
 
 
 @dataclass
 class GlobalBatch:
-    """The mini-batches of all processes as one, in the order of the processes.
+    """The mini-batches of all ranks as one, in rank order.
 
     Attributes:
-        sizes: The number of examples of each process.
-        locations: The largest number of locations of any process; 0 where there are none.
-        rank: Which process this is.
-        generator: Draws the same numbers in every process; seeded from the global generator of the first.
+        sizes: Number of examples of each rank.
+        num_locations: Largest number of locations of any rank; 0 without locations.
+        rank: This rank.
+        generator: Draws the same numbers on every rank; seeded from the global generator of rank 0.
     """
 
     sizes: list[int]
-    locations: int
+    num_locations: int
     rank: int
     generator: torch.Generator
 
     @classmethod
     def gather_sizes(cls, num_examples: int, num_locations: int, device: torch.device) -> GlobalBatch:
-        """Ask all processes for the sizes of their mini-batches. On a GPU this waits for the device."""
-        raise_if_uneven_inputs(
-            "gather_across_devices=True", "let each process mix its own (gather_across_devices=False)"
-        )
+        """Gather the sizes of the mini-batches of all ranks. On a GPU this synchronizes with the device."""
+        raise_if_uneven_inputs("gather_across_devices=True", "set gather_across_devices=False")
         seed = int(torch.randint(2**62, ()))
-        mine = torch.tensor([num_examples, num_locations, seed], device=device)
-        all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(all_of_them, mine)
-        sizes, locations, seeds = torch.stack(all_of_them).T.tolist()
+        local = torch.tensor([num_examples, num_locations, seed], device=device)
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local)
+        sizes, locations, seeds = torch.stack(gathered).T.tolist()
         return cls(sizes, max(locations), dist.get_rank(), torch.Generator(device).manual_seed(seeds[0]))
 
     @property
-    def processes(self) -> int:
-        """How many there are."""
+    def world_size(self) -> int:
+        """The number of ranks."""
         return len(self.sizes)
 
     def columns(self, num_mixed: int) -> slice:
-        """The mixed examples that are this process's to compute.
+        """Return the mixed examples that this rank computes.
 
         Example:
             >>> [GlobalBatch([4, 4, 4], 0, rank, torch.Generator()).columns(1000) for rank in range(3)]
             [slice(0, 333, None), slice(333, 666, None), slice(666, 1000, None)]
         """
-        return slice(*(num_mixed * i // self.processes for i in (self.rank, self.rank + 1)))
+        return slice(*(num_mixed * i // self.world_size for i in (self.rank, self.rank + 1)))
 
     def gather(self, x: Tensor, locations: int | None = None, fill: float = 0) -> Tensor:
-        """Give this process's (b, ...), differentiable, as everyone's (sum of b, ...).
+        """Gather a tensor (b, ...) of each rank as (sum of b, ...), differentiably.
 
-        With `locations`, dimension 1 is first made as long as that, by `fill`.
+        Args:
+            x: The tensor of this rank.
+            locations: If given, dimension 1 is first padded to this length.
+            fill: Value of the padding.
         """
         missing = 0 if locations is None else locations - x.shape[1]
         padding = [*[0] * (2 * (x.ndim - 2)), 0, missing]
         return _Gather.apply(F.pad(x, padding, value=fill) if missing else x, self.sizes, self.rank)
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of a number of each process."""
+        """Sum a tensor over the ranks, without a gradient."""
         x = x.detach().clone()
         dist.all_reduce(x)
         return x
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather of tensors whose first dimensions differ; in the backward pass the gradients of all are added up."""
+    """All-gather of tensors with different first dimensions. The backward pass sums the gradients over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], rank: int) -> Tensor:
         ctx.first, ctx.size = sum(sizes[:rank]), sizes[rank]
-        most = max(sizes)
-        padded = x.new_zeros(most, *x.shape[1:])
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)

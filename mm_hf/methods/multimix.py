@@ -235,7 +235,7 @@ class MultiMix(Mixing):
             loss = clean_loss(output.logits, labels, **options)
             if batch is not None:
                 valid = count_valid(labels, output.logits, options["criterion"])
-                loss = loss * batch.processes * valid / batch.total(valid).clamp(min=1e-9)
+                loss = loss * batch.world_size * valid / batch.total(valid).clamp(min=1e-9)
             terms["clean"] = Term(loss, len(labels))
         if self.pooled_weight:
             ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
@@ -257,7 +257,7 @@ class MultiMix(Mixing):
         if batch is None:
             factors = self.sample(len(logits), device)
         else:
-            r, generator = batch.locations if dense else 1, batch.generator
+            r, generator = batch.num_locations if dense else 1, batch.generator
             has_classes = options["criterion"] == "cross_entropy" and not labels.is_floating_point()
             per_location = dense and has_classes and labels.ndim == 2
             labels = batch.gather(labels, r, IGNORE_INDEX) if per_location else batch.gather(labels)
@@ -273,7 +273,7 @@ class MultiMix(Mixing):
             permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
         loss = dense_multimix_loss(logits, labels, attention, factors, permutations=permutations, **options)
         if batch is not None:
-            loss = loss * batch.processes
+            loss = loss * batch.world_size
         count = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
         return Term(loss, count, {"mean_largest_factor": mean_largest_factor(factors)})
 

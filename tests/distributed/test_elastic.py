@@ -1,4 +1,4 @@
-"""Streams, workers, uneven last mini-batches and processes that run out early, with one process and with two."""
+"""Streamed data sets, workers, uneven last mini-batches and ranks that run out of data, with one and two processes."""
 
 import pytest
 
@@ -9,7 +9,7 @@ METHODS = ["multimix", "dense_multimix", "mixup", "cutmix", "manifold_mixup", "t
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_last_mini_batch_of_one_example_is_trained_as_it_is(name):
+def test_last_mini_batch_of_one_example_has_the_clean_loss(name):
     model = models.build("vit", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     inputs, labels = models.batch("vit"), models.labels()
     last = {"pixel_values": inputs["pixel_values"][:1], "labels": labels[:1]}
@@ -21,13 +21,13 @@ def test_a_last_mini_batch_of_one_example_is_trained_as_it_is(name):
     model(**last).loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     logs = handle.pop_logs()
-    # Mixed with nothing but itself, an example is the clean one: in input space and where features are pooled.
+    # A single example is mixed with itself only.
     for term in {"loss_clean", "loss_pooled", f"loss_{name}"} & logs.keys():
         assert logs[term] == pytest.approx(clean, rel=1e-5), term
     assert logs.get("mean_largest_factor", 1.0) == 1.0
 
 
-def test_mini_batches_of_one_example_are_refused(tmp_path):
+def test_batch_size_one_raises(tmp_path):
     arguments = digits.arguments(tmp_path, per_device_train_batch_size=1)
     with pytest.raises(
         ValueError, match="per_device_train_batch_size is 1, and DenseMultiMix mixes examples with each other"
@@ -63,17 +63,19 @@ class Stream(IterableDataset):
 
 CASES = {
     "examples": ({}, train, test),
-    "the last one left out": ({"dataloader_drop_last": True}, train, test),
-    "a stream": ({"max_steps": 5}, Stream(train), Stream(test)),
-    "a stream of datasets": ({"max_steps": 5}, train.to_iterable_dataset(num_shards=3), test.to_iterable_dataset()),
-    "a stream, by workers": ({"max_steps": 3, "dataloader_num_workers": 2}, train.to_iterable_dataset(num_shards=2), test),
-    "one process deals them out": ({"accelerator_config": {"dispatch_batches": True}}, train, test),
-    "accumulated": ({"gradient_accumulation_steps": 2}, train, test),
+    "drop last": ({"dataloader_drop_last": True}, train, test),
+    "stream": ({"max_steps": 5}, Stream(train), Stream(test)),
+    "stream of datasets": ({"max_steps": 5}, train.to_iterable_dataset(num_shards=3), test.to_iterable_dataset()),
+    "stream with workers": (
+        {"max_steps": 3, "dataloader_num_workers": 2}, train.to_iterable_dataset(num_shards=2), test
+    ),
+    "dispatched batches": ({"accelerator_config": {"dispatch_batches": True}}, train, test),
+    "gradient accumulation": ({"gradient_accumulation_steps": 2}, train, test),
 }
-runs = [("each its own", MultiMix(num_mixed=20), case) for case in CASES]
+runs = [("own batches", MultiMix(num_mixed=20), case) for case in CASES]
 if processes > 1:
-    as_one = DenseMultiMix(num_mixed=20, gather_across_devices=True)
-    runs += [("as one", as_one, case) for case in ("examples", "a stream")]
+    gathered = DenseMultiMix(num_mixed=20, gather_across_devices=True)
+    runs += [("gathered", gathered, case) for case in ("examples", "stream")]
 results = {}
 for how, mixing, case in runs:
     options, rows, held_out = CASES[case]
@@ -85,16 +87,16 @@ for how, mixing, case in runs:
     assert trainer.accelerator.num_processes == processes
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seen = trainer.predict(held_out)
+    output = trainer.predict(held_out)
     results[f"{how}: {case}"] = {
         "steps": trainer.state.global_step,
         "finite": all(torch.tensor(losses).isfinite()) and len(losses) == trainer.state.global_step,
         "weights": float(sum(p.detach().double().abs().sum() for p in trainer.model.parameters())),
-        "predicted": len(seen.predictions),
-        "labels": sorted(seen.label_ids.tolist()),
+        "predicted": len(output.predictions),
+        "labels": sorted(output.label_ids.tolist()),
     }
 
-# In a loop of one's own, processes that run out one by one: 33 examples in mini-batches of 16 are 3 for 2 processes.
+# A custom loop in which ranks run out one by one: 33 examples are 3 mini-batches of 16 for 2 ranks.
 def loop(mixing, **wrapping):
     AcceleratorState._reset_state(reset_partial_state=False)
     GradientState._reset_state()
@@ -109,7 +111,7 @@ def loop(mixing, **wrapping):
     wrap_model(model, mixing, **wrapping)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1), loader)
     steps = 0
-    with Join([model]):  # accelerator.join_uneven_inputs does this on GPUs, and nothing on CPUs
+    with Join([model]):  # accelerator.join_uneven_inputs does this on GPUs only
         for batch in loader:
             accelerator.backward(model(**batch).loss)
             optimizer.step()
@@ -126,8 +128,8 @@ def message(mixing, **wrapping):
 if processes > 1:
     results["joined"] = loop(MultiMix(num_mixed=20), example_inputs=True)
     results["joined, dense"] = loop(DenseMultiMix(num_mixed=20), example_inputs=True)
-    results["joined, looked at late"] = message(DenseMultiMix(num_mixed=20))
-    results["joined, as one"] = message(MultiMix(num_mixed=20, gather_across_devices=True))
+    results["joined, probed in the forward"] = message(DenseMultiMix(num_mixed=20))
+    results["joined, gathered"] = message(MultiMix(num_mixed=20, gather_across_devices=True))
 json.dump(results, open(f"{directory}/rank{rank}.json", "w"))
 if processes > 1:
     torch.distributed.barrier()
@@ -136,22 +138,22 @@ if processes > 1:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_data_that_do_not_come_out_even(tmp_path, processes):
+def test_uneven_data_is_trained_and_evaluated_completely(tmp_path, processes):
     results = launch.launch(tmp_path, SCRIPT, processes, [str(processes)])
     truth = [int(label) for label in digits.dataset(100, 145)["label"]]
-    # 33 examples of 16 a step are 3 steps, or 2 of two mini-batches; nothing is lost, and nothing is counted twice.
-    steps = {"the last one left out": 2, "a stream": 5, "a stream of datasets": 5, "accumulated": 2}
+    # 33 examples are 3 steps of 16, or 2 steps of two accumulated mini-batches. No example is lost or counted twice.
+    steps = {"drop last": 2, "stream": 5, "stream of datasets": 5, "gradient accumulation": 2}
     joined = {name: [r.pop(name, None) for r in results] for name in list(results[0]) if name.startswith("joined")}
     for case in results[0]:
         for result in results:
             got = result[case]
             assert got["steps"] == steps.get(case.split(": ")[1], 3), case
-            # Trainer leaves incomplete mini-batches out of the evaluation, too, when it is told to in training.
-            expected = sorted(truth[:32]) if "left out" in case else sorted(truth)
+            # dataloader_drop_last also applies to the evaluation.
+            expected = sorted(truth[:32]) if "drop last" in case else sorted(truth)
             assert got["finite"] and got["predicted"] == len(expected) and got["labels"] == expected, case
         assert len({result[case]["weights"] for result in results}) == 1, case
     if processes == 2:
         assert len(results[0]) == 9
         assert joined["joined"] == joined["joined, dense"] == [2, 1]
-        assert all("give wrap_model example_inputs" in text for text in joined["joined, looked at late"])
-        assert all("gather_across_devices=True needs all processes" in text for text in joined["joined, as one"])
+        assert all("give wrap_model example_inputs" in text for text in joined["joined, probed in the forward"])
+        assert all("gather_across_devices=True needs all ranks" in text for text in joined["joined, gathered"])

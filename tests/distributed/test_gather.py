@@ -1,4 +1,4 @@
-"""Several processes that mix as one: the loss and each parameter's gradient are those of one process with all examples."""
+"""With gathered mini-batches, losses and gradients of several ranks equal those of one process with all examples."""
 
 import pytest
 
@@ -18,7 +18,7 @@ dist.init_process_group("gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
 torch.set_num_threads(1)
 
-# What travels: numbers sent by this process in all-gathers, and added up in all-reduces outside of DDP.
+# Numbers that this rank sends in all-gathers and all-reduces outside DDP.
 sent = {"gathered": 0, "reduced": 0}
 all_gather, all_reduce = dist.all_gather, dist.all_reduce
 def counting_gather(parts, x, *args, **kwargs):
@@ -36,7 +36,7 @@ def split(sizes):
 def local_part(inputs, labels, mine, trim):
     inputs = {k: v[mine] for k, v in inputs.items()}
     labels = labels[mine]
-    if trim and "attention_mask" in inputs:  # each process pads its own mini-batch
+    if trim and "attention_mask" in inputs:  # each rank pads its own mini-batch
         length = int(inputs["attention_mask"].sum(1).max())
         inputs = {k: v[:, :length] for k, v in inputs.items()}
         labels = labels[:, :length] if labels.ndim == 2 and not labels.is_floating_point() else labels
@@ -45,15 +45,15 @@ def local_part(inputs, labels, mine, trim):
 def gradients(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-def together(name, method, steps, seed):
-    """Loss and gradients of micro-batches that are accumulated, with DDP."""
+def distributed_gradients(name, method, steps, seed):
+    """Accumulate the loss and gradients of micro-batches with DDP."""
     model = models.build(name, attention_probs_dropout_prob=0.0).train()
     model.apply(lambda m: m.eval() if isinstance(m, torch.nn.Dropout) else None)
     inputs, labels, _ = steps[0]
     handle = wrap_model(model, method, example_inputs={**inputs, "labels": labels})
     parallel = DistributedDataParallel(model)
     losses = []
-    torch.manual_seed(seed + 1000 * rank)  # the processes' own states differ, as dropout makes them
+    torch.manual_seed(seed + 1000 * rank)  # the generators' states differ between ranks, as with dropout
     for k, (inputs, labels, sizes) in enumerate(steps):
         here, own = local_part(inputs, labels, split(sizes), trim=True)
         with torch.enable_grad():
@@ -69,8 +69,8 @@ def together(name, method, steps, seed):
         losses.append(float(mean) / processes)
     return sum(losses), gradients(model)
 
-def alone(name, method, steps, seed):
-    """The same of one process with all examples, and the factors that the others have drawn."""
+def single_process_gradients(name, method, steps, seed):
+    """Accumulate them in one process with all examples and the same factors."""
     model = models.build(name, attention_probs_dropout_prob=0.0).train()
     model.apply(lambda m: m.eval() if isinstance(m, torch.nn.Dropout) else None)
     inputs, labels, _ = steps[0]
@@ -98,27 +98,36 @@ def batch(name, b, seed, soft=False, ignored=False):
 uneven = [5, 3, 4][:processes]
 even = [4] * processes
 options = {"num_mixed": 50, "gather_across_devices": True}
+def dense(**settings):
+    return DenseMultiMix(**options, **settings)
+
+def steps(name, *seeds_and_sizes, **labels):
+    return [(*batch(name, sum(sizes), seed, **labels), sizes) for seed, sizes in seeds_and_sizes]
+
+one_example = [1, 7, *even][: processes - 1]
+one_example.append(sum(even) - sum(one_example))
+few = {"effective_examples": 1.5, "examples_per_mix": 2}
 CASES = {
-    "vit, all terms": ("vit", DenseMultiMix(pooled_weight=0.5, **options), [(*batch("vit", sum(uneven), 1), uneven)]),
-    "vit, dense factors": ("vit", DenseMultiMix(alpha=0.5, **options), [(*batch("vit", sum(even), 2), even)]),
-    "vit, few vertices": ("vit", DenseMultiMix(effective_examples=1.5, examples_per_mix=2, **options), [(*batch("vit", sum(even), 2), even)]),
-    "vit, accumulated": ("vit", DenseMultiMix(**options), [(*batch("vit", sum(even), 3), even), (*batch("vit", sum(uneven), 4), uneven)]),
-    "vit, attention has a gradient": ("vit", DenseMultiMix(detach_attention=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
-    "vit, all mixed ones the same": ("vit", DenseMultiMix(confidence_weighted=False, **options), [(*batch("vit", sum(uneven), 5), uneven)]),
-    "vit, a process with one example": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(even), 6), [1, 7, *even][: processes - 1] + [sum(even) - sum([1, 7, *even][: processes - 1])])]),
-    "vit, soft labels": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(uneven), 7, soft=True), uneven)]),
-    "vit, labels left out": ("vit", DenseMultiMix(pooled_weight=1.0, **options), [(*batch("vit", sum(uneven), 8, ignored=True), uneven)]),
-    "bert, of different lengths": ("bert", DenseMultiMix(pooled_weight=0.5, **options), [(*batch("bert", sum(uneven), 9), uneven)]),
-    "multimix": ("bert", MultiMix(**options), [(*batch("bert", sum(uneven), 10), uneven)]),
+    "vit, all terms": ("vit", dense(pooled_weight=0.5), steps("vit", (1, uneven))),
+    "vit, dense factors": ("vit", dense(alpha=0.5), steps("vit", (2, even))),
+    "vit, two examples per mix": ("vit", dense(**few), steps("vit", (2, even))),
+    "vit, gradient accumulation": ("vit", dense(), steps("vit", (3, even), (4, uneven))),
+    "vit, attention not detached": ("vit", dense(detach_attention=False), steps("vit", (5, uneven))),
+    "vit, not confidence weighted": ("vit", dense(confidence_weighted=False), steps("vit", (5, uneven))),
+    "vit, one example on a rank": ("vit", dense(pooled_weight=1.0), steps("vit", (6, one_example))),
+    "vit, soft labels": ("vit", dense(pooled_weight=1.0), steps("vit", (7, uneven), soft=True)),
+    "vit, ignored labels": ("vit", dense(pooled_weight=1.0), steps("vit", (8, uneven), ignored=True)),
+    "bert, sequences of different lengths": ("bert", dense(pooled_weight=0.5), steps("bert", (9, uneven))),
+    "multimix": ("bert", MultiMix(**options), steps("bert", (10, uneven))),
 }
 
 results = {}
-for case, (name, method, steps) in CASES.items():
+for case, (name, method, micro_batches) in CASES.items():
     draw = multimix.rank_generator
     sent.update(gathered=0, reduced=0)
-    loss, grads = together(name, method, steps, seed=3)
+    loss, grads = distributed_gradients(name, method, micro_batches, seed=3)
     volume = dict(sent)
-    expected, expected_grads = alone(name, method, steps, seed=3)
+    expected, expected_grads = single_process_gradients(name, method, micro_batches, seed=3)
     multimix.rank_generator = draw
     assert grads.keys() == expected_grads.keys(), case
     scale = max(float(g.abs().max()) for g in expected_grads.values())
@@ -137,7 +146,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_that_mix_as_one(tmp_path, processes):
+def test_gathered_mini_batches_equal_one_process(tmp_path, processes):
     results = launch.launch(tmp_path, SCRIPT, processes)
     chosen = [result.pop("chosen") for result in results]
     assert all(c == chosen[0] for c in chosen) and set(chosen[0]) == {"DenseMultiMix", "CutMix", "Mixup"}
@@ -145,7 +154,7 @@ def test_processes_that_mix_as_one(tmp_path, processes):
         for case, got in result.items():
             assert got["loss"] == pytest.approx(got["expected"], rel=1e-5, abs=1e-6), case
             assert got["error"] < 1e-5, (case, got)
-    # What travels: sizes, labels, attention and logits of the largest mini-batch; back come the gradients of all logits.
+    # Gathered: sizes, labels, attention and logits of the largest mini-batch. Reduced: the gradients of all logits.
     b, r, c, total = 4, 16, 5, 4 * processes
     volume = results[0]["vit, dense factors"]["volume"]
     assert volume["gathered"] == 3 + b * (1 + r + r * c)

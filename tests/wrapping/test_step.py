@@ -12,7 +12,7 @@ from tests.helpers import models, zoo
 
 METHODS = {
     "dense": DenseMultiMix(num_mixed=20),
-    "dense, all vertices": DenseMultiMix(num_mixed=20, alpha=0.5),
+    "dense, all examples": DenseMultiMix(num_mixed=20, alpha=0.5),
     "dense, pooled": DenseMultiMix(num_mixed=20, pooled_weight=1.0, attention="gap"),
     "multimix": MultiMix(num_mixed=20),
 }
