@@ -50,12 +50,13 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     DataCollatorWithPadding,
+    EvalPrediction,
     TrainingArguments,
 )
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.splits import as_classes
-from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics import load_metric
 
 SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())
 
@@ -234,6 +235,12 @@ def main() -> None:
     for split, rows in data.items():
         rows.set_transform(AudioTransform(extractor, data_args, train=split == "train"))
 
+    metric = load_metric("classification", cache_dir=model_args.cache_dir)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        """Compute accuracy, calibration and the other classification metrics."""
+        return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+
     trainer = MultiMixTrainer(
         model=model,
         args=training_args,
@@ -241,7 +248,7 @@ def main() -> None:
         train_dataset=data["train"] if training_args.do_train else None,
         eval_dataset=data["validation"] if training_args.do_eval else None,
         data_collator=DataCollatorWithPadding(extractor),
-        compute_metrics=classification_metrics,
+        compute_metrics=compute_metrics,
         processing_class=extractor,
     )
     card = common.card_arguments(

@@ -33,14 +33,14 @@ from typing import Any, Literal
 
 import common
 from datasets import DatasetDict, load_dataset
-from transformers import AutoModelForImageClassification, TrainingArguments
+from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.images import ImageTransform
 from mm_hf.data.models import image_processor
 from mm_hf.data.offline import OFFLINE_IMAGES
 from mm_hf.data.splits import as_classes
-from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics import load_metric
 
 
 @dataclass
@@ -130,13 +130,19 @@ def main() -> None:
         )
         rows.set_transform(transform)
 
+    metric = load_metric("classification", cache_dir=model_args.cache_dir)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        """Compute accuracy, calibration and the other classification metrics."""
+        return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+
     trainer = MultiMixTrainer(
         model=model,
         args=training_args,
         mixing=mixing,
         train_dataset=data["train"] if training_args.do_train else None,
         eval_dataset=data["validation"] if training_args.do_eval else None,
-        compute_metrics=classification_metrics,
+        compute_metrics=compute_metrics,
         processing_class=processor,
     )
     card = common.card_arguments(

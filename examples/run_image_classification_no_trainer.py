@@ -47,11 +47,11 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from run_image_classification import DataTrainingArguments, ModelArguments, load_data, load_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, SchedulerType, default_data_collator, get_scheduler
+from transformers import SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
 from mm_hf.data.images import ImageDataset, ImageTransform
-from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics import load_metric
 from mm_hf.training.hub import load_mixing, load_num_mixed, save_mixing
 from mm_hf.training.model_card import GENERATED, card_tags, is_user_edited, method_section
 
@@ -322,13 +322,12 @@ def resume(
 def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
     """Compute metrics over all examples, counting each once."""
     model.eval()
-    logits, labels = [], []
+    metric, examples = load_metric("classification"), 0
     for batch in loader:
-        found = accelerator.gather_for_metrics((model(**batch).logits, batch["labels"]))
-        logits.append(found[0].float().cpu())
-        labels.append(found[1].cpu())
-    metrics = classification_metrics(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
-    return {f"eval_{name}": value for name, value in metrics.items()} | {"eval_examples": sum(map(len, labels))}
+        logits, labels = accelerator.gather_for_metrics((model(**batch).logits, batch["labels"]))
+        metric.add_batch(predictions=logits.float().cpu(), references=labels.cpu())
+        examples += len(labels)
+    return {f"eval_{name}": value for name, value in metric.compute().items()} | {"eval_examples": examples}
 
 
 def save(

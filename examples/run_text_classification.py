@@ -52,7 +52,7 @@ from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
-from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics import load_metric
 
 logger = logging.getLogger("mm_hf.examples")
 OFFLINE = {**OFFLINE_TEXTS, **offline_docs.OFFLINE}
@@ -297,6 +297,8 @@ def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dic
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import f1_score, matthews_corrcoef
 
+    metric = load_metric("classification")
+
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = _logits(prediction.predictions), np.asarray(prediction.label_ids)
         if problem == REGRESSION:
@@ -314,7 +316,7 @@ def metrics_of(problem: str, task: str | None) -> Callable[[EvalPrediction], dic
                 "subset_accuracy": (predicted == labels).all(axis=1).mean(),
             }
         else:
-            found = classification_metrics(prediction)
+            found = metric.compute(predictions=logits, references=labels)
             if task in ("mrpc", "qqp"):
                 found["f1"] = f1_score(labels, logits.argmax(axis=-1))
             elif task == "cola":

@@ -124,7 +124,7 @@ def train_runs(
         seeds,
         directory / task,
         baseline=BASELINE,
-        measures=EvaluationOptions(robustness_samples=robustness_samples),
+        evaluation=EvaluationOptions(robustness_samples=robustness_samples),
         keep_models="none",
         report=report,
         on_run=print_run,

@@ -18,6 +18,9 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from ..comparison import Run
+from ..evaluation.metrics import get_metric, metrics_of
+
+EPOCH_METRICS = 2  # metrics per line during training, the first ones of the registry
 
 
 def quiet() -> None:
@@ -39,7 +42,7 @@ class TrainingProgress(TrainerCallback):
         self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
         if state.is_world_process_zero and self.console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(console=self.console, transient=True)
             self._steps = self._bar.add_task("training", total=state.max_steps, completed=state.global_step)
@@ -56,7 +59,7 @@ class TrainingProgress(TrainerCallback):
             self.logged = dict(logs)
         if "eval_loss" in logs or ("loss" in logs and args.eval_strategy == "no"):
             at = f"epoch {state.epoch or 0:.4g}, step {state.global_step} of {state.max_steps}"
-            parts = [at, _losses(self.logged), _validation(logs), f"{time.perf_counter() - self._began:.0f} s"]
+            parts = [at, _losses(self.logged), _validation(logs), f"{time.perf_counter() - self._start:.0f} s"]
             self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
             self.logged = {}
 
@@ -76,9 +79,20 @@ def _losses(logs: Mapping[str, Any]) -> str:
 
 
 def _validation(logs: Mapping[str, Any]) -> str:
-    if "eval_accuracy" not in logs:
-        return ""
-    return f"validation accuracy {100 * logs['eval_accuracy']:.2f} %, NLL {logs['eval_nll']:.4f}"
+    shown = [info.name for info in metrics_of("classification")][:EPOCH_METRICS]
+    line = metric_line({name: logs[f"eval_{name}"] for name in shown if f"eval_{name}" in logs})
+    return f"validation {line}" if line else ""
+
+
+def metric_line(metrics: Mapping[str, float]) -> str:
+    """Return the registered classification metrics among `metrics`, with titles and units.
+
+    Example:
+        >>> metric_line({"accuracy": 0.9, "nll": 0.25, "loss": 0.3})
+        'accuracy 90.00 %, NLL 0.250 nats'
+    """
+    known = [info for info in metrics_of("classification") if info.name in metrics]
+    return ", ".join(f"{info.title} {info.with_unit(metrics[info.name])}" for info in known)
 
 
 class ProgressTable:
@@ -111,24 +125,23 @@ class ProgressTable:
 
     def update(self, method: str, seed: int, status: str) -> None:
         """Show the status of a run, such as "40 %"."""
-        self.cells[method, seed] = status if self._live is None else status.splitlines()[0]
+        self.cells[method, seed] = status.splitlines()[0]
         if self._live is not None:
             self._live.update(self._table())
         elif status.startswith("not possible"):
             self._print(f"{method}, seed {seed}: {status}")
 
     def finish(self, run: Run) -> None:
-        """Show the result of a run that finished now or before an interruption."""
+        """Show the result of a run that finished now or before an interruption, and print a line with its metrics."""
         self.done += 1
-        accuracy, seconds = run.metrics["accuracy"], run.metrics["train_seconds"]
-        self.cells[run.method, run.seed] = f"{100 * accuracy:.1f} %"
+        self.cells[run.method, run.seed] = get_metric("accuracy").with_unit(run.metrics["accuracy"])
+        seconds = get_metric("train_seconds").with_unit(run.metrics["train_seconds"])
+        self._print(
+            f"{run.method}, seed {run.seed}: {metric_line(run.metrics)}, {seconds} "
+            f"({self.done} of {len(self.methods) * len(self.seeds)} runs)"
+        )
         if self._live is not None:
             self._live.update(self._table())
-        else:
-            self._print(
-                f"{run.method}, seed {run.seed}: accuracy {100 * accuracy:.2f} %, NLL {run.metrics['nll']:.4f}, "
-                f"{seconds:.1f} s ({self.done} of {len(self.methods) * len(self.seeds)} runs)"
-            )
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

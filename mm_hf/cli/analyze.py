@@ -16,6 +16,7 @@ from ..comparison.run import weights_digest
 from ..comparison.task import FIXED_ARGUMENTS
 from ..data.build import ModelOptions, build_task
 from ..data.splits import DataOptions
+from ..evaluation.metrics import metrics_of
 from ..methods import Mixing
 from ..training.hub import MIXING_FILE, load_mixing
 from ._options import RobustnessOptions, expand_arguments, make_parser, parse
@@ -53,25 +54,25 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("MODEL is missing: mm-hf analyze MODEL requires a directory or a Hub name.")
     quiet()
     directory = Path(options.output_dir)
-    measures = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
+    evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
     task = build_task(data, model, training, trained=True)
     transformers.utils.logging.set_verbosity_error()
     trained: Any = task.model_init()
     trained.to(task.arguments(str(directory), 0).device)
-    measured = evaluate_model(trained, task, measures, str(directory))
+    result = evaluate_model(trained, task, evaluation, str(directory))
     title = name_of(model.model_name_or_path)
     mixing = _mixing(model.model_name_or_path, model.hub)
-    settings = describe(task, {}, measures)
+    settings = describe(task, {}, evaluation)
     for unused in ("training_examples", "validation_examples"):
         settings["task"].pop(unused)
     directory.mkdir(parents=True, exist_ok=True)
-    run = Run(title, 0, measured.metrics, measured.corruptions, [], measured.notes, weights_digest(trained), directory)
-    run.write(measured.arrays)
+    run = Run(title, 0, result.metrics, result.corruptions, [], result.notes, weights_digest(trained), directory)
+    run.write(result.arrays)
     comparison = Comparison(task.name, {title: mixing}, {title: [run]}, None, settings, class_names=task.class_names)
     comparison.write_csv(directory / "results.csv")
     path = write_report(comparison, directory)
-    for metric in ("accuracy", "nll", "brier", "calibration_error"):
-        print(f"{metric}: {run.metrics[metric]:.4f}")
+    for info in metrics_of("classification"):
+        print(f"{info.title}: {info.with_unit(run.metrics[info.name])}")
     print(f"\nWrote {path}, report.md, results.csv and figures/.")
     return 0
 

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     options, robustness, data, model, training = parse(parser, expand_option_file(arguments), "mm-hf compare", FIXED)
     methods = as_methods(options.methods)
-    measures = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
+    evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
     seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
     quiet()
     task = build_task(data, model, training)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
             seeds,
             options.output_dir,
             baseline=options.baseline,
-            measures=measures,
+            evaluation=evaluation,
             keep_models=options.keep_models,
             progress=table.update,
             on_run=table.finish,

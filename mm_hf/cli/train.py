@@ -18,6 +18,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..data.build import ModelOptions, build_task
 from ..data.models import CLASSES
 from ..data.splits import DataOptions
+from ..evaluation.metrics import metrics_of
 from ..methods import METHODS, Mixing, get_method
 from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.hub import MIXING_FILE, load_mixing
@@ -41,10 +42,6 @@ EPILOG = f"""methods: {", ".join(sorted(METHODS))}
   --resume_from_checkpoint   resume from the newest complete checkpoint in DIR
   --report_to tensorboard    log the loss terms, metrics and attention maps; also trackio, wandb, ...
   --push_to_hub --hub_model_id NAME"""
-NAMES = {
-    "accuracy": ("accuracy", "%"), "macro_f1": ("macro F1", "%"), "nll": ("NLL", "nats"), "brier": ("Brier score", ""),
-    "calibration_error": ("calibration error", "%"),
-}  # fmt: skip
 
 
 @dataclass
@@ -201,11 +198,10 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
     table = Table(title=f"{examples:,} test examples", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, (said, unit) in NAMES.items():
-        value = metrics.get(f"test_{name}")
+    for info in metrics_of("classification"):
+        value = metrics.get(f"test_{info.name}")
         if value is not None:
-            shown = f"{100 * value:.2f}" if unit == "%" else f"{value:.4f}"
-            table.add_row(said, f"{shown} {unit}".rstrip())
+            table.add_row(info.title, info.with_unit(value))
     return table
 
 

@@ -1,6 +1,6 @@
-"""Which mixing method helps, by how much and how sure that is: methods trained alike over seeds, measured and reported.
+"""Comparison of mixing methods: training over several seeds under equal conditions, evaluation, and a report.
 
-They need the extra `analysis`: `pip install 'mm-hf[analysis]'`.
+It needs the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 """
 
 from .compare import Comparison, run_comparison

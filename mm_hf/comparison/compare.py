@@ -1,4 +1,4 @@
-"""All runs of a comparison, and what they say together."""
+"""All runs of a comparison, their statistics, and the settings that must not change between runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .run import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, 
 from .task import Task, as_methods, baseline_of, slug
 
 SETTINGS = "settings.json"
-# What training and saving write into a configuration, which models of one factory may share.
+# Fields of a configuration that training and saving change.
 VOLATILE = (
     "architectures", "dtype", "torch_dtype", "problem_type", "transformers_version", "use_cache", "_name_or_path",
 )  # fmt: skip
@@ -32,17 +32,17 @@ Keep = Literal["best", "none", "all"]
 
 @dataclass
 class Comparison:
-    """The finished runs of a comparison, or of one model.
+    """Finished runs of a comparison, or of one model.
 
     Attributes:
-        name: Of the task.
-        methods: By name.
-        runs: For each method, its runs in the order of the seeds.
-        baseline: The method that the others are compared with; None with a single method.
-        settings: What all runs have in common.
-        failed: For each method that cannot train this model, why.
-        class_names: Of all classes.
-        replicates: Of the bootstrap.
+        name: Name of the task.
+        methods: Methods by name; None for a model whose method is unknown.
+        runs: Runs of each method, in the order of the seeds.
+        baseline: Name of the method that the others are compared with; None for a single model.
+        settings: Settings that all runs share.
+        failed: Reason for each method that cannot train this model.
+        class_names: Names of all classes.
+        replicates: Number of replicates of the bootstrap.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Comparison:
         return [run.seed for run in next(iter(self.runs.values()))]
 
     def values(self, metric: str) -> dict[str, np.ndarray]:
-        """A figure of each method, (seeds,); methods that do not have it for each seed are left out."""
+        """Return the values of a metric, (seeds,) for each method; methods without it for some seed are left out."""
         return {
             name: np.array([run.metrics[metric] for run in runs])
             for name, runs in self.runs.items()
@@ -68,7 +68,7 @@ class Comparison:
         }
 
     def mean(self, metric: str) -> dict[str, Interval]:
-        """Mean over seeds and Student's 95 % interval of a figure, for each method that has it."""
+        """Return the mean over seeds and Student's 95 % interval of a metric, for each method that has it."""
         return {name: mean_interval(values) for name, values in self.values(metric).items()}
 
     @cached_property
@@ -96,7 +96,7 @@ class Comparison:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each method, seed and metric: what results.csv holds."""
+        """Return one row for each method, seed and metric: the content of `results.csv`."""
         return [
             {"method": name, "seed": run.seed, "metric": metric, "value": value}
             for name, runs in self.runs.items()
@@ -105,7 +105,7 @@ class Comparison:
         ]
 
     def write_csv(self, path: str | Path) -> None:
-        """Write [`rows`] as a table in tidy columns."""
+        """Write [`rows`] as a table with the columns method, seed, metric and value."""
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["method", "seed", "metric", "value"])
             writer.writeheader()
@@ -127,7 +127,7 @@ def run_comparison(
     output_dir: str | Path = "comparison",
     *,
     baseline: str | None = None,
-    measures: EvaluationOptions | None = None,
+    evaluation: EvaluationOptions | None = None,
     keep_models: Keep = "best",
     replicates: int = REPLICATES,
     report: bool = True,
@@ -135,34 +135,34 @@ def run_comparison(
     on_run: Callable[[Run], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Comparison:
-    """Train methods on a task over seeds, measure them, and write a report.
+    """Train methods on a task over seeds, evaluate them, and write a report.
 
-    For a seed all methods start from the same weights and see the same batches in the same order. Each run is written
-    when it is finished; called again with the same directory, finished runs are not repeated, and one that was broken off
-    goes on from its last checkpoint if the training arguments save any (`save_strategy="epoch"`). Seeds and methods may
-    be added later.
+    For each seed all methods start from the same weights and use the same batches in the same order. A run is written
+    when it is finished. A second call with the same directory skips finished runs and resumes an interrupted one from
+    its last checkpoint, if the training arguments save checkpoints (`save_strategy="epoch"`). Seeds and methods can be
+    added later.
 
     Args:
         task: Model, data and budget.
-        methods: By name, or as specifications such as "dense_multimix:num_mixed=500": see [`as_methods`].
-        seeds: How many (0, 1, ...), or which.
-        output_dir: Gets `report.html`, `report.md`, `figures/`, `results.csv`, `settings.json` and `runs/`.
-        baseline: The method that the others are compared with. Default: plain training (ERM), or else the first.
-        measures: What is measured beside the figures of the predictions. Default: `EvaluationOptions()`.
-        keep_models: "best" keeps, for each method, the model of the seed with the best validation accuracy (the first
-            seed without validation); "all" keeps checkpoints, too.
-        replicates: Of the bootstrap.
-        report: Whether to write report and pictures.
-        progress: Called with method, seed and a few words, as runs go on.
-        on_run: Called with each run, finished now or before.
+        methods: Methods by name, or specifications such as "dense_multimix:num_mixed=500": see [`as_methods`].
+        seeds: Number of seeds (0, 1, ...), or the seeds themselves.
+        output_dir: Directory for `report.html`, `report.md`, `figures/`, `results.csv`, `settings.json` and `runs/`.
+        baseline: Name of the method that the others are compared with. Default: plain training (ERM), else the first.
+        evaluation: Metrics beyond those of the predictions. Default: `EvaluationOptions()`.
+        keep_models: "best" keeps, for each method, the model of the seed with the best validation accuracy (of the
+            first seed without validation data); "all" keeps all models and checkpoints; "none" keeps no model.
+        replicates: Number of replicates of the bootstrap.
+        report: Write report and plots.
+        progress: Function that is called with the method, the seed and a short status.
+        on_run: Function that is called with each run, finished in this call or earlier.
         callbacks: Trainer callbacks of all runs.
 
     Returns:
-        The comparison.
+        The comparison. Methods that cannot train this model are listed in `Comparison.failed`.
 
     Raises:
-        ValueError: `output_dir` holds another comparison, or the arguments make no sense. A method that cannot train
-            this model does not stop the others: see `Comparison.failed`; the baseline does.
+        ValueError: `output_dir` contains another comparison, an argument is invalid, or the baseline cannot train this
+            model.
 
     Example:
         >>> import tempfile, torch
@@ -182,14 +182,14 @@ def run_comparison(
     which = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not which or len(set(which)) < len(which) or min(which) < 0:
         raise ValueError(
-            f"seeds must be how many runs of each method (at least 1), or different seeds, got {seeds!r}. One run, of seed 0, "
-            "is seeds=1."
+            f"seeds must be the number of runs of each method (at least 1), or different seeds, got {seeds!r}. "
+            "One run with seed 0 is seeds=1."
         )
     if keep_models not in ("best", "none", "all"):
         raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
-    measures = measures or EvaluationOptions()
+    evaluation = evaluation or EvaluationOptions()
     directory = Path(output_dir)
-    settings = describe(task, chosen, measures)
+    settings = describe(task, chosen, evaluation)
     check_settings(directory, settings)
     runs: dict[str, list[Run]] = {name: [] for name in chosen}
     warm = False
@@ -207,7 +207,8 @@ def run_comparison(
                     warm = True
                 try:
                     run = train_run(
-                        task, name, chosen[name], seed, where, measures=measures, progress=progress, callbacks=list(callbacks)
+                        task, name, chosen[name], seed, where,
+                        evaluation=evaluation, progress=progress, callbacks=list(callbacks),
                     )  # fmt: skip
                 except (LocationError, ValueError) as error:
                     if name == reference:
@@ -222,9 +223,9 @@ def run_comparison(
             runs[name].append(run)
             if on_run is not None:
                 on_run(run)
-    # The baseline comes first in every table and has the first colour in every picture.
+    # The baseline comes first in every table and has the first color in every plot.
     finished = {name: runs[name] for name in order if name not in failed}
-    _keep(finished, keep_models)
+    _remove_models(finished, keep_models)
     comparison = Comparison(
         task.name, {name: chosen[name] for name in finished}, finished, reference, settings, failed, task.class_names,
         replicates,
@@ -241,30 +242,30 @@ def _check_start(run: Run, reference: Sequence[Run]) -> None:
     for other in reference:
         if other.seed == run.seed and other.initial_weights != run.initial_weights:
             raise ValueError(
-                f"{run.method!r} and {other.method!r} did not start from the same weights with seed {run.seed}: model_init "
-                "must make the same model each time it is called after the same seed."
+                f"{run.method!r} and {other.method!r} did not start from the same weights with seed {run.seed}: "
+                "model_init must return the same model each time it is called after the same seed."
             )
 
 
-def _keep(runs: Mapping[str, Sequence[Run]], keep: Keep) -> None:
-    """Remove the models that are not to be kept."""
+def _remove_models(runs: Mapping[str, Sequence[Run]], keep: Keep) -> None:
+    """Remove the models that `keep_models` excludes."""
     for each in runs.values():
-        best = max(each, key=_validated)
+        best = max(each, key=_validation_accuracy)
         for run in each:
             if keep == "none" or (keep == "best" and run is not best):
                 shutil.rmtree(run.directory / "model", ignore_errors=True)
 
 
-def _validated(run: Run) -> float:
-    """Validation accuracy at the end of a run."""
+def _validation_accuracy(run: Run) -> float:
+    """Return the validation accuracy at the end of a run, 0 without validation data."""
     return next((entry["eval_accuracy"] for entry in reversed(run.history) if "eval_accuracy" in entry), 0.0)
 
 
-# ---- Settings, which must be those of the runs that are there ----
+# ---- Settings, compared with those of earlier runs in the directory ----
 
 
-def describe(task: Task, methods: Mapping[str, Mixing], measures: EvaluationOptions) -> dict[str, Any]:
-    """What a comparison is made of, in JSON types."""
+def describe(task: Task, methods: Mapping[str, Mixing], evaluation: EvaluationOptions) -> dict[str, Any]:
+    """Return the settings of a comparison in JSON types."""
     set_seed(0)
     model = task.model_init()
     config = getattr(model, "config", None)
@@ -281,7 +282,7 @@ def describe(task: Task, methods: Mapping[str, Mixing], measures: EvaluationOpti
         },
         "model_config": {} if config is None else _plain(config.to_diff_dict()),
         "training_args": _plain(task.training_args),
-        "measures": {k: v for k, v in asdict(measures).items() if v is not None},
+        "evaluation": {k: v for k, v in asdict(evaluation).items() if v is not None},
         "methods": {name: method.to_dict() for name, method in methods.items()},
     }
     for name in VOLATILE:
@@ -298,18 +299,18 @@ def _plain(value: Any) -> Any:
 
 
 def check_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new directory, or refuse one that holds a comparison with other settings.
+    """Write the settings into a new directory, or compare them with those of an existing one.
 
-    Methods that only one of the two has are no difference.
+    Methods that only one of the two has are not compared.
 
     Raises:
-        ValueError: Something else was changed; the message says what.
+        ValueError: A setting differs; the message names it.
     """
     path = directory / SETTINGS
     directory.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(directory.glob(f"runs/*/*/{RESULT}")):
-            raise ValueError(f"{directory} has finished runs and no {SETTINGS}: choose another output_dir.")
+            raise ValueError(f"{directory} has finished runs but no {SETTINGS}: choose another output_dir.")
         write_json(path, settings)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -320,10 +321,9 @@ def check_settings(directory: Path, settings: dict[str, Any]) -> None:
     old = {k: v for k, v in old.items() if k[0] != "methods" or k[1] in settings["methods"]}
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
-            said = " ".join(key)
             raise ValueError(
-                f"{directory} holds a comparison with other settings: {said} was {_said(old, key)} there and is "
-                f"{_said(new, key)} now. Choose another output_dir, or the settings as they were."
+                f"{directory} contains a comparison with other settings: {' '.join(key)} was {_setting(old, key)} and "
+                f"is now {_setting(new, key)}. Choose another output_dir, or restore the setting."
             )
     write_json(path, merged)
 
@@ -334,5 +334,5 @@ def _leaves(values: Any, key: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
     return {} if values == {} else {key: values}
 
 
-def _said(values: Mapping[Any, Any], key: Any) -> str:
+def _setting(values: Mapping[Any, Any], key: Any) -> str:
     return "not given" if key not in values else repr(values[key])

@@ -1,4 +1,4 @@
-"""The figures of one trained model, and what its training took."""
+"""Evaluation of one trained model, and measurement of peak memory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,11 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
-from transformers import EvalPrediction, Trainer
+from transformers import Trainer
 
-from ..evaluation.metrics import (
-    alignment,
-    class_spread,
-    classification_metrics,
-    corruption_accuracy,
-    ood_metrics,
-    predictions,
-    robust_accuracy,
-    uniformity,
-)
-from ..evaluation.metrics.base import vectors_and_labels
+from ..evaluation.metrics import compute_metrics, corruption_accuracy, metrics_of, predictions, robust_accuracy
 from ..evaluation.metrics.representation import features_and_logits
 from ..locations import LocationError
 from .task import Task
@@ -38,16 +28,16 @@ SEVERITIES = (0, 1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is measured beside the figures of the predictions.
+    """Options of metrics beyond those of the predictions.
 
     Args:
-        robustness_samples: Test images, always the same ones, that are attacked and corrupted; 0 leaves this out. Eight
-            corruptions in five severities are 41 times the predictions of one image.
+        robustness_samples: Number of test images that are attacked and corrupted, the same ones in each run; 0 skips
+            these metrics. Eight corruptions in five severities need 41 predictions per image.
         epsilon: Largest change of a pixel by FGSM, in units of pixels in [0, 1].
         corruptions: Names from `mm_hf.evaluation.metrics.CORRUPTIONS`. Default: all.
 
     Raises:
-        ValueError: A setting makes no sense.
+        ValueError: An option is out of range.
     """
 
     robustness_samples: int = 500
@@ -56,20 +46,20 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if self.robustness_samples < 0:
-            raise ValueError(f"robustness_samples must not be negative, but is {self.robustness_samples}.")
+            raise ValueError(f"robustness_samples must be at least 0, got {self.robustness_samples}.")
         if not 0 < self.epsilon <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], in units of pixels in [0, 1], but is {self.epsilon}.")
+            raise ValueError(f"epsilon must be in (0, 1], in units of pixels in [0, 1], got {self.epsilon}.")
 
 
 @dataclass
 class EvaluationResult:
-    """What was measured of one model.
+    """Metrics and predictions of one model.
 
     Attributes:
-        metrics: Figures by name.
+        metrics: Values by the names of the registry of metrics.
         corruptions: For each corruption the accuracy, in [0, 1], at severities 0 to 5.
-        arrays: `logits` (n, c), `labels` (n,), `features` (n, d) of the test examples, `ood_logits` (m, c).
-        notes: What could not be measured, and why.
+        arrays: `logits` (n, c), `labels` (n,) and `features` (n, d) of the test examples, `ood_logits` (m, c).
+        notes: Reasons for metrics that could not be computed.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -79,94 +69,107 @@ class EvaluationResult:
 
 
 def evaluate_model(
-    model: nn.Module, task: Task, measures: EvaluationOptions, directory: str, seed: int = 0
+    model: nn.Module, task: Task, options: EvaluationOptions, directory: str, seed: int = 0
 ) -> EvaluationResult:
-    """The figures of a trained model on the test examples of a task.
+    """Compute the metrics of a trained model on the test examples of a task.
 
     Args:
-        model: Not wrapped; its own forward runs.
-        task: Its test and unknown examples, collator and normalisation.
-        measures: What is measured beside the figures of the predictions.
-        directory: Where Trainer, which makes the batches here, may write.
-        seed: Of the training arguments; nothing here is random.
+        model: The model, not wrapped; its own forward runs.
+        task: Test examples, examples of unknown classes, collator and normalization.
+        options: Options of metrics beyond those of the predictions.
+        directory: Output directory of the `Trainer` that makes the batches.
+        seed: Seed in the training arguments; the evaluation itself is deterministic.
 
     Raises:
-        ValueError: The test examples have no labels, or not one class each.
+        ValueError: The test examples do not have one class each.
     """
     args = task.arguments(
         directory, seed, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, torch_compile=False
     )
     trainer = Trainer(model, args, data_collator=task.data_collator, processing_class=task.processing_class)
-    measured = EvaluationResult()
-    try:
-        vectors, logits, labels = features_and_logits(model, trainer.get_test_dataloader(task.test_dataset))
-    except LocationError as error:
-        measured.notes.append(_unmeasured(error))
-        vectors, labels = None, None
-    if labels is None:
-        logits, labels = predictions(model, trainer.get_test_dataloader(task.test_dataset))
+    result = EvaluationResult()
+    features, logits, labels = _features_and_predictions(model, trainer, task, result)
     if labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError("Methods are compared on data with one class an example; these labels are something else.")
-    vectors_and_labels(logits, labels)
-    measured.arrays |= {"logits": logits.float().numpy(), "labels": labels.numpy()}
-    measured.metrics |= classification_metrics(EvalPrediction(logits.numpy(), labels.numpy()))
-    if vectors is not None:
-        try:
-            measured.metrics |= {"alignment": alignment(vectors, labels), "uniformity": uniformity(vectors)}
-            measured.metrics |= class_spread(vectors, labels)
-            measured.arrays["features"] = vectors.float().numpy()
-        except ValueError as error:
-            measured.notes.append(_unmeasured(error))
+        raise ValueError(
+            "A comparison needs test examples with one class each, as integer labels of shape (examples,)."
+        )
+    result.metrics |= compute_metrics("classification", logits, labels)
+    result.arrays |= {"logits": logits.float().numpy(), "labels": labels.numpy()}
+    if features is not None:
+        errors: list[ValueError] = []
+        result.metrics |= compute_metrics("representation", features, labels, errors)
+        result.notes += dict.fromkeys(_missing_representation(error) for error in errors)
+        if not errors:
+            result.arrays["features"] = features.float().numpy()
     if task.ood_dataset is not None:
-        ood, _ = predictions(model, trainer.get_test_dataloader(task.ood_dataset))
-        measured.arrays["ood_logits"] = ood.float().numpy()
-        for score, prefix in (("max_softmax", "ood"), ("energy", "ood_energy")):
-            measured.metrics |= {f"{prefix}_{k}": v for k, v in _ood(logits, ood, score).items()}
-    if task.normalisation is not None and measures.robustness_samples:
-        some = _some(task.test_dataset, measures.robustness_samples)
-        attacked = robust_accuracy(
-            model,
-            trainer.get_test_dataloader(some),
-            measures.epsilon,
-            attack="fgsm",
-            normalisation=task.normalisation,
-        )
-        measured.metrics["fgsm_accuracy"] = attacked["robust_accuracy"]
-        measured.corruptions = corruption_accuracy(
-            model,
-            trainer.get_test_dataloader(some),
-            corruptions=measures.corruptions,
-            severities=SEVERITIES,
-            normalisation=task.normalisation,
-        )
-        corrupted = [accuracy for curve in measured.corruptions.values() for accuracy in curve[1:]]
-        measured.metrics["corruption_accuracy"] = float(np.mean(corrupted))
-    return measured
+        ood_logits, _ = predictions(model, trainer.get_test_dataloader(task.ood_dataset))
+        result.arrays["ood_logits"] = ood_logits.float().numpy()
+        result.metrics |= _ood_metrics(logits, ood_logits)
+    if task.normalization is not None and options.robustness_samples:
+        _evaluate_robustness(model, trainer, task, options, result)
+    return result
 
 
-def _ood(logits: Any, ood: Any, score: str) -> dict[str, float]:
-    if not (logits.isfinite().all() and ood.isfinite().all()):  # a training that has diverged
-        return {"auroc": float("nan"), "fpr95": float("nan")}
-    return ood_metrics(logits, ood, score)
+def _features_and_predictions(
+    model: nn.Module, trainer: Trainer, task: Task, result: EvaluationResult
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return features, logits and labels of the test examples; None and a note for a model without features."""
+    try:
+        features, logits, labels = features_and_logits(model, trainer.get_test_dataloader(task.test_dataset))
+    except LocationError as error:
+        result.notes.append(_missing_representation(error))
+    else:
+        if labels is not None:
+            return features, logits, labels
+    logits, labels = predictions(model, trainer.get_test_dataloader(task.test_dataset))
+    return None, logits, labels
 
 
-def _unmeasured(error: Exception) -> str:
-    return f"The representation was not measured: {str(error).splitlines()[0]}"
+def _ood_metrics(logits: Tensor, ood_logits: Tensor) -> dict[str, float]:
+    """Return the metrics of group "ood"; NaN after a training run has diverged."""
+    if logits.isfinite().all() and ood_logits.isfinite().all():
+        return compute_metrics("ood", logits, ood_logits)
+    return {info.name: float("nan") for info in metrics_of("ood")}
 
 
-def _some(data: Any, most: int) -> Any:
-    """So many examples, the same ones every time, spread over the data set."""
-    if len(data) <= most:
+def _evaluate_robustness(
+    model: nn.Module, trainer: Trainer, task: Task, options: EvaluationOptions, result: EvaluationResult
+) -> None:
+    """Add the accuracies on attacked and corrupted test images to a result."""
+    assert task.normalization is not None
+    subset = _subset(task.test_dataset, options.robustness_samples)
+    attacked = robust_accuracy(
+        model, trainer.get_test_dataloader(subset), options.epsilon, attack="fgsm", normalization=task.normalization
+    )
+    result.metrics["fgsm_accuracy"] = attacked["robust_accuracy"]
+    result.corruptions = corruption_accuracy(
+        model,
+        trainer.get_test_dataloader(subset),
+        corruptions=options.corruptions,
+        severities=SEVERITIES,
+        normalization=task.normalization,
+    )
+    corrupted = [accuracy for curve in result.corruptions.values() for accuracy in curve[1:]]
+    result.metrics["corruption_accuracy"] = float(np.mean(corrupted))
+
+
+def _missing_representation(error: Exception) -> str:
+    return f"The representation was not evaluated: {str(error).splitlines()[0]}"
+
+
+def _subset(data: Any, size: int) -> Any:
+    """Return up to `size` examples, spread over the data set, the same ones in each call."""
+    if len(data) <= size:
         return data
-    chosen = sorted(np.random.default_rng(0).permutation(len(data))[:most].tolist())
+    chosen = sorted(np.random.default_rng(0).permutation(len(data))[:size].tolist())
     return data.select(chosen) if hasattr(data, "select") else Subset(data, chosen)
 
 
 class PeakMemory:
-    """The most memory that a block takes, in MiB: on a GPU what torch allocated, on a CPU by how much the process grew.
+    """The peak memory of a `with` statement in MiB: allocations of torch on a GPU, growth of the process on a CPU.
 
-    What a process has freed stays with it in part, and what a block takes from there is not seen: on a CPU this is a lower
-    bound, good for large models only. Freed memory is handed back to the system before, where the C library can.
+    On a CPU it is a lower bound that is useful for large models only, because a process reuses memory that it has
+    freed. Freed memory is returned to the system on entry if the C library supports it.
 
     Example:
         >>> with PeakMemory() as memory:

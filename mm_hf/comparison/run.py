@@ -1,4 +1,4 @@
-"""One run of a comparison: a method and a seed, trained, measured and written down."""
+"""One run of a comparison: a method is trained with a seed and evaluated, and the result is written."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Run:
     """A finished run.
 
     Attributes:
-        method: Its name in the comparison.
-        seed: Of initial weights, order of data and mixing.
-        metrics: Figures by name.
+        method: Name of the method in the comparison.
+        seed: Seed of initial weights, order of data and mixing.
+        metrics: Values by the names of the registry of metrics.
         corruptions: For each corruption the accuracy at severities 0 to 5.
-        history: `log_history` of the training.
-        notes: What could not be measured, and why.
+        history: `log_history` of the trainer.
+        notes: Reasons for metrics that could not be computed.
         initial_weights: Digest of the weights before training.
-        directory: Where the run is written.
+        directory: Directory of the run.
     """
 
     method: str
@@ -52,25 +52,25 @@ class Run:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """`logits`, `labels`, `features` of the test examples, and `ood_logits`, as far as there are any."""
+        """The available arrays: `logits`, `labels` and `features` of the test examples, and `ood_logits`."""
         with np.load(self.directory / ARRAYS, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
     @property
     def model(self) -> Path | None:
-        """The directory of the trained model, if it was kept."""
+        """The directory of the trained model; None if it was removed."""
         return self.directory / "model" if (self.directory / "model" / "config.json").exists() else None
 
     @classmethod
     def read(cls, directory: Path) -> Run | None:
-        """The run of a directory; None if it was not finished."""
+        """Return the run in a directory; None if it is not finished."""
         if not (directory / RESULT).exists():
             return None
         values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
         return cls(**values, directory=directory)
 
     def write(self, arrays: Mapping[str, Any]) -> None:
-        """Write the run: the result comes last and at once, so that a directory with one is complete."""
+        """Write the run; the result is written last and atomically, so a directory with a result is complete."""
         partial = self.directory / f"{ARRAYS}.partial"
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -80,7 +80,7 @@ class Run:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a file at once: whoever reads it finds the old content or the new."""
+    """Write a JSON file atomically: a reader finds either the old or the new content."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
@@ -93,31 +93,31 @@ def train_run(
     seed: int,
     directory: Path,
     *,
-    measures: EvaluationOptions,
+    evaluation: EvaluationOptions,
     progress: Progress | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Run:
-    """Train a method with a seed, measure it, and write the result; from the last checkpoint on, if there is one.
+    """Train a method with a seed, evaluate it, and write the result; resume from the last checkpoint, if any.
 
     Args:
         task: Model, data and budget.
-        name: What the comparison calls the method.
+        name: Name of the method in the comparison.
         mixing: The method.
-        seed: Of initial weights, order of data, augmentation and mixing.
-        directory: Of this run. The model is left in `model`.
-        measures: What is measured at the end.
-        progress: Called with name, seed and a few words on how far it is.
-        callbacks: Trainer callbacks beside the comparison's own.
+        seed: Seed of initial weights, order of data, augmentation and mixing.
+        directory: Directory of this run. The model is written to `model` inside it.
+        evaluation: Options of the evaluation after training.
+        progress: Function that is called with the name, the seed and a short status.
+        callbacks: Additional trainer callbacks.
 
     Raises:
-        ValueError: The method cannot train this model; the message says why.
+        ValueError: The method cannot train this model; the message gives the reason.
     """
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = directory / "checkpoints"
     args = task.arguments(str(checkpoints), seed)
     costs = _Costs()
-    told = _ProgressCallback(name, seed, progress)
-    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, told, *(callbacks or [])])
+    reporting = _ProgressCallback(name, seed, progress)
+    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, reporting, *(callbacks or [])])
     assert isinstance(trainer, _Trainer) and trainer.model is not None
     trainer.costs = costs
     digest = weights_digest(trainer.model)
@@ -134,24 +134,24 @@ def train_run(
     del trainer
     if progress is not None:
         progress(name, seed, "testing")
-    # A plain copy: what mixing, mixed precision and compilation have put around the trained one plays no part in the test.
+    # A fresh model, without the wrappers of mixing, mixed precision and compilation.
     plain = task.model_init()
     plain.load_state_dict(state)
     plain.to(args.device)
-    measured = evaluate_model(plain, task, measures, str(checkpoints), seed)
+    result = evaluate_model(plain, task, evaluation, str(checkpoints), seed)
     terms = [entry["loss_terms"] for entry in history if "loss_terms" in entry]
-    measured.metrics |= {
+    result.metrics |= {
         "train_seconds": costs.seconds,
         "peak_memory_mib": max(memory.mib, costs.before.get("peak_memory_mib", 0.0)),
         "loss_terms_per_step": float(np.mean(terms)) if terms else float(args.train_batch_size),
     }
-    run = Run(name, seed, measured.metrics, measured.corruptions, history, measured.notes, digest, directory)
-    run.write(measured.arrays)
+    run = Run(name, seed, result.metrics, result.corruptions, history, result.notes, digest, directory)
+    run.write(result.arrays)
     return run
 
 
 def warm_up(task: Task, directory: Path) -> None:
-    """One step of plain training, and nothing kept: the first run would else pay for what is set up but once."""
+    """Train one step and discard the result, so that one-time setup is not charged to the first run."""
     args = task.arguments(
         str(directory), 0, max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
     )
@@ -162,7 +162,7 @@ def warm_up(task: Task, directory: Path) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A short digest of all weights: equal for equal weights."""
+    """Return a short digest of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -177,17 +177,17 @@ def remove_checkpoints(directory: Path) -> None:
 
 
 def _last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were not are removed."""
+    """Return the newest complete checkpoint; incomplete ones are removed."""
     found = [path for path in directory.glob("checkpoint-*") if path.is_dir()]
     for path in found:
         if not (path / COST).exists():
             shutil.rmtree(path)
-    whole = [path for path in found if (path / COST).exists()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    complete = [path for path in found if (path / COST).exists()]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class _Trainer(MultiMixTrainer):
-    """A trainer that takes evaluations and checkpoints off the time of the training."""
+    """A trainer that excludes evaluations and checkpoints from the training time."""
 
     costs: _Costs
 
@@ -201,7 +201,7 @@ class _Trainer(MultiMixTrainer):
 
 
 class _Costs(TrainerCallback):
-    """Seconds of training, kept in checkpoints: those before a resumed training count, too."""
+    """A timer of training, stored in checkpoints, so that a resumed run includes the time before."""
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
@@ -209,11 +209,11 @@ class _Costs(TrainerCallback):
         self._since: float | None = None
 
     def paused(self) -> _Pause:
-        """A block whose time does not count."""
+        """Return a context manager whose time is not counted."""
         return _Pause(self)
 
     def stop(self) -> None:
-        """Add the time since the last start, once the device has done what it was told."""
+        """Synchronize the device and add the time since the last start."""
         if self._since is not None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -221,7 +221,7 @@ class _Costs(TrainerCallback):
             self._since = None
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self._since = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -232,7 +232,7 @@ class _Costs(TrainerCallback):
         self.stop()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The last file of a checkpoint: one without it was broken off.
+        # It is the last file of a checkpoint; a checkpoint without it is incomplete.
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COST
         self.stop()
         if path.parent.is_dir():
@@ -254,14 +254,14 @@ class _Pause:
 
 
 class _ProgressCallback(TrainerCallback):
-    """Tells how far a run is."""
+    """Report the progress of a run in percent."""
 
     def __init__(self, name: str, seed: int, progress: Progress | None):
         self.name, self.seed, self.progress = name, seed, progress
-        self.said = ""
+        self.status = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        said = f"{100 * state.global_step // max(state.max_steps, 1)} %"
-        if self.progress is not None and said != self.said:
-            self.progress(self.name, self.seed, said)
-            self.said = said
+        status = f"{100 * state.global_step // max(state.max_steps, 1)} %"
+        if self.progress is not None and status != self.status:
+            self.progress(self.name, self.seed, status)
+            self.status = status

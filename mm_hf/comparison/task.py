@@ -1,4 +1,4 @@
-"""What methods are compared on: a model, data, a budget."""
+"""The task of a comparison (model, data and budget), and its methods by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from ..evaluation.metrics import Normalisation, classification_metrics
+from ..evaluation.metrics import Normalization, classification_metrics
 from ..methods import ERM, Mixing, get_method
 from ..training.trainer import MultiMixTrainer
 
-# What a comparison itself decides, so that all methods of a seed are trained alike.
+# Arguments that the comparison sets itself, so that all methods of a seed train under equal conditions.
 FIXED_ARGUMENTS = (
     "output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "hub_token", "full_determinism",
@@ -24,28 +24,28 @@ FIXED_ARGUMENTS = (
 
 @dataclass
 class Task:
-    """A model, data and a budget: all that methods have in common in a comparison.
+    """A model, data and a budget, shared by all methods of a comparison.
 
     Args:
-        name: What the report calls it.
-        model_init: Makes the model anew for each run; called after the seed is set, so that all methods of a seed start
-            from the same weights.
-        train_dataset: Of examples as the model takes them, with `labels`, of known length. If it has a method
-            `seed_augmentation(seed, epoch)`, that is called before each epoch: augmentation that depends on these and not on
-            global random numbers is the same for all methods.
-        test_dataset: Likewise; it is predicted once for each run, at the end.
-        validation_dataset: Likewise; predicted after each epoch, for training curves and choices.
-        training_args: Fields of `TrainingArguments`. Default of those that are not given: one line of log and one
-            evaluation an epoch, no checkpoints. Seeds and directories are the comparison's own.
-        processing_class: Image processor or tokenizer: decides the collator, and is saved beside models.
-        data_collator: Default: Trainer's own.
-        normalisation: How `pixel_values` came from pixels, for attacks and corruptions; None leaves these out, for text.
-        ood_dataset: Examples of unknown classes; their labels are not read.
-        class_names: Of all classes, for pictures.
-        settings: What else tells this task apart, in JSON types: a comparison is not continued if it has changed.
+        name: Name in the report.
+        model_init: Function that returns a new model for each run. It is called after the seed is set, so that all
+            methods of a seed start from the same weights.
+        train_dataset: Examples with the model's inputs and `labels`, of known length. Its method
+            `seed_augmentation(seed, epoch)`, if any, is called before each epoch. Augmentation that depends only on
+            these arguments is the same for all methods.
+        test_dataset: Examples that are predicted once for each run, after training.
+        validation_dataset: Examples that are predicted after each epoch, for training curves and selection.
+        training_args: Fields of `TrainingArguments`. By default a run logs and evaluates once per epoch and saves no
+            checkpoints. The comparison sets seeds and directories.
+        processing_class: Image processor or tokenizer, which determines the collator and is saved with models.
+        data_collator: Collator. Default: that of `Trainer`.
+        normalization: Map from pixels to `pixel_values`, for attacks and corruptions. None skips these, as for text.
+        ood_dataset: Examples of unknown classes; their labels are not used.
+        class_names: Names of all classes, for plots.
+        settings: Other settings that identify the task, in JSON types. A comparison with other settings is not resumed.
 
     Raises:
-        ValueError: A data set has no length, or training arguments are among those that a comparison decides.
+        ValueError: A data set has no length or is empty, or `training_args` has a field that the comparison sets.
     """
 
     name: str
@@ -56,29 +56,27 @@ class Task:
     training_args: dict[str, Any] = field(default_factory=dict)
     processing_class: Any = None
     data_collator: Any = None
-    normalisation: Normalisation | None = None
+    normalization: Normalization | None = None
     ood_dataset: Any = None
     class_names: Sequence[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        decided = [name for name in self.training_args if name in FIXED_ARGUMENTS]
-        if decided:
-            raise ValueError(
-                f"training_args has {', '.join(decided)}, which the comparison decides itself: leave it out."
-            )
+        fixed = [name for name in self.training_args if name in FIXED_ARGUMENTS]
+        if fixed:
+            raise ValueError(f"training_args has {', '.join(fixed)}, which the comparison sets itself: remove it.")
         for name in ("train_dataset", "test_dataset", "validation_dataset", "ood_dataset"):
             data = getattr(self, name)
             if data is None and name in ("validation_dataset", "ood_dataset"):
                 continue
             if not hasattr(data, "__len__"):
-                raise ValueError(f"{name} must have a length, and {type(data).__name__} has none (streams do not).")
+                raise ValueError(f"{name} must have a length, but {type(data).__name__} has none, as a stream.")
             if not len(data):
                 raise ValueError(f"{name} is empty.")
 
     def arguments(self, directory: str, seed: int, **changes: Any) -> TrainingArguments:
-        """The training arguments of one run."""
-        usual = {
+        """Return the training arguments of one run."""
+        defaults = {
             "logging_strategy": "epoch",
             "eval_strategy": "no" if self.validation_dataset is None else "epoch",
             "save_strategy": "no",
@@ -88,7 +86,7 @@ class Task:
             "dataloader_pin_memory": torch.cuda.is_available(),
         }
         return TrainingArguments(
-            output_dir=directory, seed=seed, data_seed=seed, **{**usual, **self.training_args, **changes}
+            output_dir=directory, seed=seed, data_seed=seed, **{**defaults, **self.training_args, **changes}
         )
 
     def trainer(
@@ -99,12 +97,12 @@ class Task:
         kind: type[MultiMixTrainer] = MultiMixTrainer,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> MultiMixTrainer:
-        """A trainer of the task, with a new model: its weights are those of the seed in `args`, whatever the method.
+        """Return a trainer with a new model, whose weights depend on the seed in `args` and not on the method.
 
         Args:
-            args: Its training arguments, those of [`arguments`] or others.
+            args: Training arguments, those of [`arguments`] or others.
             mixing: The method.
-            kind: The trainer's class.
+            kind: Class of the trainer.
             callbacks: Trainer callbacks.
         """
         set_seed(args.seed)
@@ -117,12 +115,12 @@ class Task:
             processing_class=self.processing_class,
             data_collator=self.data_collator,
             compute_metrics=classification_metrics,
-            callbacks=[_Epochs(self.train_dataset), *callbacks],
+            callbacks=[_AugmentationSeed(self.train_dataset), *callbacks],
         )
 
 
-class _Epochs(TrainerCallback):
-    """Tells the data set which epoch of which seed begins."""
+class _AugmentationSeed(TrainerCallback):
+    """Seed the augmentation of the data set at the beginning of each epoch."""
 
     def __init__(self, data: Any):
         self.data = data
@@ -133,14 +131,14 @@ class _Epochs(TrainerCallback):
 
 
 def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:
-    """Methods by the names that a comparison gives them.
+    """Return methods by their names in a comparison.
 
     Args:
         methods: For each name a method, or its settings as a mapping with the method's name as `method` (default: the
-            name itself); or specifications for [`parse_method`].
+            name itself); or a list of specifications for [`parse_method`].
 
     Raises:
-        ValueError: There is no such method or setting, a name comes twice, or there are no methods.
+        ValueError: A method or setting is unknown, a name occurs twice, or `methods` is empty.
 
     Example:
         >>> from mm_hf import MultiMix
@@ -155,24 +153,27 @@ def as_methods(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, Mixing]:
         pairs = [parse_method(specification) for specification in methods]
         twice = sorted({name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1})
         if twice:
-            raise ValueError(f"methods has {twice[0]!r} twice: give one a name of its own, NAME={twice[0]}.")
+            raise ValueError(f"methods has {twice[0]!r} twice: name one of them, NAME={twice[0]}.")
         found = dict(pairs)
     if not found:
-        raise ValueError("methods is empty: there is nothing to compare.")
+        raise ValueError("methods is empty: give at least one method.")
     folders = [slug(name) for name in found]
     for name, folder in zip(found, folders, strict=True):
         if not folder or folders.count(folder) > 1:
-            raise ValueError(f"methods: {name!r} and another name would share a folder: choose names of other letters.")
+            raise ValueError(
+                f"methods: the folder name {folder!r} of {name!r} is empty or used twice: choose another name."
+            )
     return found
 
 
 def parse_method(specification: str) -> tuple[str, Mixing]:
-    """A name and a method from `method`, `method:setting=value,...` or `name=method:setting=value,...`.
+    """Return name and method of a specification `method`, `method:setting=value,...` or
+    `name=method:setting=value,...`.
 
-    Values are numbers, true, false, null, lists in brackets, or else text.
+    Values are numbers, true, false, null, lists in brackets, or text.
 
     Raises:
-        ValueError: There is no such method or setting, or a setting without a value.
+        ValueError: A method or setting is unknown, or a setting has no value.
 
     Example:
         >>> parse_method("few=dense_multimix:num_mixed=10,attention=gap")[1].attention
@@ -189,7 +190,7 @@ def parse_method(specification: str) -> tuple[str, Mixing]:
     for part in re.split(r",(?![^\[]*\])", tail) if tail else []:
         key, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(f"methods: {specification!r} has {part!r} where a setting=value should be.")
+            raise ValueError(f"methods: {specification!r} has {part!r} instead of setting=value.")
         try:
             settings[key.strip()] = json.loads(value)
         except ValueError:
@@ -198,17 +199,17 @@ def parse_method(specification: str) -> tuple[str, Mixing]:
 
 
 def baseline_of(methods: Mapping[str, Mixing], given: str | None = None) -> str:
-    """The method that the others are compared with: the one given, or plain training, or the first.
+    """Return the name of the baseline: the given one, else plain training, else the first method.
 
     Raises:
-        ValueError: The one given is not among the methods.
+        ValueError: The given name is not among the methods.
     """
     if given is not None and given not in methods:
-        raise ValueError(f"baseline is {given!r}, and the methods are {', '.join(methods)}: choose one of them.")
+        raise ValueError(f"baseline must be one of the methods, {', '.join(methods)}, got {given!r}.")
     plain = [name for name, method in methods.items() if type(method) is ERM]
     return given or (plain or list(methods))[0]
 
 
 def slug(name: str) -> str:
-    """A name as a folder."""
+    """Return a name as a valid folder name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")

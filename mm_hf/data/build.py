@@ -9,7 +9,7 @@ from typing import Any
 from transformers import DataCollatorWithPadding
 
 from ..comparison import Task
-from ..evaluation.metrics import Normalisation
+from ..evaluation.metrics import Normalization
 from .images import ImageDataset, ImageTransform
 from .models import CLASSES, image_processor, model_factory, tokenizer
 from .splits import DataOptions, Splits, align, load_splits
@@ -130,7 +130,7 @@ def _task_of_images(
     train, validation, test, ood = (rows(split) for split in SPLITS)
     return Task(
         model_init=make, train_dataset=test if trained else train, validation_dataset=validation, test_dataset=test,
-        ood_dataset=ood, processing_class=processor, normalisation=Normalisation.of(processor), **common,
+        ood_dataset=ood, processing_class=processor, normalization=Normalization.of(processor), **common,
     )  # fmt: skip
 
 

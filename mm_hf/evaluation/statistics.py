@@ -159,10 +159,10 @@ def paired_bootstrap(
 ) -> Interval:
     """Return the difference of two methods, `scores` minus `baseline`, and its percentile bootstrap interval.
 
-    Each replicate draws seeds with replacement and test examples with replacement, the same ones for both methods. Within
-    a replicate all seeds share one draw of examples, since they were tested on the same ones. The statistic is computed
-    for each seed, and its mean over the drawn seeds is compared. With one seed only examples are drawn, and the interval
-    does not cover other seeds.
+    Each replicate draws seeds with replacement and test examples with replacement, the same ones for both methods.
+    Within a replicate all seeds share one draw of examples, since they were tested on the same ones. The statistic is
+    computed for each seed, and its mean over the drawn seeds is compared. With one seed only examples are drawn, and
+    the interval does not cover other seeds.
 
     The spread between few seeds is underestimated, in its variance by the factor (seeds - 1) / seeds. The part of each
     replicate that comes from the drawn seeds is therefore widened about the observed difference.
@@ -184,8 +184,8 @@ def paired_bootstrap(
         ValueError: The shapes differ or are empty, or `replicates` or `level` is out of range.
 
     Source:
-        Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics, 1979; for two ways of drawing at
-        once Owen, "The pigeonhole bootstrap", Annals of Applied Statistics, 2007.
+        Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics, 1979; for two ways of drawing
+        at once Owen, "The pigeonhole bootstrap", Annals of Applied Statistics, 2007.
 
     Example:
         >>> correct = np.array([[1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..evaluation.metrics import Normalisation
+from ..evaluation.metrics import Normalization
 from ..locations import LocationOutput, Plan, extract, probe
 from ..locations.hooks import HOOKS, temporary_hooks
 from ..locations.modes import evaluation_mode, restore_random_state
@@ -172,7 +172,7 @@ def _words(ids: Tensor, tokenizer: Any) -> list[str]:
 def _pixels(images: Tensor, processor: Any) -> np.ndarray:
     """Images (b, h, w) or (b, h, w, 3) in [0, 1]; without a processor that tells, from each one's least to its largest."""
     try:
-        pixels = Normalisation.of(processor).to_pixels(images)
+        pixels = Normalization.of(processor).to_pixels(images)
     except (TypeError, ValueError, KeyError):
         low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
         pixels = (images - low) / (high - low).clamp(min=1e-9)

@@ -69,7 +69,7 @@ def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )
     assert "invalid choice: 'some'" in refused(capsys, "compare", *OPTIONS, "--keep_models", "some")
-    assert "baseline is 'plain'" in refused(
+    assert "baseline must be one of the methods" in refused(
         capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
     )
     assert "mm-hf analyze MODEL requires a directory" in refused(capsys, "analyze", "--dataset_name", "digits")
@@ -125,9 +125,9 @@ def test_progress_table_is_live_on_a_terminal_and_prints_lines_elsewhere(termina
         table.update("multimix:alpha=[1,2]", 0, "not possible: because [this] is so")
     text = console.file.getvalue()
     if terminal:
-        assert "97.3 %" in text and "multimix:alpha=[1,2]" in text
+        assert "97.31 %" in text and "multimix:alpha=[1,2]" in text
     else:
-        assert "erm, seed 0: accuracy 97.31 %, NLL 0.1000, 2.0 s (1 of 4 runs)" in text
+        assert "erm, seed 0: accuracy 97.31 %, NLL 0.100 nats, 2.0 s (1 of 4 runs)" in text
         assert "seed 0: not possible: because [this] is so" in text and "\x1b" not in text
 
 

@@ -1,4 +1,4 @@
-"""Comparisons from end to end, through the command: what it writes, stopped and gone on with, and one model alone."""
+"""The commands compare and analyze: their files and reports, and a comparison that is interrupted and resumed."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def compared(tmp_path_factory):
     return directory, output.getvalue()
 
 
-def test_the_command_compares_methods(compared):
+def test_compare_writes_runs_and_results(compared):
     directory, output = compared
     lines = [line for line in output.splitlines() if re.match(r"(erm|few), seed \d: accuracy .* runs\)", line)]
     assert len(lines) == 4 and "(4 of 4 runs)" in lines[-1]
@@ -40,6 +40,7 @@ def test_the_command_compares_methods(compared):
         "brier",
         "calibration_error",
         "macro_f1",
+        "balanced_accuracy",
         "fgsm_accuracy",
         "corruption_accuracy",
     } <= metrics
@@ -51,10 +52,10 @@ def test_the_command_compares_methods(compared):
             assert arrays["logits"].shape == (len(arrays["labels"]), 8) and arrays["features"].shape[1] == 16
             assert arrays["ood_logits"].shape[1] == 8
         assert not (run / "checkpoints").exists()
-    assert len(list((directory / "runs").glob("*/*/model/config.json"))) == 2  # one of each method
+    assert len(list((directory / "runs").glob("*/*/model/config.json"))) == 2  # one per method
 
 
-def test_figures_are_those_of_the_arrays_that_were_kept(compared):
+def test_metrics_equal_those_of_the_written_arrays(compared):
     directory, _ = compared
     for run in (directory / "runs").glob("*/*"):
         result = json.loads((run / "result.json").read_text())
@@ -63,24 +64,24 @@ def test_figures_are_those_of_the_arrays_that_were_kept(compared):
         assert result["metrics"]["accuracy"] == pytest.approx(accuracy)
 
 
-class Seen(HTMLParser):
-    """Everything that a page would fetch, and its pictures."""
+class Page(HTMLParser):
+    """The resources that a page would fetch, and its images."""
 
     def __init__(self):
         super().__init__()
-        self.fetched, self.pictures, self.tags = [], [], set()
+        self.fetched, self.images, self.tags = [], [], set()
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
         for name, value in attributes:
             if name in ("src", "href", "srcset", "data", "action"):
-                (self.pictures if tag == "img" else self.fetched).append(value)
+                (self.images if tag == "img" else self.fetched).append(value)
 
 
-def test_the_report_is_one_file_with_all_pictures(compared):
+def test_html_report_is_one_file_with_all_plots(compared):
     directory, _ = compared
     text = (directory / "report.html").read_text()
-    page = Seen()
+    page = Page()
     page.feed(text)
     assert not page.fetched and not page.tags & {"script", "link", "iframe", "object"}
     assert "@import" not in text and "url(" not in text
@@ -88,22 +89,22 @@ def test_the_report_is_one_file_with_all_pictures(compared):
     assert pictures == sorted(
         ["differences", "reliability", "corruptions", "ood", "embeddings", "alignment_uniformity", "cost", "training"]
     )
-    assert len(page.pictures) == len(pictures)
-    assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.pictures)
+    assert len(page.images) == len(pictures)
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.images)
     markdown = (directory / "report.md").read_text()
     for name in pictures:
         assert f"(figures/{name}.png)" in markdown
     assert "nan" not in text.replace("nanos", "").lower().split("base64")[0]
 
 
-def test_the_report_says_what_the_figures_say(compared):
+def test_report_has_the_mean_of_the_results(compared):
     directory, _ = compared
     rows = read_results(directory / "results.csv")
     values = [100 * float(r["value"]) for r in rows if (r["method"], r["metric"]) == ("erm", "accuracy")]
     assert f"| erm | {np.mean(values):.2f} ± " in (directory / "report.md").read_text()
 
 
-def test_analyze_gives_what_the_comparison_measured(compared, tmp_path, capsys):
+def test_analyze_equals_the_evaluation_of_the_comparison(compared, tmp_path, capsys):
     directory, _ = compared
     (model,) = (directory / "runs" / "few").glob("*/model")
     skipped = (
@@ -126,7 +127,7 @@ def test_analyze_gives_what_the_comparison_measured(compared, tmp_path, capsys):
     assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
-def test_analyze_takes_a_model_that_was_trained_elsewhere(tmp_path, capsys):
+def test_analyze_accepts_a_model_trained_without_mm_hf(tmp_path, capsys):
     set_seed(0)
     model = digits.vit()
     model.save_pretrained(tmp_path / "model")
@@ -141,7 +142,7 @@ def test_analyze_takes_a_model_that_was_trained_elsewhere(tmp_path, capsys):
     assert "has 10 classes, but the data set has 9" in capsys.readouterr().err
 
 
-def test_stopped_between_runs_the_command_goes_on(tmp_path, monkeypatch, capsys):
+def test_interrupted_comparison_resumes_with_the_next_run(tmp_path, monkeypatch, capsys):
     command = [
         "compare",
         *OPTIONS,

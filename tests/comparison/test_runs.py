@@ -1,4 +1,4 @@
-"""Runs of a comparison, from Python: alike for all methods, gone on with where they were stopped, held to plain training."""
+"""Runs of a comparison from Python: equal conditions for all methods, resuming, and equality with plain training."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,22 @@ from mm_hf.comparison.run import weights_digest
 from mm_hf.comparison.task import slug
 from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions
-from mm_hf.evaluation.metrics import Normalisation, classification_metrics, predictions
+from mm_hf.evaluation.metrics import Normalization, classification_metrics, predictions
 from mm_hf.locations import LocationError
 from mm_hf.methods import METHODS
 from tests.helpers import digits
 from tests.helpers.commands import COSTS, TINY
 
-NOTHING = EvaluationOptions(robustness_samples=0)
+NO_ROBUSTNESS = EvaluationOptions(robustness_samples=0)
 
 
 class Indexed(torch.utils.data.Dataset):
-    """Examples that tell which of them were asked for, and in which epoch."""
+    """Examples that record the requested indices and epochs."""
 
     def __init__(self, start, stop):
         rows = digits.dataset(start, stop, extra=False)
         self.examples = [{"pixel_values": row["pixel_values"], "labels": int(row["label"])} for row in rows]
-        self.asked, self.epochs = [], []
+        self.requested, self.epochs = [], []
 
     def seed_augmentation(self, seed, epoch):
         self.epochs.append((seed, epoch))
@@ -35,12 +35,12 @@ class Indexed(torch.utils.data.Dataset):
         return len(self.examples)
 
     def __getitem__(self, i):
-        self.asked.append(i)
+        self.requested.append(i)
         return self.examples[i]
 
 
 class Stop(TrainerCallback):
-    """Breaks a training off at a step, as a machine that is switched off would."""
+    """Interrupt training at a step."""
 
     def __init__(self, step):
         self.step, self.steps = step, 0
@@ -52,14 +52,14 @@ class Stop(TrainerCallback):
 
 
 class Weights(TrainerCallback):
-    """The weights that each training begins with; what was asked for before, to warm up, is forgotten."""
+    """Record the initial weights of each training run, and forget the examples requested by the warm-up."""
 
     def __init__(self, data):
-        self.seen, self.data = [], data
+        self.digests, self.data = [], data
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.seen.append((args.seed, weights_digest(model)))
-        self.data.asked.clear()
+        self.digests.append((args.seed, weights_digest(model)))
+        self.data.requested.clear()
 
 
 def small_task(**changes):
@@ -78,19 +78,19 @@ def small_task(**changes):
 
 
 @pytest.mark.parametrize("mixing", [ERM(), DenseMultiMix(num_mixed=10)])
-def test_stopped_in_a_run_it_goes_on_from_the_last_checkpoint(mixing, tmp_path):
+def test_interrupted_run_resumes_from_the_last_complete_checkpoint(mixing, tmp_path):
     task = small_task(training_args={"save_strategy": "epoch"})
-    whole = run_comparison(task, {"method": mixing}, 1, tmp_path / "whole", measures=NOTHING, report=False)
+    whole = run_comparison(task, {"method": mixing}, 1, tmp_path / "whole", evaluation=NO_ROBUSTNESS, report=False)
     with pytest.raises(KeyboardInterrupt):
         run_comparison(
-            task, {"method": mixing}, 1, tmp_path / "parts", measures=NOTHING, report=False, callbacks=[Stop(6)]
+            task, {"method": mixing}, 1, tmp_path / "parts", evaluation=NO_ROBUSTNESS, report=False, callbacks=[Stop(6)]
         )
     checkpoints = tmp_path / "parts" / "runs" / "method" / "seed-0" / "checkpoints"
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
-    (checkpoints / "checkpoint-7").mkdir()  # one that was being written
+    (checkpoints / "checkpoint-7").mkdir()  # an incomplete checkpoint
     steps = Stop(None)
     parts = run_comparison(
-        task, {"method": mixing}, 1, tmp_path / "parts", measures=NOTHING, report=False, callbacks=[steps]
+        task, {"method": mixing}, 1, tmp_path / "parts", evaluation=NO_ROBUSTNESS, report=False, callbacks=[steps]
     )
     assert steps.steps == 4
     one, other = whole.runs["method"][0], parts.runs["method"][0]
@@ -102,32 +102,36 @@ def test_stopped_in_a_run_it_goes_on_from_the_last_checkpoint(mixing, tmp_path):
     assert [entry["epoch"] for entry in other.history if "eval_accuracy" in entry] == [1, 2]
 
 
-def test_methods_of_a_seed_start_from_the_same_weights_and_see_the_same_data(tmp_path):
+def test_methods_share_initial_weights_and_order_of_data_for_each_seed(tmp_path):
     task = small_task()
     weights = Weights(task.train_dataset)
     orders = []
 
     def keep(run):
-        orders.append((run.method, run.seed, list(task.train_dataset.asked)))
+        orders.append((run.method, run.seed, list(task.train_dataset.requested)))
 
     methods = {"erm": ERM(), "mixup": {}, "multimix": {"num_mixed": 10}, "dense": DenseMultiMix(num_mixed=10)}
     comparison = run_comparison(
-        task, methods, [3, 5], tmp_path, measures=NOTHING, report=False, on_run=keep, callbacks=[weights]
+        task, methods, [3, 5], tmp_path, evaluation=NO_ROBUSTNESS, report=False, on_run=keep, callbacks=[weights]
     )
     for seed in (3, 5):
         (order,) = {tuple(asked) for _, s, asked in orders if s == seed}
         assert sorted(order) == sorted(2 * list(range(64)))
-        assert len({digest for s, digest in weights.seen if s == seed}) == 1
-    assert len({tuple(asked) for _, _, asked in orders}) == 2 and len({digest for _, digest in weights.seen}) == 2
+        assert len({digest for s, digest in weights.digests if s == seed}) == 1
+    assert len({tuple(asked) for _, _, asked in orders}) == 2 and len({digest for _, digest in weights.digests}) == 2
     warm_up, *epochs = task.train_dataset.epochs
     assert warm_up == (0, 0) and epochs == [(seed, epoch) for seed in (3, 5) for _ in methods for epoch in (0, 1)]
-    assert {(run.seed, run.initial_weights) for runs in comparison.runs.values() for run in runs} == set(weights.seen)
+    assert {(run.seed, run.initial_weights) for runs in comparison.runs.values() for run in runs} == set(
+        weights.digests
+    )
     assert comparison.seeds == [3, 5] and comparison.baseline == "erm"
 
 
-def test_plain_training_is_plain_trainers(tmp_path):
+def test_erm_equals_plain_trainer(tmp_path):
     task = small_task()
-    ours = run_comparison(task, {"erm": {}}, [4], tmp_path / "ours", measures=NOTHING, report=False).runs["erm"][0]
+    ours = run_comparison(task, {"erm": {}}, [4], tmp_path / "ours", evaluation=NO_ROBUSTNESS, report=False).runs[
+        "erm"
+    ][0]
     set_seed(4)
     model = task.model_init()
     trainer = Trainer(
@@ -145,7 +149,7 @@ def test_plain_training_is_plain_trainers(tmp_path):
     assert ours.metrics["nll"] == trainer.evaluate(task.test_dataset)["eval_nll"]
 
 
-def test_augmentation_is_the_same_for_all_methods_and_other_in_each_epoch_and_seed():
+def test_augmentation_depends_on_seed_and_epoch_only():
     task = build_task(
         DataOptions("digits", augmentation="randaugment", max_train_samples=8),
         ModelOptions(model_type="vit", config_overrides=TINY),
@@ -163,31 +167,31 @@ def test_augmentation_is_the_same_for_all_methods_and_other_in_each_epoch_and_se
     first = torch.rand(1)
     torch.manual_seed(0)
     rows.__getitems__([0, 1])
-    assert torch.equal(first, torch.rand(1))  # and it draws nothing from the global generator
+    assert torch.equal(first, torch.rand(1))  # the global generator is not used
 
 
-def test_other_settings_are_refused_and_more_seeds_and_methods_are_not(tmp_path):
+def test_seeds_and_methods_can_be_added_but_settings_cannot_change(tmp_path):
     task = small_task(training_args={"num_train_epochs": 1})
-    run_comparison(task, {"few": MultiMix(num_mixed=5)}, 1, tmp_path, measures=NOTHING, report=False)
+    run_comparison(task, {"few": MultiMix(num_mixed=5)}, 1, tmp_path, evaluation=NO_ROBUSTNESS, report=False)
     comparison = run_comparison(
-        task, {"few": MultiMix(num_mixed=5), "erm": ERM()}, 2, tmp_path, measures=NOTHING, report=False
+        task, {"few": MultiMix(num_mixed=5), "erm": ERM()}, 2, tmp_path, evaluation=NO_ROBUSTNESS, report=False
     )
     assert list(comparison.runs) == ["erm", "few"]  # the baseline first
-    with pytest.raises(ValueError, match="methods few num_mixed was 5 there and is 6 now"):
-        run_comparison(task, {"few": MultiMix(num_mixed=6)}, 1, tmp_path, measures=NOTHING)
+    with pytest.raises(ValueError, match="methods few num_mixed was 5 and is now 6"):
+        run_comparison(task, {"few": MultiMix(num_mixed=6)}, 1, tmp_path, evaluation=NO_ROBUSTNESS)
     other = small_task(training_args={"num_train_epochs": 1, "learning_rate": 0.1})
-    with pytest.raises(ValueError, match="training_args learning_rate was 0.002 there and is 0.1 now"):
-        run_comparison(other, {"erm": {}}, 1, tmp_path, measures=NOTHING)
-    with pytest.raises(ValueError, match="measures robustness_samples was 0 there and is 500 now"):
+    with pytest.raises(ValueError, match="training_args learning_rate was 0.002 and is now 0.1"):
+        run_comparison(other, {"erm": {}}, 1, tmp_path, evaluation=NO_ROBUSTNESS)
+    with pytest.raises(ValueError, match="evaluation robustness_samples was 0 and is now 500"):
         run_comparison(task, {"erm": {}}, 1, tmp_path)
 
 
-def test_models_that_are_kept(tmp_path):
+def test_keep_models(tmp_path):
     task = small_task(training_args={"num_train_epochs": 1, "save_strategy": "epoch"})
     for keep, models, checkpoints in (("none", 0, 0), ("best", 1, 0), ("all", 2, 2)):
         where = tmp_path / keep
         runs = run_comparison(
-            task, {"erm": {}}, 2, where, measures=NOTHING, report=False, keep_models=keep
+            task, {"erm": {}}, 2, where, evaluation=NO_ROBUSTNESS, report=False, keep_models=keep
         ).runs["erm"]  # fmt: skip
         assert len(list(where.glob("runs/*/*/model/model.safetensors"))) == models
         assert len(list(where.glob("runs/*/*/checkpoints/checkpoint-*"))) == checkpoints
@@ -197,34 +201,34 @@ def test_models_that_are_kept(tmp_path):
             assert AutoModelForImageClassification.from_pretrained(runs[int(np.argmax(accuracy))].model)
 
 
-def test_a_method_that_cannot_train_the_model_does_not_stop_the_others(tmp_path):
-    class CommandParser(Mixing):
-        name = "refusing"
+def test_method_that_cannot_train_the_model_is_reported_and_others_run(tmp_path):
+    class Impossible(Mixing):
+        name = "impossible"
 
         def loss(self, output, labels, **kwargs):
             raise LocationError("No place for this method in this model.\nMore.")
 
     try:
         task = small_task(training_args={"max_steps": 1})
-        comparison = run_comparison(task, ["erm", "refusing"], 1, tmp_path, measures=NOTHING)
-        assert comparison.failed == {"refusing": "No place for this method in this model.\nMore."}
-        assert "refusing was not trained: No place for this method" in (tmp_path / "report.md").read_text()
+        comparison = run_comparison(task, ["erm", "impossible"], 1, tmp_path, evaluation=NO_ROBUSTNESS)
+        assert comparison.failed == {"impossible": "No place for this method in this model.\nMore."}
+        assert "impossible was not trained: No place for this method" in (tmp_path / "report.md").read_text()
         with pytest.raises(LocationError):
-            run_comparison(task, ["refusing"], 1, tmp_path / "alone", measures=NOTHING)
+            run_comparison(task, ["impossible"], 1, tmp_path / "alone", evaluation=NO_ROBUSTNESS)
     finally:
-        del METHODS["refusing"]
+        del METHODS["impossible"]
 
 
-def test_a_training_that_diverges_is_reported(tmp_path):
-    task = small_task(training_args={"max_steps": 6, "learning_rate": 1e20}, normalisation=Normalisation([0.5], [0.5]))
-    comparison = run_comparison(task, ["erm", "multimix:num_mixed=5"], 1, tmp_path, measures=EvaluationOptions(8))
+def test_diverged_run_is_reported(tmp_path):
+    task = small_task(training_args={"max_steps": 6, "learning_rate": 1e20}, normalization=Normalization([0.5], [0.5]))
+    comparison = run_comparison(task, ["erm", "multimix:num_mixed=5"], 1, tmp_path, evaluation=EvaluationOptions(8))
     assert np.isnan(comparison.runs["erm"][0].metrics["nll"])
     report = (tmp_path / "report.md").read_text()
-    assert "| erm | nan |" in report and "The representation was not measured" in report
+    assert "| erm | nan |" in report and "The representation was not evaluated" in report
     assert not (tmp_path / "pictures" / "reliability.png").exists()
 
 
-def test_methods_by_name_settings_and_object():
+def test_methods_are_parsed_from_specifications_settings_and_objects():
     assert parse_method("multimix:num_mixed=7,alpha=[0.5,2]") == (
         "multimix:num_mixed=7,alpha=[0.5,2]",
         MultiMix(num_mixed=7, alpha=(0.5, 2)),
@@ -235,14 +239,14 @@ def test_methods_by_name_settings_and_object():
         as_methods(["nomix"])
     with pytest.raises(ValueError, match="'erm' twice"):
         as_methods(["erm", "erm"])
-    with pytest.raises(ValueError, match="where a setting=value should be"):
+    with pytest.raises(ValueError, match="instead of setting=value"):
         as_methods(["multimix:num_mixed"])
-    with pytest.raises(ValueError, match="would share a folder"):
+    with pytest.raises(ValueError, match="is empty or used twice"):
         as_methods({"a b": ERM(), "a-b": ERM()})
     assert slug("multimix:num_mixed=5") == "multimix-num_mixed-5"
 
 
-def test_a_task_that_makes_no_sense_is_refused(tmp_path):
+def test_invalid_task_raises_value_error(tmp_path):
     with pytest.raises(ValueError, match="training_args has seed"):
         small_task(training_args={"seed": 1})
     with pytest.raises(ValueError, match="test_dataset is empty"):
@@ -252,10 +256,10 @@ def test_a_task_that_makes_no_sense_is_refused(tmp_path):
     inner = task.model_init
     task.model_init = lambda: digits.vit(next(draws)) if draws else inner()
     with pytest.raises(ValueError, match="did not start from the same weights"):
-        run_comparison(task, ["erm", "mixup"], 1, tmp_path, measures=NOTHING, report=False)
+        run_comparison(task, ["erm", "mixup"], 1, tmp_path, evaluation=NO_ROBUSTNESS, report=False)
 
 
-def test_memory_that_a_block_takes_is_seen():
+def test_peak_memory_of_a_with_statement():
     with PeakMemory() as memory:
         taken = np.ones(2**26, dtype=np.uint8)
         assert taken.sum() == 2**26

@@ -27,7 +27,7 @@ def data():
 
 
 def pairs(x, y):
-    """Squared distance of every two examples on the sphere, and whether they are of one class, by two loops."""
+    """Yield the squared distance of every two examples on the sphere, and True for pairs of one class."""
     x = [v / math.sqrt(sum(a * a for a in v)) for v in x]
     for i in range(len(x)):
         for j in range(i):
@@ -35,7 +35,7 @@ def pairs(x, y):
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 2**22])
-def test_against_loops_over_all_pairs(data, chunk, monkeypatch):
+def test_metrics_equal_loops_over_all_pairs(data, chunk, monkeypatch):
     monkeypatch.setattr(representation, "CHUNK", chunk)
     x, y = data
     all_pairs = list(pairs(x, y))
@@ -48,25 +48,25 @@ def test_against_loops_over_all_pairs(data, chunk, monkeypatch):
     assert class_spread(x, y) == pytest.approx(expected, rel=1e-10)
 
 
-def test_against_the_authors_two_lines(data):
+def test_metrics_equal_the_authors_code(data):
     x = F.normalize(torch.tensor(data[0]), dim=1)
     y = F.normalize(torch.tensor(data[0][::-1].copy()), dim=1)
     assert pair_alignment(x, y) == pytest.approx(float((x - y).norm(p=2, dim=1).pow(2).mean()))
     assert uniformity(x) == pytest.approx(float(torch.pdist(x, p=2).pow(2).mul(-2).exp().mean().log()))
 
 
-def test_length_and_precision_do_not_matter(data):
+def test_metrics_do_not_depend_on_feature_length_or_dtype(data):
     x, y = data
     scaled = torch.tensor(x) * torch.linspace(1e-6, 1e6, 41)[:, None]
     assert alignment(scaled, y) == pytest.approx(alignment(x, y))
-    collapsed = torch.randn(8).repeat(64, 1)  # float32, all the same
+    collapsed = torch.randn(8).repeat(64, 1)  # float32, all equal
     classes = torch.arange(64) % 2
     assert alignment(collapsed, classes) == pytest.approx(0, abs=1e-12)
     assert uniformity(collapsed) == pytest.approx(0, abs=1e-12)
     assert class_spread(collapsed, classes)["intra_class_distance"] == pytest.approx(0, abs=1e-7)
 
 
-def test_ignored_labels_take_no_part(data):
+def test_examples_with_ignored_labels_are_left_out(data):
     x, y = data
     some = y.copy()
     some[::3] = -100
@@ -75,25 +75,25 @@ def test_ignored_labels_take_no_part(data):
     assert class_spread(x, some) == class_spread(x[kept], y[kept])
 
 
-def test_what_has_no_pairs_is_refused(data):
+def test_invalid_features_raise_value_error(data):
     x, y = data
     with pytest.raises(ValueError, match="alignment needs two examples of one class"):
         alignment(x, np.arange(41))
-    with pytest.raises(ValueError, match="all of one class"):
+    with pytest.raises(ValueError, match="41 examples have one class"):
         class_spread(x, np.zeros(41, int))
-    with pytest.raises(ValueError, match="of as many classes"):
+    with pytest.raises(ValueError, match="41 examples have 41 classes"):
         class_spread(x, np.arange(41))
-    with pytest.raises(ValueError, match="got one"):
+    with pytest.raises(ValueError, match="at least two examples, got one"):
         uniformity(x[:1])
     with pytest.raises(ValueError, match="t must be positive"):
         uniformity(x, 0)
-    with pytest.raises(ValueError, match="1 of 41 features are zero"):
+    with pytest.raises(ValueError, match="features must not be zero, but 1 of 41"):
         alignment(np.where(np.arange(41)[:, None] == 3, 0, x), y)
-    with pytest.raises(ValueError, match="1 of 41 features hold values that are no numbers"):
+    with pytest.raises(ValueError, match="features must be finite, but 1 of 41"):
         uniformity(np.where(np.arange(41)[:, None] == 3, np.nan, x))
     with pytest.raises(ValueError, match=r"features must have the shape \(examples, features\), got \(41,\)"):
         uniformity(x[:, 0])
-    with pytest.raises(ValueError, match=r"one shape, got \(41, 5\) and \(40, 5\)"):
+    with pytest.raises(ValueError, match=r"same shape, got \(41, 5\) and \(40, 5\)"):
         pair_alignment(x, x[1:])
 
 
@@ -112,7 +112,7 @@ def test_features_times_the_last_layer_are_the_logits(name):
 
 
 @pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "FlaubertForSequenceClassification"])
-def test_features_of_heads_that_score_tokens_or_take_them_all(name):
+def test_features_of_heads_that_score_tokens(name):
     model = zoo.build(name)
     inputs = zoo.batch(name, model)
     vectors, _ = features(model, [inputs])
@@ -123,7 +123,7 @@ def test_features_of_heads_that_score_tokens_or_take_them_all(name):
     torch.testing.assert_close(layers[-1](vectors), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_features_leave_no_trace():
+def test_features_leave_the_model_and_random_state_unchanged():
     model = digits.vit(dropout=0.5).train()
     model.vit.embeddings.eval()
     modes = [m.training for m in model.modules()]
@@ -141,14 +141,14 @@ def test_features_leave_no_trace():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_head_that_starts_at_zero_has_features_too():
+def test_features_of_a_zero_initialized_head():
     model = digits.vit()
     nn.init.zeros_(model.classifier.weight)
     assert features(model, [{"pixel_values": torch.randn(4, 1, 8, 8)}])[0].shape == (4, 32)
     assert not model.classifier.weight.any()
 
 
-def test_features_refuse_what_has_none():
+def test_features_raise_for_models_and_batches_without_features():
     model = digits.vit()
     images = torch.randn(4, 1, 8, 8)
     with pytest.raises(ValueError, match="batches is empty"):

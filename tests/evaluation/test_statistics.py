@@ -1,4 +1,4 @@
-"""Intervals against scipy, cases computed by hand, and simulations with a known truth."""
+"""Intervals compared with scipy, with cases computed by hand, and with simulations of known truth."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from mm_hf.evaluation.statistics import (
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.sampled_from([0.5, 0.9, 0.95]))
-def test_the_interval_of_a_mean_is_scipys(values, level):
+def test_mean_interval_equals_scipy(values, level):
     interval = mean_interval(values, level)
     low, high = scipy.stats.t.interval(level, len(values) - 1, np.mean(values), max(scipy.stats.sem(values), 1e-300))
     assert interval.value == pytest.approx(np.mean(values))
@@ -41,22 +41,22 @@ def test_one_seed_has_no_interval():
         mean_interval([])
 
 
-def test_an_interval_says_whether_it_excludes_zero():
+def test_excludes_zero():
     assert Interval(1, 0.5, 2).excludes_zero and Interval(-1, -2, -0.5).excludes_zero
     assert not Interval(0.1, -1, 1).excludes_zero and not Interval(0, 0, 0).excludes_zero
 
 
-def test_scores_add_up_to_the_metrics():
+def test_reduced_example_scores_equal_the_metrics():
     generator = np.random.default_rng(0)
     logits, labels = 3 * generator.normal(size=(200, 5)), generator.integers(5, size=200)
     scores, ones = example_scores(logits, labels), np.ones((1, 200))
-    for name, metric in {
-        "accuracy": accuracy, "nll": negative_log_likelihood, "brier": brier_score, "calibration_error": calibration_error,
-    }.items():  # fmt: skip
+    functions = {"accuracy": accuracy, "nll": negative_log_likelihood, "brier": brier_score}
+    functions["calibration_error"] = calibration_error
+    for name, metric in functions.items():
         assert METRICS[name].statistic.reduce(scores[name], ones)[0] == pytest.approx(metric(logits, labels), abs=2e-6)
 
 
-def test_counts_are_the_same_as_repeating_the_examples():
+def test_counts_equal_repeated_examples():
     generator = np.random.default_rng(1)
     logits, labels = 3 * generator.normal(size=(60, 4)), generator.integers(4, size=60)
     drawn = generator.integers(60, size=60)
@@ -68,21 +68,21 @@ def test_counts_are_the_same_as_repeating_the_examples():
 
 
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 99))
-def test_identical_methods_differ_by_nothing(seeds, n, seed):
+def test_identical_methods_have_zero_difference_and_interval(seeds, n, seed):
     generator = np.random.default_rng(seed)
     for shape, statistic in (((seeds, n), weighted_mean), ((seeds, n, 2), binned_gap)):
         scores = generator.random(shape)
         assert paired_bootstrap(scores, scores.copy(), statistic=statistic, replicates=20) == Interval(0, 0, 0)
 
 
-def test_a_constant_difference_has_no_spread():
+def test_constant_difference_has_an_interval_of_width_zero():
     scores = np.random.default_rng(0).random((3, 50))
     interval = paired_bootstrap(scores + 0.25, scores, replicates=200)
     assert [interval.value, interval.low, interval.high] == pytest.approx([0.25] * 3)
     assert interval.excludes_zero
 
 
-def test_one_seed_is_the_ordinary_bootstrap_of_paired_differences():
+def test_bootstrap_with_one_seed_equals_scipy():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(2, 1, 300))
     ours = paired_bootstrap(a, b, replicates=4000)
@@ -93,7 +93,7 @@ def test_one_seed_is_the_ordinary_bootstrap_of_paired_differences():
     assert [ours.low, ours.high] == pytest.approx(list(theirs.confidence_interval), abs=0.01)
 
 
-def test_draws_are_the_seeds_and_swapping_methods_turns_the_interval_round():
+def test_bootstrap_is_seeded_and_swapping_methods_negates_the_interval():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(2, 4, 100))
     there, back = paired_bootstrap(a, b, seed=3), paired_bootstrap(b, a, seed=3)
@@ -101,7 +101,7 @@ def test_draws_are_the_seeds_and_swapping_methods_turns_the_interval_round():
     assert [back.value, back.low, back.high] == pytest.approx([-there.value, -there.high, -there.low])
 
 
-def test_many_examples_are_drawn_some_replicates_at_a_time(monkeypatch):
+def test_bootstrap_in_chunks_of_replicates(monkeypatch):
     monkeypatch.setattr("mm_hf.evaluation.statistics.CHUNK", 500)
     a = np.random.default_rng(0).normal(size=(2, 100))
     interval = paired_bootstrap(a, np.zeros_like(a), replicates=23)
@@ -111,8 +111,8 @@ def test_many_examples_are_drawn_some_replicates_at_a_time(monkeypatch):
 @pytest.mark.parametrize(
     ("seeds", "of_seeds", "lowest"), [(5, 0.05, 0.90), (5, 0.0, 0.93), (3, 0.05, 0.87), (10, 0.1, 0.88)]
 )
-def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(seeds, of_seeds, lowest):
-    """Scores of a seed and an example: an effect of each that both methods share, one of each that differs, and noise."""
+def test_bootstrap_interval_has_about_its_nominal_coverage(seeds, of_seeds, lowest):
+    """Each score has shared effects of its seed and example, effects that differ between methods, and noise."""
     generator = np.random.default_rng(7)
     truth, n, trials, covered = 0.3, 80, 300, 0
     for trial in range(trials):
@@ -126,7 +126,7 @@ def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(seeds,
     assert lowest <= covered / trials <= 0.99
 
 
-def test_what_makes_no_sense_is_refused():
+def test_invalid_arguments_raise_value_error():
     with pytest.raises(ValueError, match=r"same seeds and examples, got \(2, 3\) and \(2, 4\)"):
         paired_bootstrap(np.zeros((2, 3)), np.zeros((2, 4)))
     with pytest.raises(ValueError, match="level in"):

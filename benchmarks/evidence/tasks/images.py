@@ -15,9 +15,9 @@ from benchmarks.evidence.registry import TaskOptions, benchmark_task
 from benchmarks.evidence.tasks.models import SmallResNetForImageClassification, small_resnet, small_vit
 from mm_hf.comparison import Task
 from mm_hf.data.offline import FASHION_CLASSES
-from mm_hf.evaluation.metrics import Normalisation
+from mm_hf.evaluation.metrics import Normalization
 
-CENTERED = Normalisation(0.5, 0.5)  # pixels in [0, 1] to values in [-1, 1]
+CENTERED = Normalization(0.5, 0.5)  # pixels in [0, 1] to values in [-1, 1]
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -40,7 +40,7 @@ def digits_vit(options: TaskOptions) -> Task:
         validation_dataset=rest.select(validation),
         test_dataset=test,
         ood_dataset=data.photograph_patches(),
-        normalisation=CENTERED,
+        normalization=CENTERED,
         class_names=DIGITS,
         training_args=options.training(80, 2e-3),
         settings={"data": "digits"},
@@ -63,7 +63,7 @@ def fashion_from_scratch(
         validation_dataset=validation,
         test_dataset=test,
         ood_dataset=Examples(torch.zeros(len(unknown)), pixel_values=2 * unknown - 1),
-        normalisation=CENTERED,
+        normalization=CENTERED,
         class_names=FASHION_CLASSES,
         training_args=training_args,
         settings={"data": "fashion_mnist, stratified subsets by seed 0"},

@@ -14,7 +14,7 @@ from benchmarks.evidence.registry import TaskOptions, benchmark_task
 from benchmarks.evidence.tasks.models import UpperDinov2ForImageClassification, class_mappings
 from mm_hf.comparison import Task
 from mm_hf.data.offline import FASHION_CLASSES
-from mm_hf.evaluation.metrics import Normalisation
+from mm_hf.evaluation.metrics import Normalization
 
 FROZEN_BLOCKS = 8
 SETTINGS = {"data": "fashion_mnist at 56 pixels, stratified subsets by seed 0", "frozen_blocks": FROZEN_BLOCKS}
@@ -63,7 +63,7 @@ def fashion_300(options: TaskOptions) -> Task:
         validation_dataset=validation,
         test_dataset=test,
         ood_dataset=unknown,
-        normalisation=Normalisation(dinov2.IMAGENET_MEAN, dinov2.IMAGENET_STD),
+        normalization=Normalization(dinov2.IMAGENET_MEAN, dinov2.IMAGENET_STD),
         class_names=FASHION_CLASSES,
         training_args=options.fine_tuning(10),
         settings=SETTINGS,

@@ -1,7 +1,7 @@
 """Metrics of logits, features and models, a registry of them, and `evaluate.Metric`s that work offline.
 
-Functions take arrays, tensors or nested lists, or a model and batches from a data loader. The libraries that some of them
-need (scikit-learn, scipy, kornia: `pip install 'mm-hf[metrics]'`) are imported at the first call.
+Functions take arrays, tensors or nested lists, or a model and batches from a data loader. The libraries that some of
+them need (scikit-learn, scipy, kornia: `pip install 'mm-hf[metrics]'`) are imported at the first call.
 
 >>> from mm_hf.evaluation.metrics import classification_metrics
 >>> from transformers import EvalPrediction
@@ -15,6 +15,7 @@ from .batches import predictions
 from .classification import (
     Reliability,
     accuracy,
+    balanced_accuracy,
     brier_score,
     calibration_error,
     macro_f1,
@@ -23,7 +24,7 @@ from .classification import (
 )
 from .compute import classification_metrics, compute_metrics, example_scores, load_metric
 from .corruptions import CORRUPTIONS, corrupt, corruption_accuracy
-from .normalisation import Normalisation
+from .normalization import Normalization
 from .ood import auroc, energy_score, fpr95, max_softmax_score, ood_metrics
 from .registry import METRICS, MetricInfo, compared_metrics, get_metric, metrics_of, register_metric
 from .representation import alignment, class_spread, features, pair_alignment, uniformity
@@ -33,11 +34,12 @@ __all__ = [
     "CORRUPTIONS",
     "METRICS",
     "MetricInfo",
-    "Normalisation",
+    "Normalization",
     "Reliability",
     "accuracy",
     "alignment",
     "auroc",
+    "balanced_accuracy",
     "brier_score",
     "calibration_error",
     "class_spread",

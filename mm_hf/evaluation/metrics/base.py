@@ -28,7 +28,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
         return torch.from_numpy(array) if array.ndim else torch.as_tensor(values)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{name} must be an array of numbers, with the same number of values for each example; these have no common shape."
+            f"{name} must be an array of numbers, with the same number of values for each example."
         ) from None
 
 

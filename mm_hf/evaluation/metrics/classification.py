@@ -63,6 +63,28 @@ def accuracy(logits: Any, labels: Any) -> float:
     return ACCURACY.value(*log_probabilities_and_labels(logits, labels))
 
 
+def balanced_accuracy(logits: Any, labels: Any) -> float:
+    """Return the recall averaged over the classes among the labels, in [0, 1].
+
+    Args:
+        logits: (n, c); the class with the largest logit is predicted.
+        labels: (n,) class indices; -100 is ignored.
+
+    Raises:
+        ValueError: The shapes or values of logits and labels do not match.
+
+    Example:
+        >>> balanced_accuracy([[2.0, 1.0], [2.0, 1.0], [2.0, 1.0]], [0, 0, 1])  # recalls of 1 and 0
+        0.5
+    """
+    from sklearn.metrics import recall_score
+
+    log_probabilities, y = log_probabilities_and_labels(logits, labels)
+    if np.isnan(log_probabilities).any():
+        return float("nan")
+    return float(recall_score(y, log_probabilities.argmax(axis=1), labels=np.unique(y), average="macro"))
+
+
 def macro_f1(logits: Any, labels: Any) -> float:
     """Return the F1 score averaged over the classes among labels and predictions, in [0, 1].
 
@@ -113,8 +135,8 @@ def brier_score(logits: Any, labels: Any) -> float:
         ValueError: The shapes or values of logits and labels do not match.
 
     Source:
-        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review, 1950, whose sum runs
-        over all classes. Some libraries return half of it for two classes.
+        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review, 1950, whose sum
+        runs over all classes. Some libraries return half of it for two classes.
 
     Example:
         >>> brier_score([[0.0, 0.0]], [0])
@@ -174,7 +196,8 @@ def reliability(logits: Any, labels: Any, num_bins: int = NUM_BINS) -> Reliabili
         num_bins: Number of bins of equal width, closed on the left.
 
     Raises:
-        ValueError: The shapes or values of logits and labels do not match, a logit is NaN, or `num_bins` is less than 1.
+        ValueError: The shapes or values of logits and labels do not match, a logit is NaN, or `num_bins` is less than
+            1.
 
     Example:
         >>> bins = reliability([[0.0, 0.0], [9.0, 0.0]], [1, 0], num_bins=2)

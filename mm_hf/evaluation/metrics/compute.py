@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 LOADABLE_GROUPS = ("classification", "ood", "representation")
 
 
-def compute_metrics(group: Group, first: Any, second: Any) -> dict[str, float]:
+def compute_metrics(group: Group, first: Any, second: Any, errors: list[ValueError] | None = None) -> dict[str, float]:
     """Compute all metrics of a group.
 
     Args:
         group: "classification", "ood" or "representation".
         first: Logits, logits of examples of known classes, or features.
         second: Labels, logits of examples of unknown classes, or labels.
+        errors: List that collects the errors of functions that reject their arguments; their metrics are left out.
+            Default: the first error is raised.
 
     Returns:
         The values by name, in the order of the registry. Metrics without a function are left out.
 
     Raises:
-        ValueError: A function rejects its arguments.
+        ValueError: A function rejects its arguments, and `errors` is None.
 
     Example:
         >>> compute_metrics("classification", [[2.0, 1.0], [0.0, 1.0]], [0, 0])["accuracy"]
@@ -38,7 +40,13 @@ def compute_metrics(group: Group, first: Any, second: Any) -> dict[str, float]:
     values: dict[str, float] = {}
     for info in metrics_of(group):
         if info.compute is not None and info.name not in values:
-            value = info.compute(first, second)
+            try:
+                value = info.compute(first, second)
+            except ValueError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+                continue
             values |= value if isinstance(value, Mapping) else {info.name: value}
     return {name: values[name] for name in METRICS if name in values}
 

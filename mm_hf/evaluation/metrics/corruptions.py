@@ -1,12 +1,12 @@
 """Accuracy of image models on corrupted images: eight corruptions in five severities, with kornia.
 
-In the spirit of ImageNet-C; code and numbers are ours, and accuracies are not comparable with published ones. Severity k
-of 1 to 5 is the k-th number of each table below, severity 0 the image as it is. Widths in pixels are for images whose
-shorter side has 224 pixels and go with the square root of that side: between the same number of pixels and the same
-share of the image, so that small images are neither spared nor erased.
+The corruptions follow ImageNet-C, but code and strengths are our own, so accuracies are not comparable with published
+ones. Severity k from 1 to 5 is the k-th number of each table below; severity 0 is the original image. Widths in pixels
+refer to images whose shorter side has 224 pixels and scale with the square root of that side, a compromise between a
+constant number of pixels and a constant share of the image.
 
-What is random about an image depends on the seed and its place in the data only, not on the size of batches or the
-device, and no global random generator is drawn from.
+Random numbers depend only on the seed and the index of an image in the data, not on the batch size or the device.
+Global generators are not used.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch.nn import functional as F
 
 from ...locations.modes import evaluation_mode
 from .batches import image_batch, model_logits
-from .normalisation import TOLERANCE, Normalisation
+from .normalization import TOLERANCE, Normalization
 
 NOISE_DEVIATION = (0.08, 0.12, 0.18, 0.26, 0.38)  # of pixels in [0, 1]
-PHOTONS = (60, 25, 12, 5, 3)  # that a white pixel counts, on average
+PHOTONS = (60, 25, 12, 5, 3)  # mean count of a white pixel
 BLUR_DEVIATION = (1.0, 2.0, 3.0, 4.0, 6.0)  # pixels at a side of 224
 MOTION_LENGTH = (11, 17, 23, 31, 41)  # pixels at a side of 224, odd, at least 3, 5, 7, 9, 11
-CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # what is left of the distance to the image's mean grey
+CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # remaining share of the distance to the image's mean gray
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added to pixels in [0, 1]
-BLOCK = (2, 3, 4, 5, 6)  # pixels that become one, along each side, at any size; of 8x8 images 3 and up leave 2x2 or 3x3
+SQUARE = (2, 3, 4, 5, 6)  # side of a square of pixels that are averaged, at any image size
 JPEG_QUALITY = (25, 18, 15, 10, 7)
 SIDE = 224
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -38,20 +38,20 @@ Random = list[np.random.Generator]
 
 
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0, start: int = 0) -> Tensor:
-    """Corrupt images in one way.
+    """Apply a corruption to images.
 
     Args:
-        images: (b, channels, h, w), floating, in [0, 1], before any normalisation.
+        images: (b, channels, h, w), floating point, in [0, 1], before normalization.
         name: One of `CORRUPTIONS`.
-        severity: 1 to 5; 0 gives the images back as they are.
-        seed: Of what is random.
-        start: Place of the first image in the data: images corrupted in batches get what they get all at once.
+        severity: 1 to 5; 0 returns the images unchanged.
+        seed: Seed of random corruptions.
+        start: Index of the first image in the data, so that batches give the same result as all images at once.
 
     Returns:
-        Images in [0, 1] of the same shape, type and device.
+        Images in [0, 1] of the same shape, dtype and device.
 
     Raises:
-        ValueError: No such corruption or severity, or images of another shape or range.
+        ValueError: The corruption or severity is unknown, or images have another shape or range.
         ImportError: kornia is not installed.
 
     Source:
@@ -68,10 +68,10 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0, start: i
     if name not in CORRUPTIONS:
         raise ValueError(f"name must be one of {', '.join(CORRUPTIONS)}, got {name!r}.")
     if isinstance(severity, bool) or severity not in (0, *SEVERITIES):
-        raise ValueError(f"severity must be a whole number from 0 (the image itself) to 5, got {severity!r}.")
+        raise ValueError(f"severity must be an integer from 0 (unchanged) to 5, got {severity!r}.")
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
-            "images must be a floating tensor of shape (images, channels, height, width), got "
+            "images must be a floating point tensor of shape (images, channels, height, width), got "
             f"{tuple(images.shape)} of {images.dtype}."
         )
     if severity == 0 or not images.numel():
@@ -79,8 +79,8 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int = 0, start: i
     low, high = (float(x) for x in images.aminmax())
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ValueError(
-            f"images must be pixels in [0, 1], and these lie in [{low:.3g}, {high:.3g}]: undo the normalisation first, "
-            "with Normalisation.to_pixels."
+            f"images must be pixels in [0, 1], but these lie in [{low:.3g}, {high:.3g}]; invert the normalization with "
+            "Normalization.to_pixels."
         )
     random = [np.random.default_rng([seed, start + i]) for i in range(len(images))]
     with torch.no_grad():
@@ -93,25 +93,25 @@ def corruption_accuracy(
     *,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
-    normalisation: Normalisation | None = None,
+    normalization: Normalization | None = None,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Share of images that are classified rightly under each corruption and severity.
+    """Return the accuracy under each corruption and severity.
 
     Args:
-        model: A Transformers image classification model, wrapped or not; its own forward runs, in evaluation mode.
-        batches: Mappings with `pixel_values`, `labels` (b,) and whatever else the model takes; -100 is left out. They
-            are gone through once.
+        model: A Transformers image classification model, wrapped or not. Its own forward runs, in evaluation mode.
+        batches: Mappings with `pixel_values`, `labels` (b,) and other inputs of the model; -100 is ignored. They are
+            iterated over once.
         corruptions: Names from `CORRUPTIONS`. Default: all.
-        severities: Each from 0 (the images as they are) to 5.
-        normalisation: How `pixel_values` came from pixels, `Normalisation.of(processor)`. Default: they are pixels.
-        seed: Of what is random about the corruptions.
+        severities: Integers from 0 (unchanged) to 5.
+        normalization: Map from pixels to `pixel_values`, `Normalization.of(processor)`. Default: identity.
+        seed: Seed of random corruptions.
 
     Returns:
         For each corruption the accuracy, in [0, 1], at each severity in the order given.
 
     Raises:
-        ValueError: No labelled image, or what [`corrupt`] refuses.
+        ValueError: No image has a label, or an argument is invalid for [`corrupt`].
         ImportError: kornia is not installed.
 
     Example:
@@ -126,22 +126,22 @@ def corruption_accuracy(
         2
     """
     names = tuple(CORRUPTIONS) if corruptions is None else tuple(corruptions)
-    normalisation = Normalisation() if normalisation is None else normalisation
+    normalization = Normalization() if normalization is None else normalization
     right = {name: [0] * len(severities) for name in names}
     seen = 0
     with evaluation_mode(model) as device, torch.no_grad():
         for batch in batches:
             values, inputs, labels = image_batch(batch, device)
-            pixels = normalisation.to_pixels(values)
+            pixels = normalization.to_pixels(values)
             for name in names:
                 for k, severity in enumerate(severities):
                     changed = corrupt(pixels, name, severity, seed=seed, start=seen)
-                    fed = values if severity == 0 else normalisation.to_values(changed).to(values.dtype)
+                    fed = values if severity == 0 else normalization.to_values(changed).to(values.dtype)
                     logits = model_logits(model, pixel_values=fed, **inputs)
                     right[name][k] += int((logits.argmax(dim=-1) == labels).sum())
             seen += len(values)
     if not seen:
-        raise ValueError("There is no labelled image in batches: nothing to corrupt.")
+        raise ValueError("batches must contain at least one image with a label.")
     return {name: [count / seen for count in counts] for name, counts in right.items()}
 
 
@@ -149,7 +149,9 @@ def _kornia() -> Any:
     try:
         import kornia
     except ImportError:
-        raise ImportError("Corruptions need kornia, which is not installed: pip install 'mm-hf[metrics]'.") from None
+        raise ImportError(
+            "This corruption needs kornia, which is not installed: pip install 'mm-hf[metrics]'."
+        ) from None
     return kornia
 
 
@@ -177,7 +179,7 @@ def _gaussian_blur(images: Tensor, k: int, random: Random) -> Tensor:
 def _motion_blur(images: Tensor, k: int, random: Random) -> Tensor:
     length = max(2 * round((MOTION_LENGTH[k] * _root(images) - 1) / 2) + 1, 2 * k + 3)
     angle = torch.tensor([g.uniform(-45, 45) for g in random], dtype=images.dtype, device=images.device)
-    # Direction 0: the same weight all along the way. Both as tensors, which old versions of kornia want alike.
+    # Direction 0 weights the path evenly. Old versions of kornia need both angle and direction as tensors.
     return _kornia().filters.motion_blur(images, length, angle, torch.zeros_like(angle), "replicate", "bilinear")
 
 
@@ -191,20 +193,20 @@ def _brightness(images: Tensor, k: int, random: Random) -> Tensor:
 
 def _pixelate(images: Tensor, k: int, random: Random) -> Tensor:
     h, w = images.shape[-2:]
-    # Blocks at the right and the bottom may be smaller: they are the mean of what they hold.
-    small = F.avg_pool2d(images, BLOCK[k], ceil_mode=True)
-    return small.repeat_interleave(BLOCK[k], dim=-2).repeat_interleave(BLOCK[k], dim=-1)[..., :h, :w]
+    # Squares at the right and bottom edges may be smaller; their mean is over the pixels inside.
+    small = F.avg_pool2d(images, SQUARE[k], ceil_mode=True)
+    return small.repeat_interleave(SQUARE[k], dim=-2).repeat_interleave(SQUARE[k], dim=-1)[..., :h, :w]
 
 
 def _jpeg(images: Tensor, k: int, random: Random) -> Tensor:
     b, channels, h, w = images.shape
-    # Colours are compressed together where there are three, else each channel as a grey image.
-    grey = channels != 3
-    colours = images.reshape(b * channels, 1, h, w).expand(-1, 3, -1, -1) if grey else images
-    padded = F.pad(colours, (0, -w % 16, 0, -h % 16), mode="replicate")
+    # Three channels are compressed as one color image, otherwise each channel as a gray image.
+    gray = channels != 3
+    colors = images.reshape(b * channels, 1, h, w).expand(-1, 3, -1, -1) if gray else images
+    padded = F.pad(colors, (0, -w % 16, 0, -h % 16), mode="replicate")
     quality = torch.tensor([float(JPEG_QUALITY[k])], device=images.device)
     back = _kornia().enhance.jpeg_codec_differentiable(padded.clamp(0, 1), quality)[..., :h, :w]
-    return back.mean(dim=1).view(b, channels, h, w) if grey else back
+    return back.mean(dim=1).view(b, channels, h, w) if gray else back
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int, Random], Tensor]] = {

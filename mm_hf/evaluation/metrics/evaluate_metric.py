@@ -28,6 +28,7 @@ class RegisteredMetric(evaluate.Metric):
 
     def __init__(self, name: str, group: Group, metrics: Sequence[str], **kwargs: Any):
         self._group, self._metrics = group, list(metrics)
+        kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)  # no files, thus no locks
         super().__init__(config_name=name, **kwargs)
         self.info.module_name = name
 

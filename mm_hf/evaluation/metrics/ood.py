@@ -1,24 +1,23 @@
-"""Telling examples of classes never seen from those of the training's classes, by how sure the classifier is."""
+"""Detection of examples of unknown classes from the confidence of a classifier: scores, AUROC and FPR95."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .base import as_tensor
 
 
 def max_softmax_score(logits: Any) -> Tensor:
-    """Probability of the most probable class, in float64: high for what the classifier knows.
+    """Return the probability of the most probable class, in float64; high for examples of known classes.
 
     Args:
         logits: (n, c).
 
     Returns:
-        (n,), in [1/c, 1]. In float32 all confident predictions would be the same 1.
+        (n,), in [1/c, 1]. In float32 all confident predictions would be equal to 1.
 
     Source:
         Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural
@@ -32,11 +31,11 @@ def max_softmax_score(logits: Any) -> Tensor:
 
 
 def energy_score(logits: Any, temperature: float = 1.0) -> Tensor:
-    """Negative energy, T logsumexp(logits / T), in float64 and nats: high for what the classifier knows.
+    """Return the negative energy, T logsumexp(logits / T), in float64 and nats; high for examples of known classes.
 
     Args:
         logits: (n, c).
-        temperature: T, > 0.
+        temperature: T, positive.
 
     Returns:
         (n,).
@@ -60,75 +59,76 @@ SCORES: dict[str, Callable[[Any], Tensor]] = {"max_softmax": max_softmax_score, 
 
 
 def auroc(in_scores: Any, out_scores: Any) -> float:
-    """Probability that an example of the known classes scores higher than one of others, ties counting half.
+    """Return the area under the ROC curve: how often a known example scores higher than an unknown one.
 
     Args:
-        in_scores: (n,) scores of examples of the known classes.
-        out_scores: (m,) scores of others.
+        in_scores: (n,) scores of examples of known classes.
+        out_scores: (m,) scores of examples of unknown classes.
 
     Returns:
-        In [0, 1]; 0.5 for scores that say nothing. Exact, in O((n + m) log m).
+        The share of pairs in the right order, in [0, 1], where ties count half; 0.5 for uninformative scores.
 
     Raises:
-        ValueError: Scores are not of one dimension, none at all, or not numbers.
+        ValueError: Scores are empty, have more than one dimension, or contain NaN.
 
     Example:
         >>> auroc([3.0, 2.0], [2.0, 1.0])  # three of four pairs in the right order, one tied
         0.875
     """
-    known, others = _scores(in_scores, "in_scores"), _scores(out_scores, "out_scores").sort().values
-    below = torch.searchsorted(others, known, right=False)
-    not_above = torch.searchsorted(others, known, right=True)
-    return float((below + not_above).sum()) / (2 * len(known) * len(others))
+    from scipy.stats import mannwhitneyu
+
+    known, unknown = _scores(in_scores, "in_scores").numpy(), _scores(out_scores, "out_scores").numpy()
+    # The statistic counts pairs exactly; only its p-value, which is not used, is asymptotic.
+    return float(mannwhitneyu(known, unknown, method="asymptotic").statistic) / (len(known) * len(unknown))
 
 
 def fpr95(in_scores: Any, out_scores: Any) -> float:
-    """Share of others that pass for known where 95 % of the known examples do.
+    """Return the false positive rate at a true positive rate of at least 95 %.
 
-    The threshold is the highest that at least 95 % of the known examples reach; examples equal to it pass.
+    It is the share of unknown examples whose score reaches [`threshold95`].
 
     Args:
-        in_scores: (n,) scores of examples of the known classes.
-        out_scores: (m,) scores of others.
+        in_scores: (n,) scores of examples of known classes.
+        out_scores: (m,) scores of examples of unknown classes.
 
     Returns:
         In [0, 1], lower is better.
 
     Raises:
-        ValueError: Scores are not of one dimension, none at all, or not numbers.
+        ValueError: Scores are empty, have more than one dimension, or contain NaN.
 
     Example:
         >>> fpr95([4.0, 3.0], [3.0, 2.0])
         0.5
     """
-    known, others = _scores(in_scores, "in_scores"), _scores(out_scores, "out_scores")
-    return float((others >= threshold95(known)).double().mean())
+    known, unknown = _scores(in_scores, "in_scores"), _scores(out_scores, "out_scores")
+    return float((unknown >= threshold95(known)).double().mean())
 
 
 def threshold95(in_scores: Any) -> float:
-    """The highest score that at least 95 % of the examples of the known classes reach.
+    """Return the highest score that at least 95 % of the examples of known classes reach.
 
     Example:
         >>> threshold95(range(1, 21))  # 19 of 20 are at least 2
         2.0
     """
     known = _scores(in_scores, "in_scores").sort(descending=True).values
-    return float(known[-(-19 * len(known) // 20) - 1])  # in integers: 0.95 is no binary number
+    return float(known[-(-19 * len(known) // 20) - 1])  # in integers, since 0.95 is not exact in binary
 
 
 def ood_metrics(in_logits: Any, out_logits: Any, score: str = "max_softmax") -> dict[str, float]:
-    """How well a score of the logits tells known classes from others.
+    """Return how well a score of the logits separates examples of known classes from those of unknown ones.
 
     Args:
-        in_logits: (n, c), of examples of the known classes.
-        out_logits: (m, c), of others.
+        in_logits: (n, c), logits of examples of known classes.
+        out_logits: (m, c), logits of examples of unknown classes.
         score: "max_softmax" or "energy".
 
     Returns:
         `auroc` and `fpr95`, both in [0, 1].
 
     Raises:
-        ValueError: Another score, logits of other shapes, or values that are no numbers.
+        ValueError: The score is unknown, the shapes do not match, or a score is NaN.
 
     Example:
         >>> ood_metrics([[4.0, 0.0], [0.0, 3.0]], [[1.0, 0.0]])
@@ -136,12 +136,13 @@ def ood_metrics(in_logits: Any, out_logits: Any, score: str = "max_softmax") -> 
     """
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
-    known, others = _logits(in_logits, "in_logits"), _logits(out_logits, "out_logits")
-    if known.shape[-1] != others.shape[-1]:
+    known, unknown = _logits(in_logits, "in_logits"), _logits(out_logits, "out_logits")
+    if known.shape[-1] != unknown.shape[-1]:
         raise ValueError(
-            f"in_logits and out_logits must be of one classifier, but have {known.shape[-1]} and {others.shape[-1]} classes."
+            "in_logits and out_logits must have the same number of classes, got "
+            f"{known.shape[-1]} and {unknown.shape[-1]}."
         )
-    scores = SCORES[score](known), SCORES[score](others)
+    scores = SCORES[score](known), SCORES[score](unknown)
     return {"auroc": auroc(*scores), "fpr95": fpr95(*scores)}
 
 
@@ -155,7 +156,9 @@ def _logits(logits: Any, name: str) -> Tensor:
 def _scores(scores: Any, name: str) -> Tensor:
     scores = as_tensor(scores, name).double()
     if scores.ndim != 1 or not len(scores):
-        raise ValueError(f"{name} must have the shape (examples,), at least one, got {tuple(scores.shape)}.")
+        raise ValueError(
+            f"{name} must have the shape (examples,) with at least one example, got {tuple(scores.shape)}."
+        )
     if scores.isnan().any():
-        raise ValueError(f"{name} hold {int(scores.isnan().sum())} values that are no numbers: they have no order.")
+        raise ValueError(f"{name} must not contain NaN, but {int(scores.isnan().sum())} values are NaN.")
     return scores

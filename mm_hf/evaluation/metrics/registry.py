@@ -28,15 +28,14 @@ class MetricInfo:
         title: Name within a sentence, without the unit: "calibration error".
         unit: Unit of displayed values, "%" or "nats"; empty for a number without one.
         scale: Factor from stored to displayed values, 100 for a share that is displayed in percent.
-        digits: Displayed digits after the decimal point.
+        digits: Number of displayed digits after the decimal point.
         better: "higher", "lower", or "" for a metric without a better direction.
         statistic: Per-example scores and their reduction, for bootstrap intervals of differences between methods. None
             for a metric that is compared by its mean only.
-        group: The section of a report, which also determines the arguments of `compute`.
+        group: Section of a report, which determines the arguments of `compute`.
         compute: Function of logits and labels (group "classification"), of the logits of examples of known and of
             unknown classes ("ood"), or of features and labels ("representation"). It returns a number, or a dictionary
-            with one number for each of several entries that share the function. None for metrics that are measured while
-            a model trains or runs.
+            of numbers if several entries share it. None for metrics that are measured while a model trains or runs.
 
     Raises:
         ValueError: `better` or `group` is unknown.
@@ -131,6 +130,9 @@ METRICS: dict[str, MetricInfo] = {
             compute=classification.calibration_error,
         ),
         MetricInfo("macro_f1", "macro F1", "%", 100, 2, "higher", compute=classification.macro_f1),
+        MetricInfo(
+            "balanced_accuracy", "balanced accuracy", "%", 100, 2, "higher", compute=classification.balanced_accuracy
+        ),
         MetricInfo("fgsm_accuracy", "FGSM accuracy", "%", 100, 1, "higher", group="robustness"),
         MetricInfo("corruption_accuracy", "corrupted accuracy", "%", 100, 1, "higher", group="robustness"),
         MetricInfo("ood_auroc", "AUROC, softmax", "%", 100, 1, "higher", group="ood", compute=_SOFTMAX),

@@ -1,7 +1,7 @@
-"""What a representation is like: alignment, uniformity, the spread of classes, and the features themselves.
+"""Metrics of a representation (alignment, uniformity, class spread), and extraction of features from a model.
 
-Features are projected to the unit sphere, in float64, and every pair of examples counts: nothing is sampled. Memory does
-not grow faster than the number of examples; time grows with its square.
+Features are projected to the unit sphere, in float64, and all pairs of examples are used, without sampling. Memory
+grows at most linearly with the number of examples, time quadratically.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from ...locations.recording import is_vector, record
 from .base import as_tensor, vectors_and_labels
 from .batches import model_logits, split_batch
 
-CHUNK = 2**22  # distances at a time, 32 MB
+CHUNK = 2**22  # distances per chunk, 32 MB
 
 
 def alignment(features: Any, labels: Any) -> float:
-    """Mean squared distance between two examples of the same class, in [0, 4]; 0 if each class is a single point.
+    """Return the mean squared distance between two examples of the same class, in [0, 4].
 
     Args:
-        features: (n, d), of any length: they are normalised here.
-        labels: (n,) class indices; -100 is left out.
+        features: (n, d), normalized here.
+        labels: (n,) class indices; -100 is ignored.
+
+    Returns:
+        0 if each class is a single point.
 
     Raises:
-        ValueError: No two examples share a class, a feature is zero or no number, or labels do not fit.
+        ValueError: No two examples share a class, a feature is zero or not finite, or the labels do not match.
 
     Source:
         Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -49,21 +52,21 @@ def alignment(features: Any, labels: Any) -> float:
     sums = x.new_zeros(len(count), x.shape[1]).index_add_(0, y, x)
     pairs = (count * (count - 1)).sum()
     if not pairs:
-        raise ValueError(f"alignment needs two examples of one class, and these {len(x)} are of as many classes.")
-    # Over all ordered pairs of a class of m unit vectors, sum |x - y|^2 = 2 m^2 - 2 |sum x|^2: no pair is formed.
+        raise ValueError(f"alignment needs two examples of one class, but the {len(x)} examples have {len(x)} classes.")
+    # Over all ordered pairs of a class of m unit vectors, sum |x - y|^2 = 2 m^2 - 2 |sum x|^2.
     total = 2 * (count.square() - sums.square().sum(dim=1)).clamp(min=0).sum()
     return float(total / pairs)
 
 
 def pair_alignment(first: Any, second: Any) -> float:
-    """Mean squared distance between the two features of each positive pair, say two views of one image, in [0, 4].
+    """Return the mean squared distance between the features of positive pairs (two views of an image), in [0, 4].
 
     Args:
-        first: (n, d), of any length: they are normalised here.
+        first: (n, d), normalized here.
         second: (n, d), in the same order.
 
     Raises:
-        ValueError: The shapes differ, or a feature is zero or no number.
+        ValueError: The shapes differ, or a feature is zero or not finite.
 
     Source:
         Wang and Isola, ICML 2020, with alpha = 2.
@@ -75,19 +78,19 @@ def pair_alignment(first: Any, second: Any) -> float:
     x, _ = _on_sphere(first, None)
     y, _ = _on_sphere(second, None)
     if x.shape != y.shape:
-        raise ValueError(f"first and second must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise ValueError(f"first and second must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
     return float((x - y).square().sum(dim=1).mean())
 
 
 def uniformity(features: Any, t: float = 2.0) -> float:
-    """Logarithm of the mean of exp(-t |x - y|^2) over all pairs of examples, in [-4 t, 0]; lower is more uniform.
+    """Return the logarithm of the mean of exp(-t |x - y|^2) over all pairs, in [-4 t, 0]; lower is more uniform.
 
     Args:
-        features: (n, d), n >= 2, of any length: they are normalised here.
-        t: > 0.
+        features: (n, d) with n >= 2, normalized here.
+        t: Inverse width of the kernel, positive.
 
     Raises:
-        ValueError: There is no pair, a feature is zero or no number, or t is not positive.
+        ValueError: There are fewer than two examples, a feature is zero or not finite, or `t` is not positive.
 
     Source:
         Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -101,30 +104,30 @@ def uniformity(features: Any, t: float = 2.0) -> float:
         raise ValueError(f"t must be positive, but is {t}.")
     x, _ = _on_sphere(features, None)
     if len(x) < 2:
-        raise ValueError("uniformity needs two examples at least, got one.")
+        raise ValueError("uniformity needs at least two examples, got one.")
     total = 0.0
     for rows, squared in _squared_distances(x):
         similar = (-t * squared).exp()
-        similar[torch.arange(len(rows)), rows] = 0  # an example is no pair with itself
+        similar[torch.arange(len(rows)), rows] = 0  # exclude the pair of an example with itself
         total += float(similar.sum())
     return math.log(total / (len(x) * (len(x) - 1)))
 
 
 def class_spread(features: Any, labels: Any) -> dict[str, float]:
-    """How far apart examples are within classes and between them.
+    """Return the mean distances of examples within classes and between classes, and their ratio.
 
     Args:
-        features: (n, d), of any length: they are normalised here.
-        labels: (n,) class indices; -100 is left out.
+        features: (n, d), normalized here.
+        labels: (n,) class indices; -100 is ignored.
 
     Returns:
         `intra_class_distance` and `inter_class_distance`, the mean distances (not squared) of two examples of the same
-        and of different classes, in [0, 2], good to 1e-8, and `class_spread`, the first divided by the second: 0 if each
-        class is a single point, 1 if classes make no difference.
+        and of different classes, in [0, 2], accurate to 1e-8, and `class_spread`, the first divided by the second: 0 if
+        each class is a single point, 1 if distances do not depend on the class.
 
     Raises:
-        ValueError: There is no pair within a class or between classes, a feature is zero or no number, or labels do not
-            fit.
+        ValueError: There is no pair within a class or between classes, a feature is zero or not finite, or the labels
+            do not match.
 
     Example:
         >>> spread = class_spread([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], [0, 0, 1])
@@ -137,8 +140,8 @@ def class_spread(features: Any, labels: Any) -> dict[str, float]:
     other_pairs = n * (n - 1) - same_pairs
     if not same_pairs or not other_pairs:
         raise ValueError(
-            f"class_spread needs two examples of one class and two of different ones, and these {n} are "
-            + ("all of one class." if same_pairs else "of as many classes.")
+            f"class_spread needs two examples of one class and two of different classes, but the {n} examples have "
+            + ("one class." if same_pairs else f"{n} classes.")
         )
     intra = inter = 0.0
     for rows, squared in _squared_distances(x):
@@ -152,22 +155,21 @@ def class_spread(features: Any, labels: Any) -> dict[str, float]:
 
 
 def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor | None]:
-    """What the last linear layer of a model reads of each example.
+    """Return the inputs of a model's last linear layer, one vector per example.
 
-    The layer is found by looking at the first batch, as the mixing does, and never by the model's architecture. Where it
-    scores every token and the head reads some of the scores, features are pooled as the scores are.
+    The layer is found by a probe on the first batch, as in training with mixing, not by the model's architecture. If it
+    scores every token and the head pools the scores, features are pooled in the same way.
 
     Args:
-        model: A Transformers classification model, wrapped or not; its own forward runs, in evaluation mode.
-        batches: Mappings with the model's inputs and, in all or none, `labels`.
+        model: A Transformers classification model, wrapped or not. Its own forward runs, in evaluation mode.
+        batches: Mappings with the model's inputs and, in all or none of them, `labels`.
 
     Returns:
         Features (n, d) and labels (n,), or None without labels, on the CPU.
 
     Raises:
-        LocationError: The logits leave no linear layer, or two whose results are averaged, or there is a label for every
-            location.
-        ValueError: There is no batch, or labels come with some batches only.
+        LocationError: The logits are not the output of one linear layer, or the model labels every location.
+        ValueError: `batches` is empty, or only some batches have labels.
 
     Example:
         >>> import torch
@@ -184,18 +186,18 @@ def features(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Te
 
 
 def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As [`features`], with the logits (n, c) of the same pass between the features and the labels."""
+    """Return the [`features`], the logits (n, c) of the same forward pass, and the labels."""
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
-        raise ValueError("batches is empty: there are no features to give.")
+        raise ValueError("batches is empty; give at least one batch.")
     kept: list[Tensor] = []
     found: list[Tensor] = []
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     with evaluation_mode(model) as device:
-        name, plan = _last_linear(model, split_batch(first, device, labelled=False)[0])
+        name, plan = _last_linear(model, split_batch(first, device, labeled=False)[0])
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             kept.append(args[0] if args else next(iter(kwargs.values())))
@@ -204,7 +206,7 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
         try:
             with torch.no_grad():
                 for batch in chain([first], rest):
-                    inputs, y = split_batch(batch, device, labelled=False)
+                    inputs, y = split_batch(batch, device, labeled=False)
                     kept.clear()
                     logits.append(model_logits(model, **inputs).cpu())
                     x = kept[-1]
@@ -218,13 +220,13 @@ def features_and_logits(model: nn.Module, batches: Iterable[Mapping[str, Any]]) 
     given = [y for y in labels if y is not None]
     if given and len(given) < len(labels):
         raise ValueError(
-            f"{len(labels) - len(given)} of {len(labels)} batches have no labels: give them to all or to none."
+            f"{len(labels) - len(given)} of {len(labels)} batches have no labels; all or none of them must have labels."
         )
     return torch.cat(found), torch.cat(logits), torch.cat(given) if given else None
 
 
 def _last_linear(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Plan | None]:
-    """Name of the last linear layer and, where it scores every token, the plan that says which of them the head reads."""
+    """Return the name of the last linear layer and, if it scores every token, the plan by which the head pools them."""
     with torch.inference_mode(False), torch.enable_grad(), nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
@@ -239,7 +241,8 @@ def _last_linear(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[str, Plan
             if last is not None:
                 return last.name, plan
     raise LocationError(
-        f"{type(model).__name__} has no last linear layer that reads one vector of each example, and so no features.\n{plan}"
+        f"{type(model).__name__} has no last linear layer with one input vector per example, and thus no features.\n"
+        f"{plan}"
     )
 
 
@@ -250,15 +253,17 @@ def _on_sphere(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
     x, y = vectors_and_labels(features, labels, "features")
     if not x.isfinite().all():
         raise ValueError(
-            f"{int((~x.isfinite()).any(dim=1).sum())} of {len(x)} features hold values that are no numbers."
+            f"features must be finite, but {int((~x.isfinite()).any(dim=1).sum())} of {len(x)} contain NaN or infinity."
         )
     length = x.norm(dim=1, keepdim=True)
     if not length.all():
-        raise ValueError(f"{int((length == 0).sum())} of {len(x)} features are zero, which has no place on the sphere.")
+        raise ValueError(
+            f"features must not be zero, but {int((length == 0).sum())} of {len(x)} are; zero has no direction."
+        )
     return x / length, y
 
 
 def _squared_distances(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of the matrix of all squared distances of unit vectors, a few at a time."""
+    """Yield indices of examples and the rows of their squared distances to all others, in chunks."""
     for rows in torch.arange(len(x)).split(max(CHUNK // len(x), 1)):
         yield rows, (2 - 2 * x[rows] @ x.T).clamp_(min=0)

@@ -1,8 +1,7 @@
-"""Accuracy of image models under small changes of the pixels that are made to mislead them: FGSM and PGD.
+"""Accuracy of image models under adversarial attacks: FGSM and PGD.
 
-Both attacks bound the change of every pixel by `epsilon`, in the units of pixels in [0, 1], whatever the model's
-normalisation is; the changed image is a valid one. The model is left as it was: its modes, and its parameters'
-gradients.
+Both attacks bound the change of every pixel by `epsilon`, in units of pixels in [0, 1], independently of the model's
+normalization, and return valid images. Modes of the model's modules and gradients of its parameters do not change.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from ...locations.modes import evaluation_mode
 from .batches import image_batch, model_logits
-from .normalisation import Normalisation
+from .normalization import Normalization
 
-NO_NORMALISATION = Normalisation()
+NO_NORMALIZATION = Normalization()
 ATTACKS = ("fgsm", "pgd")
 
 
@@ -27,24 +26,25 @@ def fgsm(
     labels: Tensor,
     epsilon: float,
     *,
-    normalisation: Normalisation = NO_NORMALISATION,
+    normalization: Normalization = NO_NORMALIZATION,
     **inputs: Any,
 ) -> Tensor:
-    """One step of size `epsilon` along the sign of the loss's gradient.
+    """Attack images by one step of size `epsilon` along the sign of the gradient of the loss.
 
     Args:
-        model: A Transformers image classification model, wrapped or not; its own forward is attacked, in evaluation mode.
-        pixel_values: (b, channels, h, w), what the model takes.
+        model: A Transformers image classification model, wrapped or not. Its own forward runs, in evaluation mode.
+        pixel_values: (b, channels, h, w), the model's input.
         labels: (b,) class indices.
-        epsilon: Largest change of a pixel, in units of pixels in [0, 1]: 8/255, not 8.
-        normalisation: How `pixel_values` came from pixels, `Normalisation.of(processor)`. Default: they are pixels.
+        epsilon: Largest change of a pixel, in units of pixels in [0, 1], for example 8/255.
+        normalization: Map from pixels to `pixel_values`, `Normalization.of(processor)`. Default: identity.
         inputs: Other arguments of the model's forward.
 
     Returns:
-        Changed pixel values, of the shape and type of those given, on the model's device.
+        Pixel values of the attacked images, of the same shape and dtype, on the model's device.
 
     Raises:
-        ValueError: `epsilon` is not in [0, 1], `pixel_values` are not those of pixels in [0, 1], or labels do not fit.
+        ValueError: `epsilon` is not in [0, 1], `pixel_values` are outside of the range of pixels, or labels do not
+            match.
 
     Source:
         Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015.
@@ -60,7 +60,7 @@ def fgsm(
         >>> bool((changed - images).abs().max() <= 8 / 255 + 1e-6)
         True
     """
-    return _attack(model, pixel_values, labels, epsilon, 1, epsilon, None, normalisation, inputs)
+    return _attack(model, pixel_values, labels, epsilon, 1, epsilon, None, normalization, inputs)
 
 
 def pgd(
@@ -71,29 +71,29 @@ def pgd(
     *,
     steps: int = 10,
     step_size: float | None = None,
-    normalisation: Normalisation = NO_NORMALISATION,
+    normalization: Normalization = NO_NORMALIZATION,
     generator: torch.Generator | None = None,
     **inputs: Any,
 ) -> Tensor:
-    """Projected gradient descent: several smaller steps from a random start, each brought back to within `epsilon`.
+    """Attack images by projected gradient descent: several steps from a random start, each projected to `epsilon`.
 
     Args:
-        model: A Transformers image classification model, wrapped or not; its own forward is attacked, in evaluation mode.
-        pixel_values: (b, channels, h, w), what the model takes.
+        model: A Transformers image classification model, wrapped or not. Its own forward runs, in evaluation mode.
+        pixel_values: (b, channels, h, w), the model's input.
         labels: (b,) class indices.
-        epsilon: Largest change of a pixel, in units of pixels in [0, 1]: 8/255, not 8.
+        epsilon: Largest change of a pixel, in units of pixels in [0, 1], for example 8/255.
         steps: Number of steps.
-        step_size: Of each step, in the units of `epsilon`. Default: 2.5 epsilon / steps.
-        normalisation: How `pixel_values` came from pixels, `Normalisation.of(processor)`. Default: they are pixels.
-        generator: Of the random start, on the CPU. Default: the global one.
+        step_size: Size of each step, in units of `epsilon`. Default: 2.5 epsilon / steps.
+        normalization: Map from pixels to `pixel_values`, `Normalization.of(processor)`. Default: identity.
+        generator: Generator of the random start, on the CPU. Default: the global one.
         inputs: Other arguments of the model's forward.
 
     Returns:
-        Changed pixel values after the last step, of the shape and type of those given, on the model's device.
+        Pixel values after the last step, of the same shape and dtype, on the model's device.
 
     Raises:
-        ValueError: `epsilon` is not in [0, 1], there is no step, `pixel_values` are not those of pixels in [0, 1], or
-            labels do not fit.
+        ValueError: `epsilon` is not in [0, 1], `steps` is less than 1, `pixel_values` are outside of the range of
+            pixels, or labels do not match.
 
     Source:
         Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
@@ -113,7 +113,7 @@ def pgd(
         raise ValueError(f"steps must be at least 1, but is {steps}.")
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     start = 2 * torch.rand(pixel_values.shape, generator=generator) - 1
-    return _attack(model, pixel_values, labels, epsilon, steps, step_size, start, normalisation, inputs)
+    return _attack(model, pixel_values, labels, epsilon, steps, step_size, start, normalization, inputs)
 
 
 def robust_accuracy(
@@ -124,29 +124,29 @@ def robust_accuracy(
     attack: str = "pgd",
     steps: int = 10,
     step_size: float | None = None,
-    normalisation: Normalisation = NO_NORMALISATION,
+    normalization: Normalization = NO_NORMALIZATION,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Share of images that are classified rightly, as they are and after an attack.
+    """Return the accuracy on images before and after an attack.
 
-    An image counts as robust if the model is right about it as it is and after the attack: the unchanged image is one of
-    those within `epsilon`, too.
+    An image counts as robust if it is classified correctly both before and after the attack, since the original image
+    lies within `epsilon`, too.
 
     Args:
         model: A Transformers image classification model, wrapped or not.
-        batches: Mappings with `pixel_values`, `labels` (b,) and whatever else the model takes; -100 is left out.
-        epsilon: Largest change of a pixel, in units of pixels in [0, 1]: 8/255, not 8.
+        batches: Mappings with `pixel_values`, `labels` (b,) and other inputs of the model; -100 is ignored.
+        epsilon: Largest change of a pixel, in units of pixels in [0, 1], for example 8/255.
         attack: "pgd" or "fgsm".
-        steps: Of PGD.
-        step_size: Of PGD. Default: 2.5 epsilon / steps.
-        normalisation: How `pixel_values` came from pixels, `Normalisation.of(processor)`. Default: they are pixels.
-        seed: Of PGD's random starts; no global generator is drawn from.
+        steps: Number of steps of PGD.
+        step_size: Size of the steps of PGD. Default: 2.5 epsilon / steps.
+        normalization: Map from pixels to `pixel_values`, `Normalization.of(processor)`. Default: identity.
+        seed: Seed of the random starts of PGD. Global generators are not used.
 
     Returns:
         `accuracy` and `robust_accuracy`, in [0, 1].
 
     Raises:
-        ValueError: Another attack, no labelled image, or what the attacks refuse.
+        ValueError: The attack is unknown, no image has a label, or an argument is invalid for the attack.
 
     Example:
         >>> import torch
@@ -170,18 +170,18 @@ def robust_accuracy(
                 continue
             if attack == "pgd":
                 changed = pgd(
-                    model, images, labels, epsilon, steps=steps, step_size=step_size, normalisation=normalisation,
+                    model, images, labels, epsilon, steps=steps, step_size=step_size, normalization=normalization,
                     generator=generator, **inputs,
                 )  # fmt: skip
             else:
-                changed = fgsm(model, images, labels, epsilon, normalisation=normalisation, **inputs)
+                changed = fgsm(model, images, labels, epsilon, normalization=normalization, **inputs)
             with torch.no_grad():
                 before, after = (
                     model_logits(model, pixel_values=x, **inputs).argmax(dim=-1) == labels for x in (images, changed)
                 )
             seen, right, robust = seen + len(images), right + int(before.sum()), robust + int((before & after).sum())
     if not seen:
-        raise ValueError("There is no labelled image in batches: nothing to attack.")
+        raise ValueError("batches must contain at least one image with a label.")
     return {"accuracy": right / seen, "robust_accuracy": robust / seen}
 
 
@@ -193,49 +193,51 @@ def _attack(
     steps: int,
     step_size: float,
     start: Tensor | None,
-    normalisation: Normalisation,
+    normalization: Normalization,
     inputs: dict[str, Any],
 ) -> Tensor:
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon must be in [0, 1], in units of pixels in [0, 1] (8/255, not 8), but is {epsilon}.")
+        raise ValueError(f"epsilon must be in [0, 1], in units of pixels in [0, 1] (8/255, not 8), got {epsilon}.")
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != pixel_values.shape[:1]:
-        said = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
-        raise ValueError(f"labels must be one class index for each of {len(pixel_values)} images, got {said}.")
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        raise ValueError(f"labels must be one class index per image, of shape ({len(pixel_values)},), got {found}.")
     with evaluation_mode(model) as device, torch.inference_mode(False), torch.enable_grad():
-        # Cloned: tensors made in inference mode take no part in a backward pass.
+        # Autograd cannot save tensors that were created in inference mode.
         inputs = {k: v.to(device).clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
         given, labels = pixel_values.detach().to(device).clone(), labels.to(device).clone()
         if epsilon == 0 or not len(given):
             return given
-        clean = normalisation.to_pixels(given)
+        clean = normalization.to_pixels(given)
         low, high = (clean - epsilon).clamp(min=0), (clean + epsilon).clamp(max=1)
         pixels = clean if start is None else (clean + epsilon * start.to(device)).clamp(low, high)
         for _ in range(steps):
             pixels = pixels.detach().requires_grad_()
-            logits = model_logits(model, pixel_values=normalisation.to_values(pixels).to(given.dtype), **inputs)
-            # The parameters' gradients are no part of this: nothing is accumulated in them.
+            logits = model_logits(model, pixel_values=normalization.to_values(pixels).to(given.dtype), **inputs)
+            # `autograd.grad` does not accumulate gradients in the parameters.
             (gradient,) = torch.autograd.grad(_log_odds_against_label(logits, labels), pixels)
             pixels = (pixels.detach() + step_size * gradient.sign()).clamp(low, high)
-        return normalisation.to_values(pixels).to(given.dtype)
+        return normalization.to_values(pixels).to(given.dtype)
 
 
 def _log_odds_against_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """What the attacks raise: log of the odds against the label, summed over the examples.
+    """Return the objective of the attacks: log odds against the label, summed over examples.
 
-    Its gradient is that of cross-entropy, divided by the probability of the other classes: the same sign, on which the
-    steps depend, but it does not vanish, and leave the image as it is, where the model is sure.
+    Its gradient is that of cross-entropy divided by the probability of the other classes. The sign, which determines
+    the steps, is the same, but the gradient does not vanish for confident predictions.
     """
     if logits.ndim != 2 or logits.shape[-1] < 2:
         raise ValueError(
-            f"Attacks are for models with logits (images, classes), two classes or more, got {tuple(logits.shape)}."
+            f"Attacks need logits of shape (images, classes) with at least two classes, got {tuple(logits.shape)}."
         )
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]:
         raise ValueError(
-            f"labels must be from 0 to {logits.shape[-1] - 1}, the classes of the model, got {int(labels.min())} to "
+            f"labels must be class indices of the model, from 0 to {logits.shape[-1] - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}."
         )
     if not logits.requires_grad:
-        raise ValueError("The model's logits have no gradient with respect to pixel_values: it cannot be attacked.")
+        raise ValueError(
+            "The model's logits do not depend differentiably on pixel_values, so gradient attacks are not possible."
+        )
     logits = logits.float()
     others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(dim=-1)
     return (others - logits.gather(1, labels[:, None])[:, 0]).sum()
