@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.metrics.registry import METRICS
 from ..methods import ERM, METHODS, Mixing, MultiMix
 
 CITATION = """@inproceedings{venkataramanan2023embedding,
@@ -28,8 +29,6 @@ DRAFT_MARKS = (
 PICTURE = "training.png"
 MOST_ROWS = 25
 MOST_CLASSES = 20
-# Beside those that Trainer knows.
-METRICS = ("macro_f1", "nll", "brier", "calibration_error", "mean_iou", "mean_accuracy", "overall_accuracy")
 NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 # What the pipelines of these tasks are called with.
 INPUTS = {

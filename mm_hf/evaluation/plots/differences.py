@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..metrics.registry import get_metric
 from ..statistics import Interval
 from .style import WIDTH, check_not_empty, history_curve, legend_below, method_styles, panel_grid, saved_figure
 
@@ -177,22 +178,23 @@ def plot_validation(
     check_not_empty(runs, "runs")
     names = list(runs) if baseline is None else [baseline, *(name for name in runs if name != baseline)]
     colors = method_styles(names)
-    panels = (("eval_nll", 1, "validation NLL (nats)"), ("eval_accuracy", 100, "validation accuracy (%)"))
+    panels = [get_metric("nll"), get_metric("accuracy")]
     with saved_figure(path) as figures:
         figure, cells = panel_grid(2, 2.4)
         figures.append(figure)
-        for cell, (key, scale, title) in zip(cells, panels, strict=True):
+        for cell, info in zip(cells, panels, strict=True):
+            key = f"eval_{info.name}"
             for name in names:
                 color, _ = colors[name]
                 curves = [history_curve(history, key) for history in runs[name]]
                 if not all(steps for steps, _ in curves):
                     raise ValueError(f"A run of {name!r} was not evaluated during training: it has no {key}.")
                 for steps, values in curves:
-                    cell.plot(steps, scale * np.array(values), color=color, alpha=0.25, linewidth=0.6)
+                    cell.plot(steps, info.scale * np.array(values), color=color, alpha=0.25, linewidth=0.6)
                 mean = np.mean([values for _, values in curves], axis=0)
-                cell.plot(curves[0][0], scale * mean, color=color, linewidth=1.5, label=name)
+                cell.plot(curves[0][0], info.scale * mean, color=color, linewidth=1.5, label=name)
             cell.set_xlabel("training step")
-            cell.set_ylabel(title)
+            cell.set_ylabel(f"validation {info.label}")
             cell.grid(True)
             cell.set_axisbelow(True)
         # The first evaluations are far from the others: a logarithmic axis shows where the methods differ.

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from ..metrics.base import as_tensor, vectors_and_labels
+from ..metrics.registry import get_metric
 from .style import (
     CLASS_COLORS,
     COLUMN,
@@ -157,8 +158,9 @@ def plot_alignment_uniformity(runs: Mapping[str, Sequence[tuple[float, float]]],
             axes.scatter(
                 x.mean(), y.mean(), s=55, color=color, marker=marker, edgecolors="black", linewidths=0.7, label=name
             )
-        axes.set_xlabel("alignment (lower is better)")
-        axes.set_ylabel("uniformity (lower is better)")
+        horizontal, vertical = get_metric("alignment"), get_metric("uniformity")
+        axes.set_xlabel(f"{horizontal.title} ({horizontal.better} is better)")
+        axes.set_ylabel(f"{vertical.title} ({vertical.better} is better)")
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.margins(0.1)

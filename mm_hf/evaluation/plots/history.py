@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..metrics.registry import METRICS
 from .style import COLORS, history_curve, legend_below, panel_grid, saved_figure
 
 LABELS = {
@@ -17,8 +18,6 @@ LABELS = {
     "loss_dense": "training: mixed locations",
     "loss_mixup": "training: mixed inputs",
 }
-# The first of these that was evaluated is plotted beside the loss.
-SCORES = ("accuracy", "f1", "macro_f1", "mean_iou", "nll")
 
 
 def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
@@ -45,16 +44,17 @@ def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
     curves = {name: history_curve(history, name) for name in _losses(history)}
     if len(curves["loss"][0]) < 2:
         raise ValueError("history must have at least two entries with a loss to plot a curve.")
-    score = next((name for name in SCORES if len(history_curve(history, f"eval_{name}")[0]) > 1), None)
+    # The first registered metric that was evaluated is plotted beside the loss.
+    metric = next((info for info in METRICS.values() if len(history_curve(history, f"eval_{info.name}")[0]) > 1), None)
     with saved_figure(path) as figures:
-        figure, cells = panel_grid(2 if score else 1, 2.4)
+        figure, cells = panel_grid(2 if metric else 1, 2.4)
         figures.append(figure)
         for (name, curve), color in zip(curves.items(), COLORS, strict=False):
             cells[0].plot(*curve, color=color, linewidth=1.2, label=LABELS.get(name, name))
         cells[0].set_ylabel("loss")
-        if score:
-            cells[1].plot(*history_curve(history, f"eval_{score}"), color=COLORS[2], linewidth=1.2)
-            cells[1].set_ylabel(f"{score.replace('_', ' ')}, evaluation set")
+        if metric:
+            cells[1].plot(*history_curve(history, f"eval_{metric.name}"), color=COLORS[2], linewidth=1.2)
+            cells[1].set_ylabel(f"{metric.title}, evaluation set")
         for cell in cells:
             cell.set_xlabel("training step")
             cell.grid(True)
