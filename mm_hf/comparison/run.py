@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..methods import ERM, Mixing
+from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.trainer import MultiMixTrainer
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
 from .task import Task
@@ -123,7 +124,7 @@ def train_run(
     digest = weights_digest(trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    last = _last_checkpoint(checkpoints)
+    last = _resumable_checkpoint(checkpoints, args.save_only_model)
     if last is not None:
         costs.before = json.loads((last / COST).read_text())
     with PeakMemory() as memory:
@@ -176,14 +177,12 @@ def remove_checkpoints(directory: Path) -> None:
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _last_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint; incomplete ones are removed."""
-    found = [path for path in directory.glob("checkpoint-*") if path.is_dir()]
-    for path in found:
+def _resumable_checkpoint(directory: Path, model_only: bool) -> Path | None:
+    """Return the newest complete checkpoint; those without costs, whose saving was interrupted, are removed."""
+    for path in list_checkpoints(directory):
         if not (path / COST).exists():
             shutil.rmtree(path)
-    complete = [path for path in found if (path / COST).exists()]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return last_complete_checkpoint(directory, model_only=model_only)
 
 
 class _Trainer(MultiMixTrainer):
