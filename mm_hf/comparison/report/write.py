@@ -72,7 +72,7 @@ def _summary(comparison: Comparison) -> str:
 
 
 def _robustness(comparison: Comparison) -> dict[str, Any]:
-    options, task = comparison.settings.get("measures", {}), comparison.settings.get("task", {})
+    options, task = comparison.settings.get("evaluation", {}), comparison.settings.get("task", {})
     samples = options.get("robustness_samples", 0)
     return {
         "samples": f"{min(samples, task.get('test_examples', samples)):,}",
