@@ -11,7 +11,7 @@ from mm_hf.methods.cutmix import draw_box
 from mm_hf.methods.recursivemix import divergence, location_weights
 from mm_hf.training.checkpoints import find_checkpoint_error
 from mm_hf.training.hub import load_method_state, save_method_state, state_file
-from tests.helpers import digits, models
+from tests.helpers import digits, launch, models
 
 
 class Literal:
@@ -262,3 +262,38 @@ def test_a_custom_loop_resumes_from_the_handles_state():
     with wrap_model(model, RecursiveMix()) as handle:
         handle.load_state_dict(state)
         assert run(model, handle, [3]) == expected
+
+
+SCRIPT = """
+import json, sys
+import torch
+from accelerate import PartialState
+from tests.helpers import digits
+from tests.methods.test_recursivemix import StopAt, trainer
+
+def run(name, stop_at=None, resume=False):
+    found = trainer(f"{sys.argv[1]}/{name}", per_device_train_batch_size=10, ddp_find_unused_parameters=False)
+    if stop_at:
+        found.add_callback(StopAt(stop_at))
+    found.train(resume_from_checkpoint=resume or None)
+    return found
+
+complete = run("complete")
+run("parts", stop_at=7)  # of 5 steps per epoch, in the middle of the second
+resumed = run("parts", resume=True)
+digits.same_weights(digits.weights(resumed.model), digits.weights(complete.model))
+ends = [t.mixing_handle.state_dict() for t in (resumed, complete)]
+torch.testing.assert_close(*ends, rtol=0, atol=0)
+result = {"images": float(ends[0]["images"].double().sum()), "processes": complete.accelerator.num_processes}
+json.dump(result, open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w"))
+complete.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_each_rank_resumes_from_its_own_memory(tmp_path):
+    first, second = launch.launch(tmp_path, SCRIPT)
+    assert first["processes"] == second["processes"] == 2 and first["images"] != second["images"]
+    files = sorted(file.name for file in (tmp_path / "parts" / "checkpoint-7").glob("mixing_state*"))
+    assert files == ["mixing_state_0.safetensors", "mixing_state_1.safetensors"]

@@ -78,11 +78,11 @@ def test_timing_continues_until_both_sizes_are_timed(monkeypatch):
 
 def test_ranks_decide_in_the_same_step(monkeypatch):
     """One of two ranks has mixed less often: both ask in every step until both have a number."""
-    clock, auto_num_mixed, told = Clock(monkeypatch), module.AutoNumMixed(), []
+    clock, auto_num_mixed, gathered = Clock(monkeypatch), module.AutoNumMixed(), []
 
     def gather(sizes, size):
-        told.append(size)
-        sizes[:] = [size, 3000 if len(told) > 5 else None]
+        gathered.append(size)
+        sizes[:] = [size, 3000 if len(gathered) > 5 else None]
 
     monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.is_distributed", lambda: True)
     monkeypatch.setattr("mm_hf.distributed.is_distributed", lambda: True)
@@ -90,7 +90,7 @@ def test_ranks_decide_in_the_same_step(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     sizes = [clock.step(auto_num_mixed) for _ in range(30)]
     trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
-    assert told == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
+    assert gathered == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
 
 
 def test_model_trains_with_the_number_that_is_determined(monkeypatch, caplog):

@@ -39,11 +39,11 @@ def test_training_loss_equals_a_computation_by_hand_and_evaluation_is_unchanged(
         model.training = True  # its submodules stay in evaluation mode, without dropout
         output = model(**inputs, labels=labels)
     assert list(output) == ["loss", "logits"]
-    seen = extract(model.eval(), **inputs)
-    mixing = seen.attention / seen.attention.sum(0, keepdim=True).clamp(min=1e-30)  # (b, r)
-    mixed = torch.einsum("br,brc->rc", mixing, seen.token_logits)
+    located = extract(model.eval(), **inputs)
+    mixing = located.attention / located.attention.sum(0, keepdim=True).clamp(min=1e-30)  # (b, r)
+    mixed = torch.einsum("br,brc->rc", mixing, located.token_logits)
     targets = torch.einsum("br,bc->rc", mixing, F.one_hot(labels, 5).float())
-    occupied = seen.attention.sum(0) > 0
+    occupied = located.attention.sum(0) > 0
     dense = -(targets * mixed.log_softmax(-1)).sum(-1)[occupied].mean()
     torch.testing.assert_close(output.loss, plain.loss + 2 * dense, rtol=1e-4, atol=1e-5)
 
