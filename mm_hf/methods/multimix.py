@@ -130,7 +130,7 @@ class MultiMix(Mixing):
     )
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in self.presets:
+        if self.preset is not None and self.preset not in list(self.presets):
             raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
         for name, value in defaults.items():
@@ -138,7 +138,7 @@ class MultiMix(Mixing):
             if getattr(self, name) is None and not excluded:
                 setattr(self, name, value)
         if isinstance(self.alpha, (list, tuple)):
-            self.alpha = tuple(self.alpha) if len(self.alpha) > 1 else self.alpha[0]  # type: ignore[assignment]
+            self.alpha = self.alpha[0] if len(self.alpha) == 1 else tuple(self.alpha)  # type: ignore[assignment]
         if self.alpha is not None and self.effective_examples is not None:
             raise ValueError(
                 f"alpha ({self.alpha}) and effective_examples ({self.effective_examples}) both set the strength of "
@@ -151,18 +151,18 @@ class MultiMix(Mixing):
     def _validate(self) -> None:
         if self.num_mixed != "auto" and not _is_int(self.num_mixed, 1):
             raise ValueError(f"num_mixed must be an integer of at least 1 or 'auto', got {self.num_mixed!r}.")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
+        k = self.effective_examples
+        if k is not None and (not _is_number(k) or not 1 < k < float("inf")):
+            raise ValueError(f"effective_examples must be a finite number greater than 1, got {k!r}.")
         if self.examples_per_mix is not None:
             if not _is_int(self.examples_per_mix, 2):
                 raise ValueError(f"examples_per_mix must be an integer of at least 2, got {self.examples_per_mix!r}.")
-            if self.effective_examples is not None and not self.effective_examples < self.examples_per_mix:
+            if k is not None and k >= self.examples_per_mix:
                 raise ValueError(
-                    f"examples_per_mix must be greater than effective_examples, got {self.examples_per_mix} and "
-                    f"{self.effective_examples}."
+                    f"examples_per_mix must be greater than effective_examples, got {self.examples_per_mix} and {k}."
                 )
-        if self.alpha is not None:
-            check_alpha(self.alpha)
-        else:
-            alpha_for(self.effective_examples, 2)  # type: ignore[arg-type]
         if self.input_mixing is not None and self.input_mixing not in list(INPUT_METHODS):
             raise ValueError(f"input_mixing must be one of {', '.join(INPUT_METHODS)}, got {self.input_mixing!r}.")
         if not _is_number(self.input_mixing_prob) or not 0 <= self.input_mixing_prob <= 1:
@@ -171,6 +171,9 @@ class MultiMix(Mixing):
             raise ValueError(
                 f"input_mixing_start must be a number of epochs of at least 0, got {self.input_mixing_start!r}."
             )
+        for name in [f.name for f in fields(self) if isinstance(f.default, bool)]:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
         for name, weight in weights.items():
             if not _is_number(weight) or not 0 <= weight < float("inf"):

@@ -29,7 +29,8 @@ class RecursiveMix(PairMixing):
     The previous image is pasted as it was trained with, and so contains parts of earlier ones itself. One box is drawn
     per mini-batch: its share of the image uniformly from [0, `max_area`], its center anywhere, clipped at the border.
     Labels are mixed by the exact share of pixels. Image i gets the previous image i modulo the size of the previous
-    mini-batch, so that mini-batches may differ in size. The first mini-batch is trained as it is.
+    mini-batch, so that mini-batches may differ in size. The first mini-batch is trained as it is. Checkpoints contain
+    the previous mini-batch.
 
     The consistency term is `consistency_weight` times the box's share of the image times KL(p || q), where
 

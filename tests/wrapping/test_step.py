@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_hf import DenseMultiMix, MultiMix, wrap_model
+from mm_hf.methods import base
+from mm_hf.wrapping import state, step
 from tests.helpers import models, zoo
 
 METHODS = {
@@ -119,3 +121,41 @@ def test_probing_keeps_no_tensors(name):
         finally:
             gc.enable()
     assert after <= before
+
+
+def record_calls(monkeypatch, owner, names, calls):
+    """Append the name of each function of a class or module to a list when it is called."""
+
+    def recorded(name, function):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(owner, name, recorded(name, getattr(owner, name)))
+
+
+def test_hooks_are_called_in_the_order_of_the_life_of_a_batch(monkeypatch):
+    calls, hooks, model = [], ["check_inputs", "for_batch", "mix_inputs", "loss"], models.build("vit").train()
+    record_calls(monkeypatch, MultiMix, hooks, calls)
+    with wrap_model(model, MultiMix(num_mixed=5)):
+        for _ in range(2):
+            model(**models.batch("vit"), labels=models.labels())
+        model.eval()(**models.batch("vit"), labels=models.labels())
+    assert calls == [*hooks, *hooks[1:]]
+    drawing = base.__doc__
+    places = [drawing.index(f".{name}(") for name in hooks]
+    assert places == sorted(places)
+
+
+def test_labels_and_shapes_are_checked_once_and_the_model_once_per_step(monkeypatch):
+    calls, model = [], models.build("vit").train()
+    record_calls(monkeypatch, state, ["check_labels"], calls)
+    record_calls(monkeypatch, step, ["check_shapes"], calls)
+    record_calls(monkeypatch, state.MixingState, ["is_ready"], calls)
+    with wrap_model(model, DenseMultiMix(num_mixed=5)):
+        for _ in range(3):
+            model(**models.batch("vit"), labels=models.labels())
+    assert calls == ["is_ready", "check_labels", "check_shapes", "is_ready", "is_ready"]
