@@ -348,6 +348,7 @@ def test_history(tmp_path):
     history = [
         {"step": 5 * i, "loss": 8 / i, "loss_clean": 3 / i, "loss_dense": 5 / i, "loss_terms": 99} for i in (1, 2, 3)
     ]
+    history += [{"step": 15, "loss_cutmix": 1.5}]
     history += [{"step": step, "eval_loss": 4 / step, "eval_accuracy": step / 20} for step in (10, 15)]
     figure = plot_history(history, tmp_path / "x.png")
     check_layout(figure, tmp_path / "x.png", 2)
@@ -358,8 +359,9 @@ def test_history(tmp_path):
         "evaluation": ([10, 15], [0.4, 4 / 15]),
         "training: clean examples": ([5, 10, 15], [3, 1.5, 1]),
         "training: mixed locations": ([5, 10, 15], [5, 2.5, 5 / 3]),
+        "training: cutmix": ([15], [1.5]),
     }
-    assert list(right.lines[0].get_ydata()) == [0.5, 0.75] and right.get_ylabel() == "accuracy, evaluation set"
+    assert list(right.lines[0].get_ydata()) == [50, 75] and right.get_ylabel() == "evaluation accuracy (%)"
     # Without evaluations there is one panel.
     check_layout(plot_history([{"step": s, "loss": 1.0} for s in (1, 2)], tmp_path / "y.png"), tmp_path / "y.png", 1)
     with pytest.raises(ValueError, match="at least two entries"):
