@@ -19,7 +19,7 @@ REPORTED = " (weights)"  # ends the `attention_base` of functions whose returned
 class AttentionHook:
     """Hook on one attention module that stores one row of its attention, at the cost of one row.
 
-    A module that runs registered attention functions gets a copy of its config that names a function of ours, which
+    A module that runs registered attention functions gets a copy of its config that names one of our functions, which
     runs the original one and computes the row. The model's own config, its masks and all other modules stay as they
     are. In any other module, an `AttentionFunctionMode` is active while it runs.
 
