@@ -37,7 +37,9 @@ def restore_random_state(device: torch.device | None = None) -> Iterator[None]:
 def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
     """Set evaluation mode and restore the mode of every module, and the random state, on exit.
 
-    The flags are set directly: `train` and `eval` of some models do more than that, which could not be undone.
+    Flags are set directly, because `eval` of some models merges weights. A module that overrides `train` and was in
+    training mode is put back by its own method, because some (LeViT) cache values in evaluation mode and clear them in
+    `train`.
 
     Yields:
         The device of the model's parameters.
@@ -60,6 +62,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
             yield device
         finally:
             for module, mode in modes.items():
+                if mode and _overrides_train(module):
+                    module.train()
+            for module, mode in modes.items():
                 module.training = mode
 
 
@@ -67,12 +72,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
 def probing_mode(model: nn.Module) -> Iterator[torch.device]:
     """Set evaluation mode, without autocast and with gradients for frozen parameters, too; restore all of it on exit.
 
+    Values that modules cache in evaluation mode are deleted on exit, too, because they refer to the graph of the probe.
+
     Yields:
         The device of the model's parameters.
     """
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     with (
         evaluation_mode(model) as device,
+        _restore_caches(model),
         torch.autocast(device.type, enabled=False),
         torch.enable_grad(),
     ):
@@ -83,6 +91,33 @@ def probing_mode(model: nn.Module) -> Iterator[torch.device]:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
+
+
+@contextmanager
+def _restore_caches(model: nn.Module) -> Iterator[None]:
+    """Restore attributes, and the contents of dictionaries among them, of modules that override `train`."""
+    modules = [module for module in model.modules() if _overrides_train(module)]
+    saved = [(module, _public_attributes(module)) for module in modules]
+    contents = [(v, dict(v)) for _, attributes in saved for v in attributes.values() if type(v) is dict]
+    try:
+        yield
+    finally:
+        for dictionary, content in contents:
+            dictionary.clear()
+            dictionary.update(content)
+        for module, attributes in saved:
+            for name in _public_attributes(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update(attributes)
+
+
+def _overrides_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train
+
+
+def _public_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes other than its parameters, buffers, submodules and hooks."""
+    return {k: v for k, v in vars(module).items() if not k.startswith("_")}
 
 
 @contextmanager
