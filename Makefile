@@ -1,4 +1,4 @@
-# Two commands are all that most people need: make demo, make test. Everything is installed into .venv.
+# Most users need two commands: make demo and make test. Everything is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -11,7 +11,7 @@ SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py
 
-# One worker per core, one thread per worker. A free worker takes over half of the tests that another one has left.
+# One worker per core, one thread per worker. An idle worker takes over tests of the other ones.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv-newest CONSTRAINTS=/dev/null
@@ -20,7 +20,7 @@ test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv
 test-fast: $(VENV)/.dev  ## the tests without a mark, for the minute after a change
 	$(PYTEST) -m "not (zoo or distributed or end_to_end or slow)"
 
-oldest:  ## all tests with the oldest versions that setup.py admits
+oldest:  ## all tests with the oldest versions that setup.py allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 check: $(VENV)/.dev  ## formatting, lint, types
@@ -28,7 +28,7 @@ check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## what `make check` would complain of and a machine can mend
+format: $(VENV)/.dev  ## fix what ruff can fix
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
@@ -39,8 +39,8 @@ bench: $(VENV)/.dev  ## 25 minutes: time and memory of the loss, of drawing fact
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.tables
 
-model-table: $(VENV)/.dev  ## every classification class of Transformers, tried; writes docs/models.md
-	$(BIN)/python benchmarks/supported_models.py
+model-table: $(VENV)/.dev  ## checks every classification class of Transformers; writes docs/models.md
+	$(BIN)/python -m benchmarks.supported_models
 
 crash-recovery: $(VENV)/.dev  ## half an hour: training runs killed at random times and resumed; benchmarks/results/crash_recovery.csv
 	$(BIN)/python -m benchmarks.crash_recovery
@@ -50,7 +50,7 @@ evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five se
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence ablate
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence length
 
-# Not --quiet, which hides warnings from the strict mode, too.
+# Without --quiet, which hides warnings from the strict mode.
 docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open outputs/docs/index.html"

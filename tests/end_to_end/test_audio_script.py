@@ -1,4 +1,4 @@
-"""The script for audio classification, on tones that are made here; and the recordings it comes with, where they are."""
+"""The script for audio classification on synthetic tones, and its data set of recordings if that is installed."""
 
 import json
 
@@ -62,7 +62,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def tones(tmp_path):
-    """A folder with a folder of tones for each pitch, of two formats, sampling rates and lengths."""
+    """Write one directory of tones per pitch, in two formats and at two sampling rates; return the directory of all."""
     for name, pitch in {"low": 300, "middle": 900, "high": 2500}.items():
         for i in range(12):
             folder = tmp_path / "tones" / name / ("more" if i % 3 else "")
@@ -73,8 +73,7 @@ def tones(tmp_path):
     return tmp_path / "tones"
 
 
-def test_folders_of_recordings(run, tones, tmp_path):
-    """A spectrogram transformer from scratch tells three tones apart."""
+def test_spectrogram_transformer_learns_three_tones(run, tones, tmp_path):
     options = (
         f"--train_dir {tones} --config_overrides {SPECTROGRAM} --max_length_seconds 0.5 --train_val_split 0.25".split()
     )
@@ -92,8 +91,8 @@ def test_folders_of_recordings(run, tones, tmp_path):
     assert model.config.id2label[int(model(**inputs).logits.argmax())] == "high"
 
 
-def test_waves_of_different_lengths_and_a_data_set_of_files(run, tmp_path):
-    """wav2vec 2.0 with padding, from a directory as the Hub has them: encoded recordings in Parquet."""
+def test_waveforms_of_different_lengths_train_from_a_data_set_directory(run, tmp_path):
+    """Train wav2vec 2.0 with padding on a directory as on the Hub: encoded recordings in Parquet."""
     folder = tmp_path / "data"
     folder.mkdir()
     rows = []
@@ -114,7 +113,7 @@ def test_waves_of_different_lengths_and_a_data_set_of_files(run, tmp_path):
     assert extractor.return_attention_mask and extractor.sampling_rate == 16000
 
 
-def test_padding_is_no_location():
+def test_padding_is_not_a_location():
     model_args = audio.ModelArguments(model_type="wav2vec2", config_overrides=json.dumps(WAVES), attention_mask=True)
     model, extractor = audio.load_model(model_args, ["a", "b"])
     waves = [tone(500, seconds, 16000).astype(np.float32) for seconds in (0.1, 0.2, 0.15)]
@@ -125,7 +124,7 @@ def test_padding_is_no_location():
     assert seen.mask.sum(1).tolist() == frames.tolist() and probe(model, batch).pool == "mean[nonzero]"
 
 
-def test_recordings_are_read_in_one_channel_at_the_rate_asked_for(tmp_path):
+def test_recordings_are_read_as_mono_at_the_given_rate(tmp_path):
     wave = np.stack([tone(500, 0.5, 44100), np.zeros(22050)], axis=1)
     soundfile.write(tmp_path / "stereo.wav", wave, 44100)
     found = audio.read({"path": str(tmp_path / "stereo.wav"), "bytes": None}, 16000)
@@ -136,14 +135,14 @@ def test_recordings_are_read_in_one_channel_at_the_rate_asked_for(tmp_path):
     assert np.array_equal(found, same)
 
 
-def test_parts_are_random_in_training_only():
+def test_segments_are_random_only_in_training():
     wave = np.arange(1000)
     starts = {int(audio.random_crop(wave, 990)[0]) for _ in range(200)}
     assert starts == set(range(11)) and len(audio.random_crop(wave, 990)) == 990
     assert audio.random_crop(wave, 1000) is not wave and np.array_equal(audio.random_crop(wave, 2000), wave)
 
 
-def test_mistakes_are_refused_with_sentences(tones):
+def test_invalid_options_raise_a_value_error(tones):
     with pytest.raises(ValueError, match="Give --dataset_name .*spoken_prompts.* or --train_dir"):
         audio.DataTrainingArguments()
     with pytest.raises(ValueError, match="--max_length_seconds must be positive, but is 0"):
@@ -161,7 +160,7 @@ def test_missing_recordings_name_their_packages(monkeypatch, tmp_path):
         offline_voices.load_spoken_prompts()
 
 
-def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_path):
+def test_training_and_validation_have_different_prompts(monkeypatch, tmp_path):
     monkeypatch.setattr(offline_voices, "SOUNDS", tmp_path)
     for voice in (*offline_voices.VOICES.values(), offline_voices.OTHER_VOICE[1]):
         for i, seconds in enumerate([0.5] * 10 + [0.1, 11]):
@@ -178,7 +177,7 @@ def test_what_is_said_in_training_is_not_said_in_validation(monkeypatch, tmp_pat
 
 
 @needs_voices
-def test_the_recipe_for_spoken_prompts(run, tmp_path):
+def test_recipe_for_spoken_prompts(run, tmp_path):
     options = yaml.safe_load((RECIPES / "spoken_prompts.yaml").read_text())
     options |= {"max_train_samples": 64, "max_eval_samples": 40, "max_steps": 3, "save_strategy": "no", "use_cpu": True}
     options |= {"output_dir": str(tmp_path / "out"), "disable_tqdm": True}
@@ -187,6 +186,6 @@ def test_the_recipe_for_spoken_prompts(run, tmp_path):
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "out").config.id2label[4] == "ru"
 
 
-def test_the_recipe_is_what_the_parser_takes():
+def test_parser_accepts_the_recipe():
     _, data_args, training_args, mixing = audio.parse_arguments([str(RECIPES / "spoken_prompts.yaml")])
     assert data_args.dataset_name in offline_voices.OFFLINE and training_args.do_train and mixing == DenseMultiMix()

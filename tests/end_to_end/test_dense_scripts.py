@@ -1,4 +1,4 @@
-"""The example scripts with labels at each token and each pixel, and the data they come with."""
+"""The scripts for token classification and semantic segmentation, and their offline data sets."""
 
 import doctest
 import importlib.util
@@ -33,7 +33,7 @@ from mm_hf.data.offline import load_digits
 from mm_hf.training.hub import load_mixing
 from tests.helpers.scripts import RECIPES, run_script
 
-# Before, SegFormer's processor for PIL images asks for torchvision.
+# Earlier versions of SegFormer's processor for PIL images require torchvision.
 needs_processor = pytest.mark.skipif(transformers.__version__ < "5.23", reason="the script asks for Transformers 5.23")
 TINY_BERT = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 SHORT = {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "num_mixed": 20}
@@ -46,7 +46,7 @@ SENTENCES = [  # tokens and tags
 
 
 def recipe(name, tmp_path, **changes):
-    """A recipe with a small budget, in a file."""
+    """Write a recipe with a small budget to a file, and return its path."""
     options = yaml.safe_load((RECIPES / name).read_text())
     file = tmp_path / "options.yaml"
     file.write_text(yaml.safe_dump({**options, **SHORT, "output_dir": str(tmp_path / "out"), **changes}))
@@ -70,7 +70,7 @@ def as_arrays(split):
 # ---- Scripts ----
 
 
-def test_the_recipe_for_tokens(tmp_path):
+def test_recipe_for_tokens(tmp_path):
     file = recipe("stdlib_tokens.yaml", tmp_path, max_train_samples=48, max_eval_samples=40)
     assert "'loss_dense'" in run_script("run_token_classification", file)
     out = tmp_path / "out"
@@ -106,7 +106,7 @@ def test_token_classification_of_files_from_scratch(tmp_path, form):
 
 
 @needs_processor
-def test_the_recipe_for_scenes(tmp_path, few_scenes):
+def test_recipe_for_scenes(tmp_path, few_scenes):
     file = recipe("digit_scenes.yaml", tmp_path)
     assert "'loss_dense'" in run_script("run_semantic_segmentation", file)
     out = tmp_path / "out"
@@ -122,7 +122,7 @@ def test_the_recipe_for_scenes(tmp_path, few_scenes):
 
 
 @needs_processor
-def test_segmentation_of_a_directory_of_images_with_names_of_classes(tmp_path):
+def test_segmentation_of_a_directory_with_class_names(tmp_path):
     rng = np.random.default_rng(0)
     features = Features(picture=ImageFeature(), classes=ImageFeature())
     rows = [
@@ -150,7 +150,7 @@ def test_segmentation_of_a_directory_of_images_with_names_of_classes(tmp_path):
     assert json.loads((out / "preprocessor_config.json").read_text())["do_reduce_labels"] is True
 
 
-def test_the_recipes_are_what_the_parsers_take():
+def test_parsers_accept_the_recipes():
     for script, name, offline in [
         (tokens, "stdlib_tokens.yaml", offline_tokens.OFFLINE),
         (segmentation, "digit_scenes.yaml", offline_scenes.OFFLINE),
@@ -160,10 +160,10 @@ def test_the_recipes_are_what_the_parsers_take():
         assert mixing == DenseMultiMix()
 
 
-# ---- Code with its names ----
+# ---- Code with tagged names ----
 
 
-def test_tags_of_code():
+def test_code_is_tagged():
     source = "\n".join(
         [
             "from ..a.b import c  # not this",
@@ -194,7 +194,7 @@ def test_tags_of_code():
     assert doctest.testmod(offline_tokens).failed == 0
 
 
-def test_code_has_valid_tags_and_splits_by_module(stdlib):
+def test_code_has_valid_tags_and_is_split_by_module(stdlib):
     names = stdlib["train"].features["ner_tags"].feature.names
     assert names == list(offline_tokens.TAGS) and len(stdlib["train"]) > 3000 and len(stdlib["test"]) > 800
     assert not set(stdlib["train"]["module"]) & set(stdlib["test"]["module"])
@@ -210,14 +210,14 @@ def test_code_has_valid_tags_and_splits_by_module(stdlib):
         assert {f"B-{kind}" for kind in offline_tokens.TYPES} | {"I-IMPORT", "I-DECORATOR", "I-EXCEPTION"} <= seen
 
 
-def test_a_python_without_its_source_code(monkeypatch, tmp_path):
+def test_missing_standard_library_sources_raise(monkeypatch, tmp_path):
     monkeypatch.setattr(offline_tokens.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"argparse\.py does not exist: this Python is installed without"):
         offline_tokens.load_stdlib()
 
 
 @pytest.mark.parametrize("label_all", [False, True])
-def test_labels_are_those_of_the_token_that_a_piece_comes_from(label_all):
+def test_word_pieces_inherit_the_label_of_their_token(label_all):
     tokenizer = AutoTokenizer.from_pretrained(common_text.resolve("minilm"))
     data_args = tokens.DataTrainingArguments(dataset_name="stdlib", label_all_tokens=label_all, max_seq_length=8)
     row = {"tokens": [["import", "unbelievables", ".", "path", "now", "cut"]], "ner_tags": [[0, 1, 2, 2, 0, 1]]}
@@ -229,16 +229,16 @@ def test_labels_are_those_of_the_token_that_a_piece_comes_from(label_all):
             assert label == -100
         elif words[i - 1] != word:
             assert label == row["ner_tags"][0][word]
-        else:  # what follows in a B-IMPORT token is inside
+        else:  # the remaining pieces of a B-IMPORT token are I-IMPORT
             assert label == (2 if label_all else -100)
 
 
-def test_metrics_of_entities_leave_ignored_pieces_out():
+def test_entity_metrics_exclude_ignored_word_pieces():
     names = ["O", "B-A", "I-A", "B-B"]
     labels = np.array([[-100, 1, 2, 0, -100], [-100, 3, -100, 1, -100]])
     predicted = np.array([[3, 1, 2, 0, 1], [1, 3, 2, 0, -100]])
     metrics = tokens.entity_metrics(names, of_each=True)(EvalPrediction(predicted, labels))
-    # Three entities, of which two are found and nothing else is.
+    # Three entities; two of them are found, and no other.
     assert (
         metrics["precision"] == 1 and metrics["recall"] == pytest.approx(2 / 3) and metrics["f1"] == pytest.approx(0.8)
     )
@@ -248,7 +248,7 @@ def test_metrics_of_entities_leave_ignored_pieces_out():
     assert "A_f1" not in tokens.entity_metrics(names, of_each=False)(EvalPrediction(predicted, labels))
 
 
-def test_errors_of_the_token_script(monkeypatch):
+def test_token_script_rejects_invalid_options(monkeypatch):
     with pytest.raises(ValueError, match="--dataset_name .*stdlib.* or --train_file"):
         tokens.DataTrainingArguments()
     with pytest.raises(ValueError, match="--train_file must be a .csv, .json or .jsonl file, but is 'a.txt'"):
@@ -266,7 +266,7 @@ def test_errors_of_the_token_script(monkeypatch):
 # ---- Scenes of digits ----
 
 
-def test_scenes_are_the_same_every_time_and_labels_are_in_range(few_scenes):
+def test_scenes_are_reproducible_and_labels_are_in_range(few_scenes):
     data, again = offline_scenes.load_digit_scenes(), offline_scenes.load_digit_scenes()
     assert (len(data["train"]), len(data["test"])) == (40, 20)
     for split in data:
@@ -278,7 +278,7 @@ def test_scenes_are_the_same_every_time_and_labels_are_in_range(few_scenes):
     assert (shares[:11] > 0).all() and shares[255] < 0.2 * shares.sum()
 
 
-def test_test_scenes_are_of_test_digits(few_scenes, monkeypatch):
+def test_test_scenes_contain_test_digits(few_scenes, monkeypatch):
     data = load_digits()
     only = {"train": 3, "test": 8}
     digits = {
@@ -290,9 +290,9 @@ def test_test_scenes_are_of_test_digits(few_scenes, monkeypatch):
         assert {int(v) for _, label in as_arrays(scenes) for v in np.unique(label)} == {0, only[split] + 1, 255}
 
 
-def test_ink_is_labelled_and_overlaps_are_ambiguous():
+def test_ink_is_labeled_and_overlaps_are_ignored():
     class Places:
-        """In place of a random generator: the given places and the largest size, black ground, bright ink."""
+        """A random generator that returns the given places, the largest size, a black background and bright ink."""
 
         def __init__(self, *places):
             self.places = iter(places)
@@ -323,7 +323,7 @@ def transform(**options):
 
 
 @needs_processor
-def test_the_transform_keeps_labels_and_moves_them_with_the_image(few_scenes):
+def test_transform_moves_labels_with_the_image(few_scenes):
     rows = offline_scenes.load_digit_scenes()["train"][:6]
     before = torch.stack([torch.from_numpy(np.array(label)) for label in rows["label"]]).long()
     ignored = before == 255
@@ -332,7 +332,7 @@ def test_the_transform_keeps_labels_and_moves_them_with_the_image(few_scenes):
     assert torch.equal(torch.stack(plain["labels"]), before.masked_fill(ignored, 254))
     reduced = torch.stack(transform(do_reduce_labels=True)(rows)["labels"])
     assert torch.equal(reduced, (before - 1).masked_fill(ignored | (before == 0), 254))
-    # An image that shows its labels still does so after crops and flips, but at the borders of what is resized.
+    # An image of its labels still agrees with them after crops and flips, except at resized borders.
     shown = {
         "image": [Image.fromarray(np.array(label)).convert("RGB") for label in rows["label"]],
         "label": rows["label"],
@@ -349,12 +349,12 @@ def test_the_transform_keeps_labels_and_moves_them_with_the_image(few_scenes):
     assert agree.float().mean() > 0.7
 
 
-def test_segmentation_metrics_equal_those_of_torchmetrics():
+def test_segmentation_metrics_equal_torchmetrics():
     from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, 6, 7, generator=generator)
-    labels = torch.randint(4, (4, 24, 28), generator=generator)  # class 4 is predicted only
+    labels = torch.randint(4, (4, 24, 28), generator=generator)  # class 4 is only predicted
     labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
     predicted = segmentation.predicted_classes((logits, None), labels)
     assert predicted.shape == labels.shape
@@ -370,7 +370,7 @@ def test_segmentation_metrics_equal_those_of_torchmetrics():
 
 
 @needs_processor
-def test_errors_of_the_segmentation_script():
+def test_segmentation_script_rejects_invalid_options():
     with pytest.raises(ValueError, match="--dataset_name .*digit_scenes"):
         segmentation.DataTrainingArguments()
     rows = {"image": [Image.new("RGB", (8, 8))], "label": [Image.new("RGB", (8, 8))]}
@@ -381,7 +381,7 @@ def test_errors_of_the_segmentation_script():
         transform()(rows)
 
 
-def test_overrides_of_lists():
+def test_config_overrides_replace_lists():
     config = SimpleNamespace(depths=[2, 2], name="a")
     override(config, '{"depths": [1, 3]}')
     assert config.depths == [1, 3]
@@ -389,7 +389,7 @@ def test_overrides_of_lists():
         override(config, '{"deepness": 3}')
 
 
-def test_derived_settings_follow_overrides_and_defaults_give_way():
+def test_derived_settings_follow_config_overrides():
     config = configuration("llama", '{"hidden_size": 48, "num_attention_heads": 3}', vocab_size=50, hidden_size=64)
     assert (config.num_key_value_heads, config.head_dim, config.vocab_size, config.hidden_size) == (3, 16, 50, 48)
     assert configuration("bert").hidden_size == 768

@@ -1,4 +1,4 @@
-"""The Dockerfile, without Docker: rules that every good one keeps, and (slow) its own lines carried out in a fresh directory."""
+"""The Dockerfile without Docker: general rules, and (slow) its instructions executed in a new directory."""
 
 import fnmatch
 import json
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def instructions():
-    """Pairs of an instruction and its arguments; lines that go on are joined, comments are left out."""
+    """Return pairs of an instruction and its arguments, with continued lines joined and comments removed."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (ROOT / "Dockerfile").read_text()).replace("\\\n", " ")
     return [
         (word, " ".join(rest.split())) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)
@@ -26,7 +26,7 @@ def arguments_of(word):
     return [rest for found, rest in instructions() if found == word]
 
 
-def test_the_base_is_an_argument_with_a_version():
+def test_base_image_is_an_argument_with_a_version():
     (base,) = [rest.removeprefix("BASE=") for rest in arguments_of("ARG") if rest.startswith("BASE=")]
     image, _, tag = base.partition(":")
     assert image == "python" and re.match(r"\d+\.\d+", tag)
@@ -34,16 +34,18 @@ def test_the_base_is_an_argument_with_a_version():
     assert ":latest" not in (ROOT / "Dockerfile").read_text()
 
 
-def test_it_does_not_run_as_root():
+def test_container_does_not_run_as_root():
     order = [word for word, _ in instructions()]
     users = arguments_of("USER")
     assert users and users[-1] not in ("root", "0")
-    assert order.index("USER") < order.index("WORKDIR") < order.index("COPY")  # what comes after belongs to the user
+    assert (
+        order.index("USER") < order.index("WORKDIR") < order.index("COPY")
+    )  # files that are copied later belong to the user
     assert all(rest.startswith(f"--chown={users[-1]} ") for rest in arguments_of("COPY"))
     assert not any("sudo" in rest for rest in arguments_of("RUN"))
 
 
-def test_nothing_is_left_in_a_cache_and_everything_is_pinned():
+def test_installs_leave_no_cache_and_pin_versions():
     assert not arguments_of("ADD") and not arguments_of("MAINTAINER")
     for line in arguments_of("RUN"):
         if "apt-get install" in line:
@@ -54,26 +56,26 @@ def test_nothing_is_left_in_a_cache_and_everything_is_pinned():
     assert any("pip install" in line for line in arguments_of("RUN"))
 
 
-def test_entry_point_and_command_are_lists_of_files_that_are_there():
+def test_entry_point_and_command_exist():
     (entry,), (command,) = (map(json.loads, arguments_of(word)) for word in ("ENTRYPOINT", "CMD"))
     assert entry == ["accelerate", "launch"]
     assert (ROOT / command[0]).is_file()
 
 
-def test_what_is_copied_is_there_and_is_not_ignored():
+def test_copied_files_exist_and_are_not_ignored():
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     sources = [source for rest in arguments_of("COPY") for source in rest.split()[1:-1]]
     assert set(sources) == set(kept)
     for source in sources:
         assert (ROOT / source).exists(), source
-    # What setup.py reads, and nothing that is secret or large.
+    # All files that setup.py reads, and none that are secret or large.
     assert {"setup.py", "README.md", "mm_hf"} <= set(sources)
     for name in (".git", ".venv", "outputs", ".env", "tests"):
         assert not any(fnmatch.fnmatch(name, pattern) for pattern in kept)
 
 
-def carry_out(root):
-    """The lines from COPY on as Docker would carry them out, with `root` for /home/mmhf; the environment at the end."""
+def execute(root):
+    """Execute the instructions with `root` as /home/mmhf; return the working directory and the environment."""
     home, environment = "/home/mmhf", {**os.environ, "HOME": str(root)}
     for name in ("PYTHONPATH", "VIRTUAL_ENV"):
         environment.pop(name, None)
@@ -94,14 +96,14 @@ def carry_out(root):
     return here, environment
 
 
-@pytest.mark.slow  # minutes: it installs PyTorch
-def test_its_own_lines_make_an_environment_in_which_the_entry_point_trains(tmp_path):
+@pytest.mark.slow  # installs PyTorch, which takes minutes
+def test_instructions_make_an_environment_that_trains(tmp_path):
     bin = tmp_path / "bin"
     bin.mkdir()
     (bin / "python3").symlink_to(Path(sys.base_prefix) / "bin" / "python3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{bin}:/usr/bin:/bin")
-        here, environment = carry_out(tmp_path / "home")
+        here, environment = execute(tmp_path / "home")
     (entry,) = map(json.loads, arguments_of("ENTRYPOINT"))
     (command,) = map(json.loads, arguments_of("CMD"))
     code = "import mm_hf, sys; print(mm_hf.__file__, sys.prefix)"

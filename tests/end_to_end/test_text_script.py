@@ -1,4 +1,4 @@
-"""The script for text classification: GLUE, files, pairs, numbers, several classes, LoRA, decoders; and its data."""
+"""The script for text classification: GLUE, files, pairs, regression, multiple labels, LoRA and decoders."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def docs():
     return offline_docs.load_stdlib_docs()
 
 
-def said(directory, name="predict_results.txt"):
+def read_predictions(directory, name="predict_results.txt"):
     lines = (directory / name).read_text().splitlines()
     assert lines[0] == "index\tprediction"
     return [line.split("\t")[1] for line in lines[1:]]
@@ -77,7 +77,7 @@ def write_csv(path, names, rows):
 
 
 @needs_reviews
-def test_the_recipe_for_movie_reviews(run, tmp_path):
+def test_recipe_for_movie_reviews(run, tmp_path):
     options = yaml.safe_load((RECIPES / "movie_reviews.yaml").read_text())
     options |= {"max_train_samples": 32, "max_eval_samples": 40, "max_predict_samples": 12, "do_predict": True}
     options |= {"max_steps": 3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
@@ -90,16 +90,16 @@ def test_the_recipe_for_movie_reviews(run, tmp_path):
     assert "loss_dense" in state["log_history"][0]
     card = (out / "README.md").read_text()
     assert "dense-multimix" in card and "text-classification" in card and "sentence-transformers/all-MiniLM" in card
-    # It loads plainly, and says of the examples what the script has written.
+    # It loads without mm_hf and predicts what the script has written.
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.id2label == {0: "negative", 1: "positive"}
     reviews = offline.load_movie_reviews()["test"]["text"][:12]
     with torch.no_grad():
         logits = model(**tokenizer(list(reviews), padding=True, return_tensors="pt")).logits
-    assert said(out) == [model.config.id2label[i] for i in logits.argmax(1).tolist()]
+    assert read_predictions(out) == [model.config.id2label[i] for i in logits.argmax(1).tolist()]
 
 
-def test_a_lora_adapter_loads_plainly_and_merged(run, tmp_path, docs):
+def test_lora_adapter_loads_without_mm_hf_and_merges(run, tmp_path, docs):
     from peft import AutoPeftModelForSequenceClassification, PeftModel
 
     options = [
@@ -142,12 +142,12 @@ def test_a_lora_adapter_loads_plainly_and_merged(run, tmp_path, docs):
         base = AutoModelForSequenceClassification.from_pretrained(text.common_text.resolve("minilm"))
         before = base(**batch).logits
         by_hand = PeftModel.from_pretrained(base, out)(**batch).logits
-    torch.testing.assert_close(by_hand, adapted)  # the classifier is the adapter's, not the fresh one
+    torch.testing.assert_close(by_hand, adapted)  # the classifier is the trained one of the adapter
     assert (before - adapted).abs().max() > 0.01
 
 
-def test_a_file_of_several_classes_stopped_and_resumed(run, tmp_path):
-    """Which kinds of names there are in a piece of code."""
+def test_multi_label_files_train_and_resume(run, tmp_path):
+    """Predict the kinds of names in a piece of code."""
     data = load_stdlib()["train"]
     tags = data.features["ner_tags"].feature.names
     rows = [
@@ -179,7 +179,10 @@ def test_a_file_of_several_classes_stopped_and_resumed(run, tmp_path):
     config = AutoConfig.from_pretrained(out)
     assert config.problem_type == "multi_label_classification"
     assert list(config.id2label.values()) == ["CLASS", "DECORATOR", "EXCEPTION", "FUNCTION", "IMPORT", "PARAMETER"]
-    assert len(said(out)) == 5 and set(",".join(said(out)).split(",")) <= {*config.id2label.values(), ""}
+    assert len(read_predictions(out)) == 5 and set(",".join(read_predictions(out)).split(",")) <= {
+        *config.id2label.values(),
+        "",
+    }
 
     whole = (out / "model.safetensors").read_bytes()
     resumed = run(*options, "--max_steps", 6, "--resume_from_checkpoint", out / "checkpoint-3")
@@ -187,8 +190,8 @@ def test_a_file_of_several_classes_stopped_and_resumed(run, tmp_path):
     assert resumed["eval_micro_f1"] == results["eval_micro_f1"]
 
 
-def test_a_table_of_numbers_for_pairs(run, tmp_path, docs):
-    """How many words two texts have together."""
+def test_regression_on_pairs_of_texts(run, tmp_path, docs):
+    """Predict the number of words of two texts."""
     rows = docs["train"].select(range(48))
     table = [[r["sentence1"], r["sentence2"], len(f"{r['sentence1']} {r['sentence2']}".split())] for r in rows]
     for name, part in {"train": table[:32], "validation": table[32:], "test": table[:6]}.items():
@@ -199,7 +202,7 @@ def test_a_table_of_numbers_for_pairs(run, tmp_path, docs):
     assert {"eval_mse", "eval_pearson", "eval_spearman", "predict_mse"} <= set(results)
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert config.problem_type == "regression" and config.id2label == {0: "words"}
-    assert len([float(number) for number in said(tmp_path / "out")]) == 6
+    assert len([float(number) for number in read_predictions(tmp_path / "out")]) == 6
 
 
 GLUE = {  # columns, classes, splits
@@ -215,8 +218,8 @@ GLUE = {  # columns, classes, splits
 
 
 @pytest.mark.parametrize("task", sorted(GLUE))
-def test_tasks_of_glue(run, tmp_path, monkeypatch, docs, task):
-    """A directory of the name and form of the Hub's GLUE, test labels withheld, with other texts."""
+def test_glue_task_trains(run, tmp_path, monkeypatch, docs, task):
+    """Train on a directory with the name and format of GLUE on the Hub, without test labels and with other texts."""
     columns, classes, splits = GLUE[task]
     directory = tmp_path / "nyu-mll" / "glue"
     (directory / task).mkdir(parents=True)
@@ -246,7 +249,7 @@ def test_tasks_of_glue(run, tmp_path, monkeypatch, docs, task):
     out = tmp_path / "out"
     assert list(AutoConfig.from_pretrained(out).id2label.values()) == (classes or ["label"])
     for kind in ("_matched", "_mismatched") if task == "mnli" else ("",):
-        predicted = said(out, f"predict_results{kind}.txt")
+        predicted = read_predictions(out, f"predict_results{kind}.txt")
         assert len(predicted) == 30 and (classes is None or set(predicted) <= set(classes))
 
 
@@ -254,7 +257,7 @@ def test_tasks_of_glue(run, tmp_path, monkeypatch, docs, task):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_decoder_is_trained_at_each_of_its_words(run, tmp_path, side):
+def test_decoder_trains_at_all_words(run, tmp_path, side):
     options = f"--dataset_name stdlib_docs --max_train_samples 32 --max_eval_samples 20 --padding_side {side}".split()
     options += [
         "--model_type",
@@ -282,7 +285,7 @@ def test_a_decoder_is_trained_at_each_of_its_words(run, tmp_path, side):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_the_locations_of_a_decoder_are_its_words(docs, model_type):
+def test_locations_of_a_decoder_are_its_words(docs, model_type):
     overrides = TINY if model_type == "llama" else "n_embd=32,n_layer=2,n_head=2"
     model_args = text.ModelArguments(model_type=model_type, tokenizer_name="minilm", config_overrides=overrides)
     torch.manual_seed(0)
@@ -311,26 +314,26 @@ def test_the_locations_of_a_decoder_are_its_words(docs, model_type):
         expected = weights[range(5), last] * seen.mask
         torch.testing.assert_close(seen.attention, expected / expected.sum(1, keepdim=True), rtol=1e-3, atol=1e-5)
         logits[side] = seen.logits
-    if model_type == "llama":  # whose positions are relative
+    if model_type == "llama":  # its positions are relative
         torch.testing.assert_close(logits["left"], logits["right"], rtol=1e-3, atol=1e-4)
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(monkeypatch):
+def test_tokenizer_without_padding_token_pads_with_its_end_token(monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(text.common_text.resolve("minilm"))
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     monkeypatch.setattr(text.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
-    monkeypatch.setattr(text.common, "load_model", lambda *args, **settings: AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model("llama", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    ))  # fmt: skip
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **sizes))
+    monkeypatch.setattr(text.common, "load_model", lambda *args, **settings: made)
     model_args = text.ModelArguments(model_type="llama", tokenizer_name="another")
     model, _ = text.load_model(model_args, ["a", "b"], text.SINGLE_LABEL)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")
 
 
-# ---- Mistakes ----
+# ---- Errors ----
 
 
-def test_mistakes_are_refused_with_sentences(run, tmp_path):
+def test_invalid_options_raise_a_value_error(run, tmp_path):
     with pytest.raises(ValueError, match="Give --task_name, --dataset_name .*movie_reviews.* or --train_file"):
         text.DataTrainingArguments()
     with pytest.raises(ValueError, match="--task_name must be one of cola, mnli"):

@@ -1,1 +1,1 @@
-"""Models, data and servers that several tests use."""
+"""Models, data, servers and launchers that several tests use."""

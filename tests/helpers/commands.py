@@ -5,11 +5,15 @@ from pathlib import Path
 
 from mm_hf.cli import main
 
-TINY = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4,num_channels=1"
+TINY = (
+    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4,"
+    "num_channels=1"
+)
 OPTIONS = (
-    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 --max_validation_samples 40 "
-    "--max_test_samples 80 --augmentation crop --num_train_epochs 2 --per_device_train_batch_size 32 --learning_rate 3e-3 "
-    "--per_device_eval_batch_size 40 --use_cpu --robustness_samples 20"
+    f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 "
+    "--max_validation_samples 40 --max_test_samples 80 --augmentation crop --num_train_epochs 2 "
+    "--per_device_train_batch_size 32 --learning_rate 3e-3 --per_device_eval_batch_size 40 --use_cpu "
+    "--robustness_samples 20"
 ).split()
 # Metrics that differ between two runs with the same seed.
 COSTS = ("train_seconds", "peak_memory_mib")

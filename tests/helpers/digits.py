@@ -1,4 +1,4 @@
-"""scikit-learn's digits as small training sets, and tiny models for them."""
+"""Small training sets of scikit-learn's digits, and tiny models for them."""
 
 import torch
 from datasets import ClassLabel, Dataset

@@ -1,7 +1,7 @@
-"""A Hub on the loopback interface: what `huggingface_hub` asks of it to push and to load models, and how it can fail.
+"""A Hub on the loopback interface: the routes with which `huggingface_hub` pushes and loads models.
 
-Repositories live in memory. Large files (by name, as on the Hub) travel by git LFS and are served by another host name, to
-which no token may go. `HubServer.failures` makes requests fail, and `HubServer.requests` remembers them all.
+Repositories are kept in memory. Large files (by name, as on the Hub) are transferred by git LFS and served under
+another host name, which must not receive a token. `HubServer.failures` makes requests fail; `HubServer.requests` records them.
 """
 
 import base64
@@ -53,7 +53,7 @@ class Repo:
 
 @dataclass
 class Failure:
-    """Requests that match fail: with a status, or ("cut") by a connection that is closed in mid-upload."""
+    """A rule by which matching requests fail: with a status, or ("cut") with a connection closed during the upload."""
 
     method: str
     path: str
@@ -71,7 +71,7 @@ class Request:
 
 
 class HubServer:
-    """Use as a context manager. `tokens` maps a token to its user and what it may do ("write" or "read")."""
+    """A context manager. `tokens` maps a token to its user and its permission ("write" or "read")."""
 
     def __init__(self, tokens=()):
         self.tokens = dict(tokens)
@@ -95,11 +95,11 @@ class HubServer:
         self.http.server_close()
 
     def files(self, repo_id, revision="main"):
-        """What a repository holds, large files too."""
+        """Return the files of a repository, including large ones."""
         return self.repos[repo_id].commit(revision).files
 
     def messages(self, repo_id, revision="main"):
-        """The messages of its commits, the first one first."""
+        """Return the messages of its commits in chronological order."""
         return [commit.message for commit in self.repos[repo_id].branches[revision].history()][::-1]
 
     def fail(self, method, path, what=500, times=float("inf")):
@@ -107,7 +107,7 @@ class HubServer:
 
 
 def check_metadata(content):
-    """Errors in the metadata of a model card, by the rules that the Hub documents in its modelcard.md."""
+    """Return the errors in the metadata of a model card, by the rules of the Hub's modelcard.md."""
     match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if match is None:
         return ["there is no metadata"]
@@ -162,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
             host = self.headers.get("Host", "")
             self.hub.requests.append(Request(self.command, url.path, host, self.token, self.body))
             if failure is not None:
-                self.error(int(failure), "as the test wants it")
+                self.error(int(failure), "requested by the test")
                 return
             for pattern, name in ROUTES:
                 match = re.fullmatch(pattern, f"{self.command} {url.path}")
@@ -204,22 +204,22 @@ class Handler(BaseHTTPRequestHandler):
             headers["X-Error-Code"] = code
         self.answer(status, {"error": message}, headers)
 
-    # ---- who may do what ----
+    # ---- permissions ----
 
     @property
     def user(self):
         return self.hub.tokens.get(self.token, (None, None))[0]
 
     def repo(self, repo_id, write=False):
-        """The repository, or None after an error has been answered."""
+        """Return the repository, or None after answering with an error."""
         if self.token is not None and self.token not in self.hub.tokens:
             self.error(401, "Invalid credentials in Authorization header")
             return None
         repo, owner = self.hub.repos.get(repo_id), repo_id.split("/")[0]
         if repo is None or (repo.private and self.user != owner):
-            # The Hub does not tell those who may not look whether there is something to see.
-            self.error(*((401, "Invalid username or password.") if self.user is None else (404, "Repository not found")),
-                       code="RepoNotFound")  # fmt: skip
+            # Without permission to read, the answer does not reveal whether the repository exists.
+            status = (401, "Invalid username or password.") if self.user is None else (404, "Repository not found")
+            self.error(*status, code="RepoNotFound")
             return None
         if write and (self.user != owner or self.hub.tokens[self.token][1] != "write"):
             self.error(403, "you have no write access to this repository")
@@ -317,7 +317,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def store(self, oid):
         if hashlib.sha256(self.body).hexdigest() != oid:
-            self.error(400, "the content is not what its name says")
+            self.error(400, "the content does not match its hash")
         else:
             self.hub.large[oid] = self.body
             self.answer(200)
@@ -330,8 +330,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         if self.repo(repo_id, write=True) is not None:
             stored = self.hub.large.get(wanted["oid"])
-            whole = stored is not None and len(stored) == wanted["size"]
-            self.answer(200, {}) if whole else self.error(404, "Object does not exist")
+            complete = stored is not None and len(stored) == wanted["size"]
+            self.answer(200, {}) if complete else self.error(404, "Object does not exist")
 
     def commit(self, repo_id, revision):
         repo = self.repo(repo_id, write=True)
@@ -390,7 +390,7 @@ def git_oid(content):
 
 
 def oid_of(path, content):
-    """What the client compares a file with, to leave out what has not changed."""
+    """Return the identifier with which the client recognizes unchanged files."""
     if content is None:
         return None
     return sha256(content) if path.endswith(LARGE) else git_oid(content)

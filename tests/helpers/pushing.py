@@ -1,4 +1,4 @@
-"""Trainers on digits that push, and who may push where."""
+"""Trainers on digits that push to the Hub, and the tokens of the users."""
 
 import numpy as np
 from transformers import ViTImageProcessorPil

@@ -34,7 +34,7 @@ def loss_of_one(logits: Tensor, target: Tensor, smoothing: float, criterion: str
 
 
 def target_of_one(label: Tensor, num_classes: int) -> Tensor | None:
-    """One label, a class index or the target itself; None if it takes no part."""
+    """Return the target of a label, which is a class index or the target itself; None if it is ignored."""
     if label.ndim == 1:
         return label.double()
     if int(label) == -100:
@@ -54,7 +54,9 @@ def dense_multimix(
     criterion: str = "cross_entropy",
     local_labels: bool = False,
 ) -> Tensor:
-    """Features (b, r, d), classifier weight (c, d) and bias (c,), attention (b, r), factors (r, b, n).
+    """Compute the loss in loops.
+
+    Features are (b, r, d), the classifier's weight (c, d) and its bias (c,), attention (b, r), factors (r, b, n).
 
     Labels are (b,) or (b, c), or with `local_labels` (b, r) or (b, r, c).
     """
@@ -84,7 +86,10 @@ def dense_multimix(
 def multimix(
     features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, factors: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Features (b, d), classifier weight (c, d) and bias (c,), labels (b,) or (b, c), factors (b, n)."""
+    """Compute the loss in loops.
+
+    Features are (b, d), the classifier's weight (c, d) and its bias (c,), labels (b,) or (b, c), factors (b, n).
+    """
     b, n = factors.shape
     targets = [target_of_one(label, len(bias)) for label in labels]
     losses = []
@@ -100,7 +105,7 @@ def multimix(
 
 
 def dirichlet_moments(alpha: float, num_examples: int) -> tuple[float, float, float]:
-    """Mean, variance and standard deviation of one coordinate of a symmetric Dirichlet distribution."""
+    """Return mean, variance and standard deviation of one coordinate of a symmetric Dirichlet distribution."""
     mean = 1 / num_examples
     variance = mean * (1 - mean) / (num_examples * alpha + 1)
     return mean, variance, math.sqrt(variance)

@@ -3,9 +3,9 @@
 import importlib
 
 import pytest
-import supported_models
 import transformers
 
+from benchmarks import supported_models
 from mm_hf import LocationError, probe
 from tests.helpers import zoo
 

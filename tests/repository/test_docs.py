@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, code is Python, the tutorial runs and prints what it says, command lines parse."""
+"""Pages of the documentation: links exist, code compiles, printed output is correct, command lines parse."""
 
 import argparse
 import ast
@@ -32,21 +32,21 @@ def each_page(test):
 
 
 def tokens_of(page):
-    """All tokens of a page, those inside of paragraphs and cells among them."""
+    """Yield all tokens of a page, including those in paragraphs and cells."""
     for token in MARKDOWN.parse(page.read_text()):
         yield token
         yield from token.children or ()
 
 
 def anchors_of(page):
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of a page's headings, as on GitHub and on the site."""
     names = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", re.sub(r"\{.*\}|`", "", name)).strip().lower() for name in names]
     return {name.replace(" ", "-") for name in plain}
 
 
 @each_page
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_images_exist(page):
     for token in tokens_of(page):
         target = token.attrGet("href") or token.attrGet("src")
         if target is None or re.match(r"[a-z]+:", target):
@@ -56,12 +56,12 @@ def test_links_and_pictures_lead_somewhere(page):
         assert file.exists(), f"{page.name}: {target}"
         if file.suffix == ".png":
             Image.open(file).verify()
-        if anchor and "api" not in file.parts:  # the site's strict build looks at those
+        if anchor and "api" not in file.parts:  # checked by the strict build of the site
             assert anchor in anchors_of(file), f"{page.name}: {target}"
 
 
 @each_page
-def test_code_is_python_and_imports_what_there_is(page):
+def test_code_compiles_and_its_imports_exist(page):
     for block in blocks.blocks_of(page.read_text()):
         ours = {
             match for line in re.findall(r"from mm_hf import (.*)", block.code) for match in re.findall(r"\w+", line)
@@ -79,7 +79,7 @@ def test_code_is_python_and_imports_what_there_is(page):
 
 
 def commands_of(page):
-    """The command lines of a page, continued lines joined."""
+    """Yield the command lines of a page, with continued lines joined."""
     for token in tokens_of(page):
         if token.type == "fence" and token.info in ("", "bash", "sh", "console"):
             yield from token.content.replace("\\\n", " ").splitlines()
@@ -88,14 +88,14 @@ def commands_of(page):
 
 
 class Parsed(Exception):  # noqa: N818
-    """Raised in place of parsing: what a command's own parser makes of its arguments."""
+    """The result of a command's parser, raised to stop the command."""
 
 
 def check_command(command, monkeypatch):
-    """Let a command of ours parse its arguments, and go no further. False for other commands."""
+    """Parse the arguments of a command of this repository, and stop. Return False for other commands."""
     if not re.match(r"(?:[A-Z_]+=\S* )*(mm-hf|python|make) ", command):
         return False
-    if re.match(r"mm-hf \w+:", command):  # what a command said
+    if re.match(r"mm-hf \w+:", command):  # output of a command
         return False
     words = shlex.split(command, comments=True)
     while "=" in words[0]:
@@ -108,11 +108,15 @@ def check_command(command, monkeypatch):
         if not words[1].isalpha() or not words[1].islower():  # a placeholder, or --version
             return False
         start = importlib.import_module(f"mm_hf.cli.{words[1]}").main
-    elif not words[1].endswith(".py"):
-        return False
-    else:
+    elif words[1] == "-m" and words[2].startswith("benchmarks."):
+        words = words[1:]
+        package = (ROOT / words[1].replace(".", "/")).is_dir()
+        start = importlib.import_module(words[1] + ".__main__" * package).main
+    elif words[1].endswith(".py"):
         assert (ROOT / words[1]).exists(), command
         start = getattr(importlib.import_module(Path(words[1]).stem), "main", None)
+    else:
+        return False
     rest = words[2:]
     if start is None or not rest:
         return True
@@ -144,26 +148,26 @@ def check_command(command, monkeypatch):
     except Parsed as found:
         monkeypatch.undo()
         values, *others = found.args
-        if words[0] == "python":
+        if words[0] != "mm-hf":
             assert not others[0], f"{command}: {others[0]}"
         elif getattr(values, "methods", None):
             as_methods(values.methods)
         return True
     except (SystemExit, ValueError):
         monkeypatch.undo()
-        if not any(re.fullmatch(r"[A-Z_]+|\.\.\.", word) for word in words):  # placeholders need not be values
+        if not any(re.fullmatch(r"[A-Z_]+|\.\.\.", word) for word in words):  # placeholders are not valid values
             raise
         return False
     raise AssertionError(f"{command}: nothing was parsed")
 
 
 @each_page
-def test_command_lines_have_options_that_exist(page, monkeypatch):
+def test_command_lines_parse(page, monkeypatch):
     for command in commands_of(page):
         check_command(command, monkeypatch)
 
 
-def test_a_wrong_command_line_is_noticed(monkeypatch):
+def test_wrong_command_line_fails(monkeypatch):
     assert check_command("mm-hf compare --dataset_name digits --methods erm --num_train_epochs 3", monkeypatch)
     assert check_command("python examples/demo.py --seeds 3", monkeypatch)
     assert check_command(
@@ -176,7 +180,7 @@ def test_a_wrong_command_line_is_noticed(monkeypatch):
 
 
 def run_page(name, directory, monkeypatch):
-    """Run a page's blocks where their files do no harm, and compare what they print with what the page says, numbers aside."""
+    """Run the code of a page in a temporary directory, and compare its output with the page, except for numbers."""
     monkeypatch.chdir(directory)
     (directory / "outputs" / "tutorial").mkdir(parents=True)
     for block, printed in blocks.run((DOCS / name).read_text(), name):
@@ -186,12 +190,12 @@ def run_page(name, directory, monkeypatch):
 
 
 def layout_of(printed):
-    """What is printed without its numbers and the space that they take."""
+    """Return printed text without its numbers and their padding."""
     return re.sub(r"\s+", " ", re.sub(r"-?\d[\d.,e+-]*", "0", printed)).strip()
 
 
 @pytest.mark.end_to_end
-def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
+def test_tutorial_prints_the_documented_output(tmp_path, monkeypatch):
     printed = [printed for _, printed in run_page("tutorial.md", tmp_path, monkeypatch)]
     accuracies = [float(text.split()[1]) for text in printed if text.startswith("accuracy")]
     assert len(accuracies) == 2 and min(accuracies) > 0.7
@@ -199,18 +203,18 @@ def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
     assert "same logits: True" in "".join(printed)
 
 
-def test_the_page_on_models_does_what_it_says(tmp_path, monkeypatch):
+def test_page_on_models_prints_the_documented_output(tmp_path, monkeypatch):
     taught = importlib.import_module("mm_hf.locations.registry")
     monkeypatch.setattr(taught, "_registered", {})
     assert len(list(run_page("your_model.md", tmp_path, monkeypatch))) == 4
     assert taught.is_registered("attention pooler")
 
 
-def test_the_methods_page_computes(tmp_path, monkeypatch):
+def test_method_page_runs(tmp_path, monkeypatch):
     assert len(list(run_page("method.md", tmp_path, monkeypatch))) == 1
 
 
-def test_mixup_or_cutmix_of_the_page_on_migration_trains(tmp_path):
+def test_mixup_or_cutmix_of_the_migration_page_trains(tmp_path):
     found = [
         block for block in blocks.blocks_of((DOCS / "migration.md").read_text()) if "class MixupOrCutMix" in block.code
     ]
@@ -228,7 +232,7 @@ def test_mixup_or_cutmix_of_the_page_on_migration_trains(tmp_path):
     assert logged & {"loss_mixup", "loss_cutmix"}
 
 
-def test_the_page_on_migration_names_arguments_of_kornia():
+def test_migration_page_names_arguments_of_kornia():
     page = (DOCS / "migration.md").read_text()
     section = page[page.index("## From kornia") : page.index("## From OpenMixup")]
     known = {
@@ -264,7 +268,7 @@ def test_figures_show_the_factors_of_the_methods(tmp_path):
         assert (DOCS / "images" / path.name).exists()
 
 
-def test_public_packages_are_in_the_reference():
+def test_reference_has_all_public_names():
     told = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     for name in mm_hf.__all__:
         if name != "__version__":

@@ -11,14 +11,14 @@ def python(code):
 
 
 @pytest.mark.distributed
-def test_importing_the_package_imports_neither_transformers_nor_torch_for_nothing():
+def test_import_of_the_package_does_not_import_transformers():
     heavy = "['transformers', 'datasets', 'accelerate', 'evaluate', 'matplotlib', 'sklearn', 'torchmetrics']"
     assert python(f"import sys, mm_hf; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
     code = f"import sys; from mm_hf import multimix_loss; print([m for m in {heavy} if m in sys.modules])"
     assert python(code).strip() == "[]"
 
 
-def test_every_advertised_name_is_there():
+def test_all_public_names_exist():
     for name in mm_hf.__all__:
         assert getattr(mm_hf, name) is not None
     assert set(mm_hf.__all__) <= set(dir(mm_hf))

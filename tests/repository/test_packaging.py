@@ -1,4 +1,4 @@
-"""What a release holds, and that it works without the repository."""
+"""Contents and metadata of a release, and training with its wheel."""
 
 import email
 import os
@@ -34,8 +34,8 @@ model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=2, num_chan
 digits = load_digits()
 train = [{"pixel_values": torch.tensor(x / 8 - 1).float()[None], "labels": int(y)}
          for x, y in zip(digits.images[:32], digits.target)]
-training_args = TrainingArguments("out", max_steps=1, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
-trainer = MultiMixTrainer(model=model, args=training_args, mixing=DenseMultiMix(num_mixed=1000), train_dataset=train)
+args = TrainingArguments("out", max_steps=1, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
+trainer = MultiMixTrainer(model=model, args=args, mixing=DenseMultiMix(num_mixed=1000), train_dataset=train)
 trainer.train()
 trainer.save_model()
 assert trainer.state.log_history[0]["loss_terms"] == 8 + 16 * 1000
@@ -45,10 +45,10 @@ print(mm_hf.__file__, version("mm-hf"))
 """
 
 
-def build(what, source, directory, **environment):
-    """What setuptools, called as by pip, makes of a source tree."""
+def build(hook, source, directory, **environment):
+    """Call a hook of setuptools on a source tree, as pip does, and return the path of the result."""
     directory.mkdir()
-    code = f"from setuptools import build_meta; print(build_meta.{what}({str(directory)!r}))"
+    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(directory)!r}))"
     environment = {**{k: v for k, v in os.environ.items() if k != "REPOSITORY_URL"}, **environment}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, env=environment, check=True, capture_output=True, text=True
@@ -62,7 +62,7 @@ def files(directory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """What is here, without what git ignores."""
+    """Copy the repository without files that git ignores."""
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
     copy = tmp_path_factory.mktemp("repository") / "mm_hf"
     return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", *ignored))
@@ -70,7 +70,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archive(source, tmp_path_factory):
-    """The source archive, unpacked."""
+    """Build and unpack the source archive."""
     directory = tmp_path_factory.mktemp("archive")
     with tarfile.open(build("build_sdist", source, directory / "dist")) as file:
         file.extractall(directory, filter="data")
@@ -79,7 +79,7 @@ def archive(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(archive, tmp_path_factory):
-    """The wheel that the source archive alone gives, unpacked: this is all that installing it does."""
+    """Build a wheel from the source archive alone, and unpack it, which is what an installation does."""
     directory = tmp_path_factory.mktemp("wheel")
     with zipfile.ZipFile(build("build_wheel", archive, directory / "dist")) as file:
         file.extractall(directory / "site")
@@ -90,7 +90,7 @@ def metadata(directory):
     return email.message_from_string((directory / "METADATA").read_text("utf-8"))
 
 
-def test_the_source_archive_has_all_that_the_tests_need(archive, source):
+def test_source_archive_has_all_files_of_the_tests(archive, source):
     there = files(archive)
     for directory in (".ci", ".github", "benchmarks", "docs", "examples", "mm_hf", "tests"):
         assert {f"{directory}/{name}" for name in files(source / directory)} <= there
@@ -98,7 +98,7 @@ def test_the_source_archive_has_all_that_the_tests_need(archive, source):
     assert {"constraints.txt", "constraints-oldest.txt"} <= there
 
 
-def test_the_wheel_has_the_package_and_nothing_else(wheel, source):
+def test_wheel_contains_only_the_package(wheel, source):
     assert "mm_hf/py.typed" in files(wheel)
     assert {path.name for path in wheel.iterdir()} == {"mm_hf", f"{NAME}.dist-info"}
     assert files(wheel / "mm_hf") == files(source / "mm_hf")
@@ -106,7 +106,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel, source):
 
 
 @pytest.mark.distributed
-def test_the_wheel_trains_without_the_repository(wheel, tmp_path):
+def test_wheel_trains_without_the_repository(wheel, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", STEP],
         cwd=tmp_path,
@@ -120,8 +120,8 @@ def test_the_wheel_trains_without_the_repository(wheel, tmp_path):
     assert {"model.safetensors", "mixing.json"} <= files(tmp_path / "out")
 
 
-def test_the_readmes_links_lead_to_the_repository_or_are_text(wheel, archive, tmp_path):
-    """On PyPI there is no file beside the page."""
+def test_links_of_the_readme_are_absolute_or_plain_text(wheel, archive, tmp_path):
+    """The page on PyPI has no files beside it."""
     targets = re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert targets and all((ROOT / target).exists() for target in targets)
     plain = metadata(wheel / f"{NAME}.dist-info")
@@ -133,7 +133,7 @@ def test_the_readmes_links_lead_to_the_repository_or_are_text(wheel, archive, tm
     assert linked["Project-URL"] == f"Source, {URL}"
 
 
-def test_declared_versions_are_the_tested_ones(wheel):
+def test_declared_versions_are_tested(wheel):
     declared = metadata(wheel / f"{NAME}.dist-info")
     assert declared["Version"] == mm_hf.__version__
     assert declared["License-Expression"] == "Apache-2.0"
@@ -147,18 +147,18 @@ def test_declared_versions_are_the_tested_ones(wheel):
 def pinned(name):
     lines = (ROOT / name).read_text().splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {normalised(package): Version(version) for package, version in pins.items()}
+    return {normalized(package): Version(version) for package, version in pins.items()}
 
 
-def normalised(package):
+def normalized(package):
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def test_lower_bounds_are_the_oldest_versions_tested_and_pins_are_in_the_ranges(wheel):
+def test_lower_bounds_are_the_oldest_tested_versions_and_pins_are_in_range(wheel):
     newest, oldest = pinned("constraints.txt"), pinned("constraints-oldest.txt")
     requirements = [Requirement(line) for line in metadata(wheel / f"{NAME}.dist-info").get_all("Requires-Dist")]
     for requirement in requirements:
-        (bound,), name = requirement.specifier, normalised(requirement.name)
+        (bound,), name = requirement.specifier, normalized(requirement.name)
         assert bound.operator == ">="
         assert newest[name] in requirement.specifier
         if requirement.marker is None or requirement.marker.evaluate({"extra": "dev"}):

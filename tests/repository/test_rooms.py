@@ -1,4 +1,4 @@
-"""The map in CONTRIBUTING.md against the code."""
+"""The list of rooms in CONTRIBUTING.md against the imports of the code."""
 
 import ast
 import re
