@@ -1,7 +1,8 @@
 """A Hub on the loopback interface: the routes with which `huggingface_hub` pushes and loads models.
 
 Repositories are kept in memory. Large files (by name, as on the Hub) are transferred by git LFS and served under
-another host name, which must not receive a token. `HubServer.failures` makes requests fail; `HubServer.requests` records them.
+another host name, which must not receive a token. `HubServer.failures` makes requests fail, and `HubServer.requests`
+records them.
 """
 
 import base64
