@@ -73,11 +73,14 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """For each metric with a per-example statistic, each method minus the baseline, with its bootstrap interval."""
+        """Differences from the baseline with bootstrap intervals, by metric and method.
+
+        They cover the metrics with a per-example statistic and are empty without a baseline.
+        """
         if self.baseline is None or len(self.runs) < 2:
             return {}
         scores = {
-            name: [example_scores(a["logits"], a["labels"]) for a in map(_arrays, runs)]
+            name: [example_scores(arrays["logits"], arrays["labels"]) for arrays in (run.arrays for run in runs)]
             for name, runs in self.runs.items()
         }
         return {
@@ -110,10 +113,6 @@ class Comparison:
             writer = csv.DictWriter(file, ["method", "seed", "metric", "value"])
             writer.writeheader()
             writer.writerows(self.rows())
-
-
-def _arrays(run: Run) -> dict[str, np.ndarray]:
-    return run.arrays
 
 
 def _flat(corruptions: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
@@ -335,4 +334,4 @@ def _leaves(values: Any, key: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
 
 
 def _setting(values: Mapping[Any, Any], key: Any) -> str:
-    return "not given" if key not in values else repr(values[key])
+    return "not set" if key not in values else repr(values[key])

@@ -85,14 +85,14 @@ def test_html_report_is_one_file_with_all_plots(compared):
     page.feed(text)
     assert not page.fetched and not page.tags & {"script", "link", "iframe", "object"}
     assert "@import" not in text and "url(" not in text
-    pictures = sorted(path.stem for path in (directory / "figures").glob("*.png"))
-    assert pictures == sorted(
+    plots = sorted(path.stem for path in (directory / "figures").glob("*.png"))
+    assert plots == sorted(
         ["differences", "reliability", "corruptions", "ood", "embeddings", "alignment_uniformity", "cost", "training"]
     )
-    assert len(page.images) == len(pictures)
+    assert len(page.images) == len(plots)
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.images)
     markdown = (directory / "report.md").read_text()
-    for name in pictures:
+    for name in plots:
         assert f"(figures/{name}.png)" in markdown
     assert "nan" not in text.replace("nanos", "").lower().split("base64")[0]
 
@@ -154,7 +154,7 @@ def test_interrupted_comparison_resumes_with_the_next_run(tmp_path, monkeypatch,
         "--seeds",
         "2",
     ]
-    assert main([*command, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--output_dir", str(tmp_path / "complete")]) == 0
     calls, train = [], compare.train_run
 
     def stops(*args, **kwargs):
@@ -169,4 +169,4 @@ def test_interrupted_comparison_resumes_with_the_next_run(tmp_path, monkeypatch,
     assert not (tmp_path / "parts" / "results.csv").exists()
     assert main([*command, "--output_dir", str(tmp_path / "parts")]) == 0
     assert calls == ["erm", "multimix:num_mixed=10", "multimix:num_mixed=10", "erm", "multimix:num_mixed=10"]
-    assert read_results(tmp_path / "parts" / "results.csv") == read_results(tmp_path / "whole" / "results.csv")
+    assert read_results(tmp_path / "parts" / "results.csv") == read_results(tmp_path / "complete" / "results.csv")

@@ -80,7 +80,9 @@ def small_task(**changes):
 @pytest.mark.parametrize("mixing", [ERM(), DenseMultiMix(num_mixed=10)])
 def test_interrupted_run_resumes_from_the_last_complete_checkpoint(mixing, tmp_path):
     task = small_task(training_args={"save_strategy": "epoch"})
-    whole = run_comparison(task, {"method": mixing}, 1, tmp_path / "whole", evaluation=NO_ROBUSTNESS, report=False)
+    complete = run_comparison(
+        task, {"method": mixing}, 1, tmp_path / "complete", evaluation=NO_ROBUSTNESS, report=False
+    )
     with pytest.raises(KeyboardInterrupt):
         run_comparison(
             task, {"method": mixing}, 1, tmp_path / "parts", evaluation=NO_ROBUSTNESS, report=False, callbacks=[Stop(6)]
@@ -93,7 +95,7 @@ def test_interrupted_run_resumes_from_the_last_complete_checkpoint(mixing, tmp_p
         task, {"method": mixing}, 1, tmp_path / "parts", evaluation=NO_ROBUSTNESS, report=False, callbacks=[steps]
     )
     assert steps.steps == 4
-    one, other = whole.runs["method"][0], parts.runs["method"][0]
+    one, other = complete.runs["method"][0], parts.runs["method"][0]
     for metrics in (one.metrics, other.metrics):
         for cost in COSTS:
             del metrics[cost]
@@ -225,7 +227,7 @@ def test_diverged_run_is_reported(tmp_path):
     assert np.isnan(comparison.runs["erm"][0].metrics["nll"])
     report = (tmp_path / "report.md").read_text()
     assert "| erm | nan |" in report and "The representation was not evaluated" in report
-    assert not (tmp_path / "pictures" / "reliability.png").exists()
+    assert not (tmp_path / "figures" / "reliability.png").exists()
 
 
 def test_methods_are_parsed_from_specifications_settings_and_objects():

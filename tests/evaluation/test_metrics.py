@@ -203,8 +203,8 @@ def test_nan_logits_give_nan(data):
     logits, labels = data
     broken = logits.copy()
     broken[3, 1] = np.nan
-    figures = classification_metrics(EvalPrediction(predictions=broken, label_ids=labels))
-    assert all(np.isnan(x) for x in figures.values())
+    values = classification_metrics(EvalPrediction(predictions=broken, label_ids=labels))
+    assert all(np.isnan(x) for x in values.values())
     with pytest.raises(ValueError, match="contain NaN"):
         reliability(broken, labels)
     masked = logits.copy()  # an impossible class is valid

@@ -52,11 +52,11 @@ def test_robust_accuracy_of_a_linear_classifier_equals_its_margin_bound(attack, 
     batches = [
         {"pixel_values": normalized(pixels[k : k + 64]), "labels": labels[k : k + 64]} for k in range(0, 300, 64)
     ]
-    figures = robust_accuracy(model, batches, epsilon, attack=attack, normalization=NORMALIZATION)
-    assert figures["accuracy"] == pytest.approx(float((margin > 0).double().mean()))
-    assert figures["robust_accuracy"] == pytest.approx(float(robust.double().mean()))
+    accuracies = robust_accuracy(model, batches, epsilon, attack=attack, normalization=NORMALIZATION)
+    assert accuracies["accuracy"] == pytest.approx(float((margin > 0).double().mean()))
+    assert accuracies["robust_accuracy"] == pytest.approx(float(robust.double().mean()))
     if epsilon == 0.03:
-        assert 0.05 < figures["robust_accuracy"] < figures["accuracy"] - 0.05  # the attack has an effect
+        assert 0.05 < accuracies["robust_accuracy"] < accuracies["accuracy"] - 0.05  # the attack has an effect
 
 
 def test_attacks_on_several_classes_never_break_certified_examples():

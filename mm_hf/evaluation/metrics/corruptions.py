@@ -127,22 +127,22 @@ def corruption_accuracy(
     """
     names = tuple(CORRUPTIONS) if corruptions is None else tuple(corruptions)
     normalization = Normalization() if normalization is None else normalization
-    right = {name: [0] * len(severities) for name in names}
-    seen = 0
+    correct = {name: [0] * len(severities) for name in names}
+    count = 0
     with evaluation_mode(model) as device, torch.no_grad():
         for batch in batches:
             values, inputs, labels = image_batch(batch, device)
             pixels = normalization.to_pixels(values)
             for name in names:
                 for k, severity in enumerate(severities):
-                    changed = corrupt(pixels, name, severity, seed=seed, start=seen)
+                    changed = corrupt(pixels, name, severity, seed=seed, start=count)
                     fed = values if severity == 0 else normalization.to_values(changed).to(values.dtype)
                     logits = model_logits(model, pixel_values=fed, **inputs)
-                    right[name][k] += int((logits.argmax(dim=-1) == labels).sum())
-            seen += len(values)
-    if not seen:
+                    correct[name][k] += int((logits.argmax(dim=-1) == labels).sum())
+            count += len(values)
+    if not count:
         raise ValueError("batches must contain at least one image with a label.")
-    return {name: [count / seen for count in counts] for name, counts in right.items()}
+    return {name: [hits / count for hits in counts] for name, counts in correct.items()}
 
 
 def _kornia() -> Any:

@@ -155,14 +155,14 @@ def robust_accuracy(
         >>> model = ViTForImageClassification(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         ...                                             intermediate_size=16, image_size=8, patch_size=4, num_labels=3))
         >>> batch = {"pixel_values": torch.rand(4, 3, 8, 8), "labels": torch.tensor([0, 1, 2, 0])}
-        >>> figures = robust_accuracy(model, [batch], epsilon=8 / 255)
-        >>> figures["robust_accuracy"] <= figures["accuracy"]
+        >>> accuracies = robust_accuracy(model, [batch], epsilon=8 / 255)
+        >>> accuracies["robust_accuracy"] <= accuracies["accuracy"]
         True
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}.")
     generator = torch.Generator().manual_seed(seed)
-    seen = right = robust = 0
+    count = correct = robust = 0
     with evaluation_mode(model) as device:
         for batch in batches:
             images, inputs, labels = image_batch(batch, device)
@@ -179,10 +179,14 @@ def robust_accuracy(
                 before, after = (
                     model_logits(model, pixel_values=x, **inputs).argmax(dim=-1) == labels for x in (images, changed)
                 )
-            seen, right, robust = seen + len(images), right + int(before.sum()), robust + int((before & after).sum())
-    if not seen:
+            count, correct, robust = (
+                count + len(images),
+                correct + int(before.sum()),
+                robust + int((before & after).sum()),
+            )
+    if not count:
         raise ValueError("batches must contain at least one image with a label.")
-    return {"accuracy": right / seen, "robust_accuracy": robust / seen}
+    return {"accuracy": correct / count, "robust_accuracy": robust / count}
 
 
 def _attack(
