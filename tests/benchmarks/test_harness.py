@@ -30,6 +30,7 @@ def allocate(megabytes):
     return float(held[-1]), torch.get_num_threads()
 
 
+@pytest.mark.distributed
 def test_peak_memory_excludes_the_parent_process():
     own = torch.ones(300 * 2**18)  # memory of this process
     (value, threads), peak = harness.in_process(allocate, 400)

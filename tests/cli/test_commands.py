@@ -131,6 +131,7 @@ def test_progress_table_is_live_on_a_terminal_and_prints_lines_elsewhere(termina
         assert "seed 0: not possible: because [this] is so" in text and "\x1b" not in text
 
 
+@pytest.mark.end_to_end
 def test_texts_are_compared_and_analyzed(reviews, tmp_path, capsys):
     data, model = reviews
     options = [

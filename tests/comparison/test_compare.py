@@ -15,6 +15,8 @@ from mm_hf.comparison import compare
 from tests.helpers import digits
 from tests.helpers.commands import COSTS, OPTIONS, read_results
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
