@@ -222,7 +222,7 @@ class MultiMix(Mixing):
         logs: dict[str, Tensor | float] = {}
         for name, term in terms.items():
             logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
-        logs["loss_terms"] = sum(term.count for term in terms.values())
+            logs["loss_terms"] = logs.get("loss_terms", 0) + term.count
         return MixingLoss(sum(getattr(self, f"{name}_weight") * term.loss for name, term in terms.items()), logs)
 
     def _terms(
