@@ -64,8 +64,8 @@ class ModelArguments:
 class DataArguments:
     """Data to train on. The scripts' own classes add files and columns."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub name or an offline data set."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub name or an offline dataset."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_val_split: float | None = field(
         default=None,
         metadata={
@@ -118,19 +118,19 @@ def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
 
 
 def load_from_hub(data_args: DataArguments, model_args: ModelArguments) -> DatasetDict:
-    """Load the data set `--dataset_name` from the Hub."""
+    """Load the dataset `--dataset_name` from the Hub."""
     return load_dataset(
         data_args.dataset_name, data_args.dataset_config_name, cache_dir=model_args.cache_dir, token=model_args.token
     )
 
 
 def check_columns(data: DatasetDict, data_args: DataArguments, *options: str) -> None:
-    """Raise a ValueError if the data set does not have the columns that these options name."""
+    """Raise a ValueError if the dataset does not have the columns that these options name."""
     for option in options:
         column = getattr(data_args, option)
         if column not in data["train"].column_names:
             raise ValueError(
-                f"--{option} is {column!r}, but the data set has the columns "
+                f"--{option} is {column!r}, but the dataset has the columns "
                 f"{', '.join(data['train'].column_names)}: choose one of them."
             )
 
@@ -177,9 +177,9 @@ def card_arguments(
     Args:
         task: Task of the pipeline, which is also a tag.
         finetuned_from: Name of the pretrained model.
-        data: Training data: a data set, a directory or a file.
+        data: Training data: a dataset, a directory or a file.
         dataset_name: `--dataset_name`, a Hub name unless it is one of `offline`.
-        offline: Names of data sets that are not on the Hub.
+        offline: Names of datasets that are not on the Hub.
         tags: Additional tags.
     """
     return {

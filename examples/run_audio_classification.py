@@ -9,7 +9,7 @@
 # ///
 """Fine-tune an audio classification model of Transformers with MultiMix or Dense MultiMix.
 
-With a data set from the Hub:
+With a dataset from the Hub:
 
     python examples/run_audio_classification.py --model_name_or_path facebook/wav2vec2-base \
         --dataset_name PolyAI/minds14 --dataset_config_name en-US --label_column_name intent_class \
@@ -94,7 +94,7 @@ class DataTrainingArguments(common.DataArguments):
     """Recordings to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline dataset: {', '.join(OFFLINE)}."}
     )
     train_dir: str | None = field(
         default=None, metadata={"help": "Directory of training recordings with one subdirectory per class."}

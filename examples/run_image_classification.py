@@ -9,7 +9,7 @@
 # ///
 """Fine-tune an image classification model of Transformers with MultiMix or Dense MultiMix.
 
-With a data set from the Hub:
+With a dataset from the Hub:
 
     python examples/run_image_classification.py --model_name_or_path google/vit-base-patch16-224-in21k \
         --dataset_name beans --image_column_name image --label_column_name labels --mixing dense_multimix \
@@ -62,7 +62,7 @@ class DataTrainingArguments(common.DataArguments):
     """Images to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE_IMAGES)}."}
+        default=None, metadata={"help": f"Hub name, or offline dataset: {', '.join(OFFLINE_IMAGES)}."}
     )
     train_dir: str | None = field(
         default=None, metadata={"help": "Directory of training images with one subdirectory per class."}

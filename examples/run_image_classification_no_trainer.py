@@ -229,7 +229,7 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 def prepare_images(data: Any, data_args: DataTrainingArguments, processor: Any, channels: int) -> list[ImageDataset]:
-    """Return training and validation data sets. Augmentation depends only on the seed, the epoch and the mini-batch."""
+    """Return training and validation datasets. Augmentation depends only on the seed, the epoch and the mini-batch."""
     columns = (data_args.image_column_name, data_args.label_column_name)
     augmentations = {"train": data_args.augmentation, "validation": "none"}
     return [

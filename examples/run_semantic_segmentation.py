@@ -9,7 +9,7 @@
 # ///
 """Fine-tune a semantic segmentation model of Transformers with Dense MultiMix at each location.
 
-With a data set from the Hub:
+With a dataset from the Hub:
 
     python examples/run_semantic_segmentation.py --model_name_or_path nvidia/mit-b0 \
         --dataset_name segments/sidewalk-semantic --image_column_name pixel_values --augmentation crop_flip \
@@ -66,7 +66,7 @@ class DataTrainingArguments(common.DataArguments):
     """Images to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, directory, or offline data set: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, directory, or offline dataset: {', '.join(OFFLINE)}."}
     )
     image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
     label_column_name: str = field(
@@ -74,7 +74,7 @@ class DataTrainingArguments(common.DataArguments):
     )
     id2label: str | None = field(
         default=None,
-        metadata={"help": "JSON file with the names of the classes. Default: id2label.json of the data set."},
+        metadata={"help": "JSON file with the names of the classes. Default: id2label.json of the dataset."},
     )
     do_reduce_labels: bool = field(
         default=False, metadata={"help": "Ignore class 0, the background, and subtract 1 from the other classes."}

@@ -10,7 +10,7 @@
 """Fine-tune a text classification model of Transformers with MultiMix or Dense MultiMix.
 
 It supports sentences and pairs of sentences; single-label, multi-label and regression problems; all parameters or LoRA;
-encoders and decoders. With a data set from the Hub:
+encoders and decoders. With a dataset from the Hub:
 
     python examples/run_text_classification.py --model_name_or_path google-bert/bert-base-cased --task_name mrpc \
         --mixing dense_multimix --do_train --do_eval --max_seq_length 128 --learning_rate 2e-5 --output_dir outputs/mrpc
@@ -110,7 +110,7 @@ class DataTrainingArguments(common.DataArguments):
 
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(TASKS)}."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline dataset: {', '.join(OFFLINE)}."}
     )
     train_file: str | None = field(
         default=None, metadata={"help": "Training file with texts and labels: .csv or JSON lines."}
@@ -160,7 +160,7 @@ def parse_arguments(
 def load_data(data_args: DataTrainingArguments, model_args: common.ModelArguments, seed: int) -> DatasetDict:
     """Load the splits `train`, `validation` (for MNLI also `validation_mismatched`) and the splits to predict.
 
-    Files replace the splits of a data set.
+    Files replace the splits of a dataset.
     """
     data = DatasetDict()
     if data_args.dataset_name in OFFLINE:
@@ -372,7 +372,7 @@ def main() -> None:
 
     data = load_data(data_args, model_args, training_args.seed)
     if training_args.do_predict and not any(split.startswith("test") for split in data):
-        raise ValueError("--do_predict requires a test split: give --test_file, or a data set with a test split.")
+        raise ValueError("--do_predict requires a test split: give --test_file, or a dataset with a test split.")
     columns = text_columns(data, data_args)
     data, problem, names = prepare_labels(data, data_args, model_args)
     logger.info("%s of %s from %s", problem, ", ".join(names), ", ".join(columns))

@@ -9,7 +9,7 @@
 # ///
 """Fine-tune a token classification model of Transformers (named entities, parts of speech) with Dense MultiMix.
 
-With a data set from the Hub:
+With a dataset from the Hub:
 
     python examples/run_token_classification.py --model_name_or_path google-bert/bert-base-cased \
         --dataset_name conll2003 --mixing dense_multimix --do_train --do_eval --output_dir outputs/conll2003
@@ -56,7 +56,7 @@ class DataTrainingArguments(common.DataArguments):
     """Texts to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, or offline data set: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, or offline dataset: {', '.join(OFFLINE)}."}
     )
     train_file: str | None = field(
         default=None,

@@ -1,1 +1,1 @@
-"""Data sets, processors and models by name, combined into a task for training or a comparison."""
+"""Datasets, processors and models by name, combined into a task for training or a comparison."""

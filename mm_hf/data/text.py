@@ -1,4 +1,4 @@
-"""Tokenization of text data sets."""
+"""Tokenization of text datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def tokenize(
     *,
     pad_to_max_length: bool = False,
 ) -> Any:
-    """Tokenize a data set and return it with the tokenizer's outputs and `labels`.
+    """Tokenize a dataset and return it with the tokenizer's outputs and `labels`.
 
     Args:
         rows: A `datasets.Dataset`.

@@ -64,7 +64,7 @@ def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
         capsys, "analyze", "model", "--dataset_name", "digits", "--seed", "1"
     )
     assert "The model is missing" in refused(capsys, "compare", "--dataset_name", "digits")
-    assert "The data set is missing" in refused(capsys, "compare", "--model_type", "vit")
+    assert "The dataset is missing" in refused(capsys, "compare", "--model_type", "vit")
     assert "is not an architecture of Transformers" in refused(
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )

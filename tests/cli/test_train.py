@@ -160,7 +160,7 @@ def test_settings_of_other_methods_are_rejected():
         (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere is not a directory"),
         (["--ood_dataset_name", "digits"], "mm-hf analyze MODEL --ood_dataset_name"),
         (["--attention_map_steps", "5"], "no tracker that takes pictures"),
-        (["--dataset_name", "digts"], "no data set 'digts' (did you mean digits?): it is neither a directory"),
+        (["--dataset_name", "digts"], "no dataset 'digts' (did you mean digits?): it is neither a directory"),
         (["--model_name_or_path", "no/where"], "couldn't connect"),
         (["--image_column_name", "picture"], "no column 'picture': choose one of its columns image, label"),
         (["--num_train_epochs", "many"], "invalid float value: 'many'"),

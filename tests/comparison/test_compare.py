@@ -141,7 +141,7 @@ def test_analyze_accepts_a_model_trained_without_mm_hf(tmp_path, capsys):
     assert main(given) == 0
     assert "Settings" not in (tmp_path / "out" / "report.md").read_text()
     assert main([*given, "--ood_classes", "3"]) == 2
-    assert "has 10 classes, but the data set has 9" in capsys.readouterr().err
+    assert "has 10 classes, but the dataset has 9" in capsys.readouterr().err
 
 
 def test_interrupted_comparison_resumes_with_the_next_run(tmp_path, monkeypatch, capsys):

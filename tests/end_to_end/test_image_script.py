@@ -159,7 +159,7 @@ def test_missing_data_set_names_its_package(monkeypatch):
     monkeypatch.setattr(offline, "FASHION_MNIST", Path("/nowhere"))
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
         offline.load_fashion_mnist()
-    with pytest.raises(ValueError, match="no offline data set 'cifar'"):
+    with pytest.raises(ValueError, match="no offline dataset 'cifar'"):
         offline.load_offline("cifar")
 
 
