@@ -97,7 +97,7 @@ def evaluate_model(
     result.arrays |= {"logits": logits.float().numpy(), "labels": labels.numpy()}
     if features is not None:
         errors: list[ValueError] = []
-        result.metrics |= compute_metrics("representation", features, labels, errors)
+        result.metrics |= compute_metrics("representation", features, labels, errors=errors)
         result.notes += dict.fromkeys(_missing_representation(error) for error in errors)
         if not errors:
             result.arrays["features"] = features.float().numpy()

@@ -84,6 +84,8 @@ def test_new_metric_loads_as_an_evaluate_metric(top2):
     assert isinstance(metric, evaluate.Metric)
     logits, labels = [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], [1, 2]
     assert metric.compute(predictions=logits, references=labels) == {"top2": 0.5}
+    same_class = {"predictions": [[1.0, 0.0], [0.0, 1.0]], "references": [0, 0]}
+    assert load_metric("alignment").compute(**same_class) == {"alignment": 2.0}  # class_spread would raise an error
     assert load_metric("classification").compute(predictions=logits, references=labels)["top2"] == 0.5
 
 
@@ -123,7 +125,7 @@ def test_invalid_entries_raise_value_error():
 
 def test_rejected_arguments_leave_out_single_metrics_if_errors_are_collected():
     errors = []
-    values = compute_metrics("representation", [[1.0, 0.0], [0.0, 1.0]], [0, 0], errors)
+    values = compute_metrics("representation", [[1.0, 0.0], [0.0, 1.0]], [0, 0], errors=errors)
     assert list(values) == ["alignment", "uniformity"] and "different classes" in str(errors[0])
     with pytest.raises(ValueError, match="different classes"):
         compute_metrics("representation", [[1.0, 0.0], [0.0, 1.0]], [0, 0])

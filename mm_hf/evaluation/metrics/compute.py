@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,13 +17,21 @@ if TYPE_CHECKING:
 LOADABLE_GROUPS = ("classification", "ood", "representation")
 
 
-def compute_metrics(group: Group, first: Any, second: Any, errors: list[ValueError] | None = None) -> dict[str, float]:
-    """Compute all metrics of a group.
+def compute_metrics(
+    group: Group,
+    first: Any,
+    second: Any,
+    *,
+    names: Collection[str] | None = None,
+    errors: list[ValueError] | None = None,
+) -> dict[str, float]:
+    """Compute the metrics of a group.
 
     Args:
         group: "classification", "ood" or "representation".
         first: Logits, logits of examples of known classes, or features.
         second: Labels, logits of examples of unknown classes, or labels.
+        names: Names of the metrics to compute. Default: all metrics of the group.
         errors: List that collects the errors of functions that reject their arguments; their metrics are left out.
             Default: the first error is raised.
 
@@ -38,7 +46,8 @@ def compute_metrics(group: Group, first: Any, second: Any, errors: list[ValueErr
         0.5
     """
     values: dict[str, float] = {}
-    for info in metrics_of(group):
+    wanted = [info for info in metrics_of(group) if names is None or info.name in names]
+    for info in wanted:
         if info.compute is not None and info.name not in values:
             try:
                 value = info.compute(first, second)
@@ -48,7 +57,7 @@ def compute_metrics(group: Group, first: Any, second: Any, errors: list[ValueErr
                 errors.append(error)
                 continue
             values |= value if isinstance(value, Mapping) else {info.name: value}
-    return {name: values[name] for name in METRICS if name in values}
+    return {info.name: values[info.name] for info in wanted if info.name in values}
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -109,9 +118,10 @@ def load_metric(name: str, **kwargs: Any) -> evaluate.Metric:
         kwargs: Arguments of `evaluate.Metric`, for example `cache_dir`.
 
     Returns:
-        A metric to be used as the result of `evaluate.load`: with `compute`, `add`, `add_batch` and `evaluate.combine`.
-        Predictions are logits, references class indices (-100 is ignored). For the group "representation", predictions
-        are features; for "ood", references are 1 for examples of known classes and 0 for those of unknown ones.
+        A metric with `compute`, `add` and `add_batch`, as `evaluate.load` returns it; `evaluate.combine` accepts it,
+        too. Predictions are logits, references class indices (-100 is ignored). For the group "representation",
+        predictions are features; for "ood", references are 1 for examples of known classes and 0 for those of unknown
+        ones.
 
     Raises:
         ValueError: The name is not registered, or the metric is not computed from predictions and references.

@@ -47,8 +47,7 @@ class RegisteredMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        values = compute_metrics(self._group, *self._arguments(predictions, references))
-        return {name: values[name] for name in self._metrics}
+        return compute_metrics(self._group, *self._arguments(predictions, references), names=self._metrics)
 
     def _arguments(self, predictions: Any, references: Any) -> tuple[Any, Any]:
         if self._group != "ood":
