@@ -64,5 +64,5 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         # Drawing takes seconds; test_hub.py and test_model_card.py test it.
-        monkeypatch.setattr("mm_hf.training.model_card._picture", lambda *_: None)
+        monkeypatch.setattr("mm_hf.training.model_card._plot_training", lambda *_: None)
         yield server

@@ -85,6 +85,10 @@ def _one_line(text: object) -> str:
     return re.sub(r"\s*[\r\n\v\f\u2028\u2029]\s*", " ", str(text)).strip()
 
 
+def _paragraph(text: object) -> Markup:
+    return Markup(re.sub(r"[ \t\n]+", " ", str(text)).strip(" "))
+
+
 def _python_literal(text: object) -> Markup:
     return text if isinstance(text, Markup) else Markup(json.dumps(str(text), ensure_ascii=False))
 
@@ -96,7 +100,7 @@ def _html_code(text: object) -> Markup:
 # For each format, how values are escaped (None: as Jinja does it) and the filters beside Jinja's own.
 _FORMATS: dict[str, tuple[Callable[[object], Markup] | None, dict[str, Callable[..., Markup]]]] = {
     ".html": (None, {"code": _html_code}),
-    ".md": (escape_markdown, {"code": code_span}),
+    ".md": (escape_markdown, {"code": code_span, "paragraph": _paragraph}),
     ".py": (_python_literal, {}),
 }
 
@@ -104,7 +108,8 @@ _FORMATS: dict[str, tuple[Callable[[object], Markup] | None, dict[str, Callable[
 def render(template: str | Path, **values: Any) -> str:
     """Render a Jinja template, and escape every value for the format that the file name gives.
 
-    Templates include others of their directory by name. A filter `code` formats a value as inline code.
+    Templates include others of their directory by name. The filter `code` formats a value as inline code. In Markdown, the
+    filter `paragraph` joins lines of the template.
 
     Args:
         template: A file whose name ends in `.html.jinja`, `.md.jinja` or `.py.jinja`. In Python, values are written as

@@ -26,7 +26,7 @@ from .checkpoints import (
     refuse_missing,
 )
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
-from .model_card import card_tags, is_user_edited, tags_of, write_card
+from .model_card import card_tags, existing_tags, is_user_edited, write_card
 from .push import SafePushTrainer
 
 logger = logging.get_logger(__name__)
@@ -322,7 +322,7 @@ class MultiMixTrainer(SafePushTrainer):
             logger.info(f"{path} was edited and is kept; delete it to write a new one.")
             return
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *tags_of(path)]))
+        tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *existing_tags(path)]))
         # Trainer takes the names of readers (parquet, imagefolder) for names of data sets.
         given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
         summary = TrainingSummary.from_trainer(self, language, license, tags, **given)

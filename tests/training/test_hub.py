@@ -22,7 +22,7 @@ from transformers import (
 
 from mm_hf import DenseMultiMix, MultiMix, MultiMixTrainer, load_mixing
 from mm_hf.training.hub import load_plan
-from mm_hf.training.model_card import _picture as picture
+from mm_hf.training.model_card import _plot_training as plot_training
 from tests.helpers import digits
 from tests.helpers.hub_server import check_metadata
 from tests.helpers.pushing import ANN, BOB, train, trainer_of
@@ -46,8 +46,8 @@ def elsewhere(hub, directory, code):
 
 
 def snippet(hub, repo_id):
-    """The lines of Python under "Use" in a card."""
-    return hub.files(repo_id)["README.md"].decode().split("## Use\n\n```python\n")[1].split("\n```")[0]
+    """The lines of Python under "Usage" in a card."""
+    return hub.files(repo_id)["README.md"].decode().split("## Usage\n\n```python\n")[1].split("\n```")[0]
 
 
 def text_trainer(directory):
@@ -84,7 +84,7 @@ def text_trainer(directory):
 @pytest.mark.distributed
 def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkeypatch):
     """One channel, three channels and text; a private repository; by the lines that the card shows."""
-    monkeypatch.setattr("mm_hf.training.model_card._picture", picture)
+    monkeypatch.setattr("mm_hf.training.model_card._plot_training", plot_training)
     grey = train(tmp_path / "grey", hub_private_repo=True)
     info = grey.push_to_hub(dataset="digits", tags="handwriting")
     assert info.oid == hub.repos["ann/digits"].branches["main"].oid and hub.repos["ann/digits"].private

@@ -11,15 +11,16 @@ from PIL import Image
 
 from mm_hf import ERM, CutMix, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
 from mm_hf.training.model_card import (
-    PICTURE,
-    Task,
-    evaluations,
-    final_results,
+    PLOT,
+    PipelineTask,
+    evaluations_table,
+    final_evaluation,
     is_user_edited,
     method_section,
-    table,
-    task_of,
-    usage,
+    pipeline_task,
+    read_evaluations,
+    result_rows,
+    usage_example,
 )
 from tests.helpers import digits, models
 from tests.helpers.hub_server import check_metadata
@@ -61,25 +62,25 @@ def body(card):
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_the_task_is_that_of_transformers(name):
-    assert task_of(models.build(name)).name == ALL[name]
+    assert pipeline_task(models.build(name)).name == ALL[name]
 
 
 def test_the_task_of_models_that_no_pipeline_runs_is_open():
-    assert task_of(SimpleNamespace()) == Task(None, "SimpleNamespace")
+    assert pipeline_task(SimpleNamespace()) == PipelineTask(None, "SimpleNamespace")
 
 
 def test_the_lines_of_use_fit_what_was_saved():
-    image, text = Task("image-classification", "AutoModelForImageClassification"), Task("text-classification", "X")
+    image, text = PipelineTask("image-classification", "AutoModelForImageClassification"), PipelineTask("text-classification", "X")
     grey, colour = SimpleNamespace(num_channels=1), SimpleNamespace(num_channels=3)
-    assert 'pipeline("image-classification", model="a/b")' in usage(image, "a/b", colour, object())
-    assert 'pipeline("text-classification", model="a/b")' in usage(text, "a/b", SimpleNamespace(), object())
-    assert "pipeline" not in usage(image, "a/b", grey, object()) and '.convert("L")' in usage(
+    assert 'pipeline("image-classification", model="a/b")' in usage_example(image, "a/b", colour, object())
+    assert 'pipeline("text-classification", model="a/b")' in usage_example(text, "a/b", SimpleNamespace(), object())
+    assert "pipeline" not in usage_example(image, "a/b", grey, object()) and '.convert("L")' in usage_example(
         image, "a/b", grey, object()
     )
-    pixels = usage(Task("image-segmentation", "X"), "a/b", grey, object())
+    pixels = usage_example(Task("image-segmentation", "X"), "a/b", grey, object())
     assert "pipeline" not in pixels and "print(logits.argmax(1))" in pixels
     for task in (image, text):
-        lines = usage(task, "a/b", colour)
+        lines = usage_example(task, "a/b", colour)
         assert f'{task.auto_class}.from_pretrained("a/b")' in lines and "no processor was saved" in lines
         compile(lines, "card", "exec")
 
@@ -94,13 +95,13 @@ END = [{"step": 4, "train_runtime": 9.0, "train_loss": 1.5}]
 
 
 def test_evaluations_are_read_from_the_log():
-    assert evaluations(HISTORY + END) == [
+    assert read_evaluations(HISTORY + END) == [
         {"step": 2, "training loss": 2.0, "validation loss": 1.5, "accuracy": 0.4},
         {"step": 4, "training loss": 1.0, "validation loss": 1.7, "accuracy": 0.3},
     ]
     # Several data sets at one step.
     both = [{"step": 2, "eval_a_loss": 1.0}, {"step": 2, "eval_b_loss": 2.0}]
-    assert evaluations(both) == [{"step": 2, "a_loss": 1.0, "b_loss": 2.0}]
+    assert read_evaluations(both) == [{"step": 2, "a_loss": 1.0, "b_loss": 2.0}]
 
 
 def test_the_results_are_those_of_the_weights_that_are_pushed():
@@ -108,12 +109,12 @@ def test_the_results_are_those_of_the_weights_that_are_pushed():
         {"step": 4, "validation loss": 1.7, "accuracy": 0.3},
         {"step": 2, "validation loss": 1.5, "accuracy": 0.4},
     )
-    assert final_results(HISTORY) == last
-    assert final_results(HISTORY + END) == last
-    assert final_results(HISTORY + END, best_step=2) == best
+    assert final_evaluation(HISTORY) == last
+    assert final_evaluation(HISTORY + END) == last
+    assert final_evaluation(HISTORY + END, best_step=2) == best
     afterwards = {"step": 4, "eval_accuracy": 0.9}
-    assert final_results([*HISTORY, *END, afterwards], best_step=2) == {"step": 4, "accuracy": 0.9}
-    assert final_results([]) == {} == final_results(END)
+    assert final_evaluation([*HISTORY, *END, afterwards], best_step=2) == {"step": 4, "accuracy": 0.9}
+    assert final_evaluation([]) == {} == final_evaluation(END)
 
 
 def test_a_table_has_all_columns():
@@ -168,7 +169,7 @@ def test_a_card_of_a_training(tmp_path):
     assert "Of the evaluation set (40 examples), at step 3:" in text and "| accuracy | 0.5000 |" in text
     assert "| f1 | nan |" in text and "| recall_of_digit_7 | 0.1000 |" in text
     assert len(re.findall(r"^\| [123] \| ", text, flags=re.MULTILINE)) == 3
-    assert f"]({PICTURE})" in text and Image.open(tmp_path / "mine" / PICTURE).size[0] > 1000
+    assert f"]({PLOT})" in text and Image.open(tmp_path / "mine" / PLOT).size[0] > 1000
     # A second one takes the place of the first and knows what it was told.
     trainer.create_model_card(**trainer._card)
     assert ModelCard.load(tmp_path / "mine" / "README.md").content == card.content
@@ -208,7 +209,7 @@ def test_without_matplotlib_the_tables_are_left(tmp_path, monkeypatch):
     trainer.state.log_history = HISTORY
     monkeypatch.setattr(builtins, "__import__", without)
     text = body(card_of(trainer))
-    assert PICTURE not in text and "| accuracy | 0.3000 |" in text
+    assert PLOT not in text and "| accuracy | 0.3000 |" in text
 
 
 def test_the_card_of_an_adapter(tmp_path):
@@ -248,7 +249,7 @@ def test_a_card_is_a_persons_once_the_comment_is_gone(tmp_path):
 def test_the_example_in_the_documentation_is_a_card_as_it_is_written_now(tmp_path):
     """Its figures are those of the command in docs/hub.md; all else is compared with a card made here."""
     shown = ModelCard.load(EXAMPLE)
-    assert check_metadata(shown.content) == [] and Image.open(EXAMPLE.parent / PICTURE).size[0] > 1000
+    assert check_metadata(shown.content) == [] and Image.open(EXAMPLE.parent / PLOT).size[0] > 1000
     now = trainer_of(tmp_path / "digits", mixing=DenseMultiMix())
     now.state.log_history = [{"step": s, "loss": 1.0 / s, "eval_accuracy": 0.5} for s in (1, 2)]
     card = card_of(now, dataset="digits")
