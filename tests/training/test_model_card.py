@@ -1,15 +1,19 @@
-"""The model card: what it says is so, and the Hub takes its metadata."""
+"""The model card: its content is correct, names are escaped, and the Hub accepts its metadata."""
 
+import ast
 import builtins
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from mm_hf import ERM, CutMix, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
+from mm_hf.evaluation.metrics import METRICS, MetricInfo, register_metric
 from mm_hf.training.model_card import (
     PLOT,
     PipelineTask,
@@ -65,24 +69,33 @@ def test_the_task_is_that_of_transformers(name):
     assert pipeline_task(models.build(name)).name == ALL[name]
 
 
-def test_the_task_of_models_that_no_pipeline_runs_is_open():
+def test_a_model_without_a_pipeline_has_no_task_name():
     assert pipeline_task(SimpleNamespace()) == PipelineTask(None, "SimpleNamespace")
 
 
-def test_the_lines_of_use_fit_what_was_saved():
-    image, text = PipelineTask("image-classification", "AutoModelForImageClassification"), PipelineTask("text-classification", "X")
-    grey, colour = SimpleNamespace(num_channels=1), SimpleNamespace(num_channels=3)
-    assert 'pipeline("image-classification", model="a/b")' in usage_example(image, "a/b", colour, object())
+def test_the_usage_example_depends_on_what_was_saved():
+    image = PipelineTask("image-classification", "AutoModelForImageClassification")
+    text = PipelineTask("text-classification", "X")
+    gray, color = SimpleNamespace(num_channels=1), SimpleNamespace(num_channels=3)
+    assert 'pipeline("image-classification", model="a/b")' in usage_example(image, "a/b", color, object())
     assert 'pipeline("text-classification", model="a/b")' in usage_example(text, "a/b", SimpleNamespace(), object())
-    assert "pipeline" not in usage_example(image, "a/b", grey, object()) and '.convert("L")' in usage_example(
-        image, "a/b", grey, object()
-    )
-    pixels = usage_example(Task("image-segmentation", "X"), "a/b", grey, object())
+    lines = usage_example(image, "a/b", gray, object())
+    assert "pipeline" not in lines and '.convert("L")' in lines
+    pixels = usage_example(PipelineTask("image-segmentation", "X"), "a/b", gray, object())
     assert "pipeline" not in pixels and "print(logits.argmax(1))" in pixels
     for task in (image, text):
-        lines = usage_example(task, "a/b", colour)
+        lines = usage_example(task, "a/b", color)
         assert f'{task.auto_class}.from_pretrained("a/b")' in lines and "no processor was saved" in lines
-        compile(lines, "card", "exec")
+        ast.parse(lines)
+
+
+def test_names_in_the_usage_example_are_python_literals():
+    name = 'C:\\new "runs"\n'
+    for processor in (None, object()):
+        for channels in (1, 3):
+            task = PipelineTask("image-classification", "AutoModel")
+            tree = ast.parse(usage_example(task, name, SimpleNamespace(num_channels=channels), processor))
+            assert name in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
 HISTORY = [
@@ -104,7 +117,7 @@ def test_evaluations_are_read_from_the_log():
     assert read_evaluations(both) == [{"step": 2, "a_loss": 1.0, "b_loss": 2.0}]
 
 
-def test_the_results_are_those_of_the_weights_that_are_pushed():
+def test_the_final_evaluation_is_that_of_the_pushed_weights():
     last, best = (
         {"step": 4, "validation loss": 1.7, "accuracy": 0.3},
         {"step": 2, "validation loss": 1.5, "accuracy": 0.4},
@@ -117,28 +130,47 @@ def test_the_results_are_those_of_the_weights_that_are_pushed():
     assert final_evaluation([]) == {} == final_evaluation(END)
 
 
-def test_a_table_has_all_columns():
-    assert table([{"a": 1, "b": 0.5}, {"a": "x|y", "c": 2}]).splitlines() == [
-        "| a | b | c |",
-        "| --- | --- | --- |",
-        "| 1 | 0.5000 |  |",
-        "| x\\|y |  | 2 |",
+def test_registered_metrics_come_first_and_in_the_format_of_the_registry():
+    evaluation = {"step": 2, "zeta": 0.5, "macro_f1": 0.25, "validation loss": 1.5, "accuracy": 0.5, "count": 3}
+    assert result_rows(evaluation) == [
+        ("Validation loss", "1.5000"),
+        ("Accuracy (%)\u00a0↑", "50.00"),
+        ("Macro F1 (%)\u00a0↑", "25.00"),
+        ("Zeta", "0.5000"),
+        ("Count", "3"),
     ]
 
 
-def test_a_method_is_told_with_all_its_settings():
+def test_a_newly_registered_metric_appears_in_cards():
+    register_metric(MetricInfo("top2", "top-2 accuracy", "%", 100, 1, "higher"))
+    try:
+        assert result_rows({"top2": 0.875}) == [("Top-2 accuracy (%)\u00a0↑", "87.5")]
+    finally:
+        del METRICS["top2"]
+
+
+def test_a_table_of_evaluations_has_the_metrics_of_all_rows():
+    assert evaluations_table([{"step": 1, "nll": 0.5}, {"step": 2, "a|b": 2.0}]).splitlines() == [
+        "| Step | NLL (nats)\u00a0↓ | A\\|b |",
+        "| ---: | ---: | ---: |",
+        "| 1 | 0.500 |  |",
+        "| 2 |  | 2.0000 |",
+    ]
+
+
+def test_the_method_section_lists_all_settings():
     text = method_section(DenseMultiMix(num_mixed="auto", alpha=(0.5, 2.0)), num_mixed=321)
-    assert "| `alpha` | [0.5, 2.0] |" in text and "| `num_mixed` | auto |" in text and "| `num_mixed` | 321 |" in text
+    assert "| `alpha` | `[0.5, 2.0]` |" in text and "| `num_mixed` | `auto` |" in text and "| `321` |" in text
     for mixing in (DenseMultiMix(), MultiMix(), Mixup(), CutMix()):
-        told = re.findall(r"^\| `(\w+)` \|", method_section(mixing), flags=re.MULTILINE)
-        assert told == [name for name in mixing.to_dict() if name != "method"]
-    assert "No mixing" in method_section(ERM())
+        listed = re.findall(r"^\| `(\w+)` \|", method_section(mixing), flags=re.MULTILINE)
+        assert listed == [name for name in mixing.to_dict() if name != "method"]
+    assert method_section(ERM()).startswith("## Method\n\n") and "|" not in method_section(ERM())
 
 
-# ---- whole cards ----
+# ---- complete cards ----
 
 
-def test_a_card_before_anything_was_measured(tmp_path):
+def test_a_card_without_evaluations_has_no_results(tmp_path):
     card = card_of(trainer_of(tmp_path / "mine"))
     assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "transformers"
     assert {"dense-multimix", "multimix", "generated_from_trainer"} <= set(card.data.tags)
@@ -147,8 +179,7 @@ def test_a_card_before_anything_was_measured(tmp_path):
     assert "A `ViTForImageClassification`, trained from scratch with DenseMultiMix (mm_hf)." in card.text
 
 
-def test_a_card_of_a_training(tmp_path):
-    """Real numbers, the metadata read back by the client, a picture; and local paths that stay here."""
+def test_a_card_after_training_has_results_and_no_local_paths(tmp_path):
     place = tmp_path / "users" / "ann" / "pictures"
     place.mkdir(parents=True)
     model = digits.vit(id2label={i: f"digit {i}" for i in range(10)}, label2id={f"digit {i}": i for i in range(10)})
@@ -157,25 +188,29 @@ def test_a_card_of_a_training(tmp_path):
     known = {"dataset": str(place), "dataset_tags": str(place), "finetuned_from": str(tmp_path / "users" / "base")}
     card = card_of(trainer, **known, language="en", license="mit", tags="mine")
     assert card.data.language == "en" and card.data.license == "mit" and card.data.tags[0] == "mine"
-    assert card.data.datasets is None and card.data.base_model is None  # no names of the Hub
-    (result,) = card.data.eval_results  # without what is no number, and what is of one class
+    assert card.data.datasets is None and card.data.base_model is None  # not names on the Hub
+    (result,) = card.data.eval_results  # without the metric that is NaN and that of one class
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.5, "pictures")
     assert card.data.metrics == ["accuracy"]
     text = body(card)
     assert (
-        str(tmp_path / "users") not in text and "on the data set pictures," in text and "fine-tuned from `base`" in text
+        str(tmp_path / "users") not in text
+        and "on the dataset pictures with DenseMultiMix" in text
+        and "fine-tuned from `base`" in text
     )
-    assert "Its 10 classes: `digit 0`, `digit 1`" in text and "- mixed_precision_training: bfloat16" in text
-    assert "Of the evaluation set (40 examples), at step 3:" in text and "| accuracy | 0.5000 |" in text
-    assert "| f1 | nan |" in text and "| recall_of_digit_7 | 0.1000 |" in text
+    assert "It has 10 classes: `digit 0`, `digit 1`" in text and "- mixed_precision_training: bfloat16" in text
+    assert (
+        "Results on the evaluation set (40 examples) at step 3:" in text and "| Accuracy (%)\u00a0↑ | 50.00 |" in text
+    )
+    assert "| F1 (%)\u00a0↑ | nan |" in text and "| Recall of digit 7 | 0.1000 |" in text
     assert len(re.findall(r"^\| [123] \| ", text, flags=re.MULTILINE)) == 3
     assert f"]({PLOT})" in text and Image.open(tmp_path / "mine" / PLOT).size[0] > 1000
-    # A second one takes the place of the first and knows what it was told.
+    # The card of a later checkpoint has the same arguments.
     trainer.create_model_card(**trainer._card)
     assert ModelCard.load(tmp_path / "mine" / "README.md").content == card.content
 
 
-def test_names_of_the_hub_are_linked(tmp_path):
+def test_names_on_the_hub_are_linked(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     trainer.state.log_history = [{"step": 1, "eval_accuracy": 0.25}]
     card = card_of(trainer, dataset_tags="ylecun/mnist", dataset="MNIST", finetuned_from="google/vit-base-patch16-224")
@@ -189,19 +224,44 @@ def test_names_of_the_hub_are_linked(tmp_path):
     assert "[google/vit-base-patch16-224](https://huggingface.co/google/vit-base-patch16-224)" in card.text
 
 
-def test_long_trainings_have_short_tables(tmp_path):
+UNUSUAL = "<b>x</b> *y* | `z` [l](http://example.org) # &amp;:\n---\n"
+SHOWN = UNUSUAL.replace("\n", " ").strip()
+
+
+def test_names_are_escaped(tmp_path):
+    model = digits.vit(id2label={i: f"{i} {UNUSUAL}" for i in range(10)})
+    trainer = trainer_of(tmp_path / "a *b* [c](d) #", model)
+    trainer.state.log_history = [{"step": s, f"eval_{UNUSUAL}": 0.5, "eval_accuracy": 0.5} for s in (1, 2)]
+    card = card_of(trainer, dataset=UNUSUAL.replace("/", ""), finetuned_from=UNUSUAL.replace("/", ""), tags=UNUSUAL)
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    children = [child for token in tokens for child in token.children or []]
+    text = "".join(child.content for child in children)
+    assert "a *b* [c](d) #" in text and f"9 {SHOWN}" in text and SHOWN.replace("/", "") in text
+    assert not {"html_inline", "em_open", "strong_open"} & {child.type for child in children}
+    targets = [child.attrs["href"] for child in children if child.type == "link_open"]
+    assert targets == ["https://arxiv.org/abs/2311.05538"]
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert headings[1:] == ["Usage", "Results", "Method", "Training", "Citation"]
+    metadata = yaml.safe_load(card.content.split("\n---\n")[0].removeprefix("---\n"))
+    assert UNUSUAL in metadata["tags"] and metadata["model-index"][0]["name"] == "a *b* [c](d) #"
+    for token in tokens:
+        if token.type == "fence" and token.info == "python":
+            ast.parse(token.content)
+
+
+def test_the_table_of_a_long_training_has_at_most_25_rows(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     trainer.state.log_history = [{"step": step, "eval_accuracy": 0.5} for step in range(1, 101)]
     text = body(card_of(trainer))
-    steps = re.findall(r"^\| (\d+) \| 0.5", text, flags=re.MULTILINE)
+    steps = re.findall(r"^\| (\d+) \| 50", text, flags=re.MULTILINE)
     assert len(steps) == 25 and steps[-1] == "100" and "Evaluations, one in 4" in text
 
 
-def test_without_matplotlib_the_tables_are_left(tmp_path, monkeypatch):
+def test_a_card_without_matplotlib_has_no_plot(tmp_path, monkeypatch):
     imported = builtins.__import__
 
     def without(name, globals=None, locals=None, names=(), level=0):
-        if name == "analysis" and level:
+        if name == "evaluation.plots" and level:
             raise ImportError("No module named 'matplotlib'")
         return imported(name, globals, locals, names, level)
 
@@ -209,14 +269,14 @@ def test_without_matplotlib_the_tables_are_left(tmp_path, monkeypatch):
     trainer.state.log_history = HISTORY
     monkeypatch.setattr(builtins, "__import__", without)
     text = body(card_of(trainer))
-    assert PLOT not in text and "| accuracy | 0.3000 |" in text
+    assert PLOT not in text and "| Accuracy (%)\u00a0↑ | 30.00 |" in text
 
 
-def test_the_card_of_an_adapter(tmp_path):
+def test_the_card_of_an_adapter_replaces_the_draft_of_peft(tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     trainer = trainer_of(tmp_path / "mine", peft.get_peft_model(digits.vit(), config), label_names=["labels"])
-    trainer.save_model()  # PEFT writes a draft of its own
+    trainer.save_model()  # PEFT writes a draft
     assert not is_user_edited(tmp_path / "mine" / "README.md")
     card = card_of(trainer)
     assert card.data.library_name == "peft" and card.data.pipeline_tag == "image-classification"
@@ -224,13 +284,13 @@ def test_the_card_of_an_adapter(tmp_path):
     assert "An adapter (PEFT) of a `ViTForImageClassification`" in card.text and "plain Transformers" not in card.text
 
 
-def test_another_method_takes_its_tags_along(tmp_path):
+def test_the_tags_of_a_previous_method_are_removed(tmp_path):
     card_of(trainer_of(tmp_path / "mine", mixing=Mixup()), tags="mine")
     card = card_of(trainer_of(tmp_path / "mine", mixing=MultiMix(num_mixed=5)))
     assert set(card.data.tags) == {"multimix", "mine", "generated_from_trainer"}
 
 
-def test_a_card_is_a_persons_once_the_comment_is_gone(tmp_path):
+def test_a_card_without_the_comment_is_kept(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     path = tmp_path / "mine" / "README.md"
     assert not is_user_edited(path)
@@ -243,11 +303,11 @@ def test_a_card_is_a_persons_once_the_comment_is_gone(tmp_path):
     assert "postal codes" in path.read_text()
 
 
-# ---- the one in the documentation ----
+# ---- the example in the documentation ----
 
 
-def test_the_example_in_the_documentation_is_a_card_as_it_is_written_now(tmp_path):
-    """Its figures are those of the command in docs/hub.md; all else is compared with a card made here."""
+def test_the_example_in_the_documentation_is_up_to_date(tmp_path):
+    """Its results are those of the command in docs/hub.md; the rest is compared with a card made here."""
     shown = ModelCard.load(EXAMPLE)
     assert check_metadata(shown.content) == [] and Image.open(EXAMPLE.parent / PLOT).size[0] > 1000
     now = trainer_of(tmp_path / "digits", mixing=DenseMultiMix())
