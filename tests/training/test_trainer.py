@@ -341,7 +341,7 @@ torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "
     assert "mm_hf" not in json.loads((tmp_path / "config.json").read_text())
     card = (tmp_path / "README.md").read_text()
     assert "A `ViTForImageClassification`, trained from scratch with DenseMultiMix" in card
-    assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | [0.5, 2.0] |" in card
+    assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | `[0.5, 2.0]` |" in card
 
 
 # ---- mistakes ----
