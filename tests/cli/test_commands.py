@@ -15,7 +15,7 @@ from mm_hf.cli._progress import ProgressTable
 from mm_hf.comparison import Run, as_methods
 from mm_hf.data import offline
 from mm_hf.data.splits import DataOptions, align, load_splits
-from tests.helpers.commands import OPTIONS, read_results, refused
+from tests.helpers.commands import OPTIONS, command_error, read_results
 
 
 def test_help_lists_all_commands_without_importing_torch():
@@ -50,30 +50,30 @@ def test_command_help_is_short_and_help_all_is_complete(name, capsys, monkeypatc
 
 
 def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
-    assert "did you mean compare?" in refused(capsys, "comapre")
-    assert "the commands are analyze, check, compare, models, train." in refused(capsys, "fly")
-    message = refused(capsys, "compare", *OPTIONS, "--methods", "erm", "nomix")
+    assert "did you mean compare?" in command_error(capsys, "comapre")
+    assert "the commands are analyze, check, compare, models, train." in command_error(capsys, "fly")
+    message = command_error(capsys, "compare", *OPTIONS, "--methods", "erm", "nomix")
     assert "no mixing method 'nomix'" in message and "dense_multimix" in message
-    message = refused(capsys, "compare", *OPTIONS, "--methods", "multimix:strength=2")
+    message = command_error(capsys, "compare", *OPTIONS, "--methods", "multimix:strength=2")
     assert "has no setting strength" in message and "num_mixed" in message
-    message = refused(capsys, "compare", *OPTIONS, "--learnig_rate", "1")
+    message = command_error(capsys, "compare", *OPTIONS, "--learnig_rate", "1")
     assert "--learnig_rate is not an option of mm-hf compare or a field of TrainingArguments" in message
     assert "did you mean --learning_rate?" in message
-    assert "--seed is set by mm-hf compare: use --seeds." in refused(capsys, "compare", *OPTIONS, "--seed", "1")
-    assert "--seed is set by mm-hf analyze: remove it." in refused(
+    assert "--seed is set by mm-hf compare: use --seeds." in command_error(capsys, "compare", *OPTIONS, "--seed", "1")
+    assert "--seed is set by mm-hf analyze: remove it." in command_error(
         capsys, "analyze", "model", "--dataset_name", "digits", "--seed", "1"
     )
-    assert "The model is missing" in refused(capsys, "compare", "--dataset_name", "digits")
-    assert "The dataset is missing" in refused(capsys, "compare", "--model_type", "vit")
-    assert "is not an architecture of Transformers" in refused(
+    assert "The model is missing" in command_error(capsys, "compare", "--dataset_name", "digits")
+    assert "The dataset is missing" in command_error(capsys, "compare", "--model_type", "vit")
+    assert "is not an architecture of Transformers" in command_error(
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )
-    assert "invalid choice: 'some'" in refused(capsys, "compare", *OPTIONS, "--keep_models", "some")
-    assert "baseline must be one of the methods" in refused(
+    assert "invalid choice: 'some'" in command_error(capsys, "compare", *OPTIONS, "--keep_models", "some")
+    assert "baseline must be one of the methods" in command_error(
         capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
     )
-    assert "mm-hf analyze MODEL requires a directory" in refused(capsys, "analyze", "--dataset_name", "digits")
-    assert "No such file" in refused(capsys, "compare", tmp_path / "none.yaml")
+    assert "mm-hf analyze MODEL requires a directory" in command_error(capsys, "analyze", "--dataset_name", "digits")
+    assert "No such file" in command_error(capsys, "compare", tmp_path / "none.yaml")
 
 
 def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
@@ -86,7 +86,7 @@ def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
             row["image"].save(folder / f"{i}.png")
     given = ["--train_dir", str(tmp_path / "train"), "--validation_dir", str(tmp_path / "validation")]
     others = OPTIONS[2:]
-    message = refused(capsys, "compare", *given, *others, "--output_dir", tmp_path / "out")
+    message = command_error(capsys, "compare", *given, *others, "--output_dir", tmp_path / "out")
     assert "no test split 'test'; the splits are train, validation" in message
     assert "--test_split validation" in message
     options = dict(zip(["train_dir", "validation_dir"], given[1::2])) | {"test_split": "validation"}
@@ -97,7 +97,7 @@ def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
 
 def test_missing_package_error_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
-    message = refused(capsys, "compare", *OPTIONS)
+    message = command_error(capsys, "compare", *OPTIONS)
     assert "kornia is required but not installed: pip install 'mm-hf[analysis]'" in message
 
 
@@ -110,7 +110,7 @@ def test_option_files(tmp_path, capsys):
     given = expand_option_file([str(tmp_path / "options.yaml"), "--seeds", "2"])
     assert given == ["--methods", *options["methods"], "--seeds", "1", "--use_cpu", "True", "--seeds", "2"]
     assert as_methods(given[1:3])[options["methods"][1]].alpha == (0.5, 2)
-    assert "must contain options as lines" in refused(capsys, "compare", tmp_path / "list.yaml")
+    assert "must contain options as lines" in command_error(capsys, "compare", tmp_path / "list.yaml")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

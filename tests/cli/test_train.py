@@ -22,7 +22,7 @@ from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions
 from mm_hf.evaluation.metrics import classification_metrics, predictions
 from mm_hf.training.hub import load_mixing, load_plan
-from tests.helpers.commands import TINY, refused
+from tests.helpers.commands import TINY, command_error
 
 OPTIONS = (
     f"--dataset_name digits --model_type vit --config_overrides {TINY} --max_train_samples 96 "
@@ -71,10 +71,10 @@ def test_resumed_run_equals_uninterrupted_run(trained, tmp_path, capsys):
     given = ["--num_mixed", 30, "--num_train_epochs", 3, "--output_dir", tmp_path]
     run("--save_total_limit", 3, *given)
     shutil.rmtree(tmp_path / "checkpoint-9")
-    assert "contains checkpoint-6 of an earlier training run: resume it with --resume_from_checkpoint" in refused(
+    assert "contains checkpoint-6 of an earlier training run: resume it with --resume_from_checkpoint" in command_error(
         capsys, "train", *OPTIONS, *given
     )
-    assert "was trained with DenseMultiMix(num_mixed=30" in refused(
+    assert "was trained with DenseMultiMix(num_mixed=30" in command_error(
         capsys, "train", *OPTIONS, "--mixing", "mixup", "--output_dir", tmp_path, "--resume_from_checkpoint"
     )
     (tmp_path / "model.safetensors").unlink()
@@ -168,7 +168,7 @@ def test_settings_of_other_methods_are_rejected():
 )  # fmt: skip
 def test_errors_are_one_sentence_before_training(given, sentence, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("transformers.Trainer.train", lambda *args, **kwargs: pytest.fail("it trains"))
-    message = refused(capsys, "train", *OPTIONS, "--output_dir", tmp_path / "out", *given)
+    message = command_error(capsys, "train", *OPTIONS, "--output_dir", tmp_path / "out", *given)
     assert re.search(re.escape(sentence).replace(r"\.\*", ".*"), message), message
     assert message.count("\n") == 1
 

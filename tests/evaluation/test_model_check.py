@@ -21,7 +21,7 @@ from mm_hf.data.dummy_inputs import SENTENCES, detect_task, example_batch, load
 from mm_hf.evaluation.model_check import mixed_error
 from mm_hf.methods import METHODS
 from tests.helpers import digits, models, zoo
-from tests.helpers.commands import refused
+from tests.helpers.commands import command_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MULTIMIX_ONLY = "PerceiverForSequenceClassification"
@@ -128,16 +128,16 @@ def test_check_command_reports_and_sets_the_exit_code(tmp_path, capsys):
     (tmp_path / "options.yaml").write_text("rounds: 0\ndevice: cpu\ntask: text\nmixing: multimix\n")
     assert main(["check", perceiver, str(tmp_path / "options.yaml")]) == 0
 
-    assert "MODEL is missing" in refused(capsys, "check")
-    assert "did you mean multimix?" in refused(capsys, "check", model, "--mixing", "mutimix")
-    assert "--batch_size must be at least 2" in refused(capsys, "check", model, "--batch_size", "1")
-    assert "does not support text classification: choose another --task" in refused(
+    assert "MODEL is missing" in command_error(capsys, "check")
+    assert "did you mean multimix?" in command_error(capsys, "check", model, "--mixing", "mutimix")
+    assert "--batch_size must be at least 2" in command_error(capsys, "check", model, "--batch_size", "1")
+    assert "does not support text classification: choose another --task" in command_error(
         capsys, "check", model, "--task", "text"
     )
-    assert "supports the tasks image and text: choose one with --task" in refused(
+    assert "supports the tasks image and text: choose one with --task" in command_error(
         capsys, "check", perceiver_of_images(tmp_path)
     )
-    assert "--num_train_epochs is not an option of mm-hf check:" in refused(
+    assert "--num_train_epochs is not an option of mm-hf check:" in command_error(
         capsys, "check", model, "--num_train_epochs", "1"
     )
 
@@ -223,9 +223,11 @@ def test_models_command_lists_classes(capsys, monkeypatch):
     assert f"{len(listed)} classes: dense_multimix trains {len(listed)}" in output
     assert main(["models", "perceiver"]) == 0
     assert "PerceiverForSequenceClassification gives no per-location logits." in capsys.readouterr().out
-    assert "did you mean bert?" in refused(capsys, "models", "bret")
-    assert "No class with 'vit' in its name matches --task audio" in refused(capsys, "models", "vit", "--task", "audio")
-    assert "invalid choice: 'pictures'" in refused(capsys, "models", "--task", "pictures")
+    assert "did you mean bert?" in command_error(capsys, "models", "bret")
+    assert "No class with 'vit' in its name matches --task audio" in command_error(
+        capsys, "models", "vit", "--task", "audio"
+    )
+    assert "invalid choice: 'pictures'" in command_error(capsys, "models", "--task", "pictures")
     new = table.SupportedModel("NewForImageClassification", "image", "new")
     monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0

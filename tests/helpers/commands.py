@@ -25,8 +25,8 @@ def read_results(path):
         return [row for row in csv.DictReader(file) if row["metric"] not in COSTS]
 
 
-def refused(capsys, *arguments):
-    """Run a command line that is wrong, and return its error message: one line, exit code 2, no traceback."""
+def command_error(capsys, *arguments):
+    """Run an invalid command line and return its error message: one line, with exit code 2 and without a traceback."""
     assert main([str(x) for x in arguments]) == 2
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err and captured.err.count("\n") == 1
