@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 def find_checkpoint_error(
     directory: str | Path, *, process: int = 0, processes: int = 1, model_only: bool = False, sharded: bool = False
 ) -> str | None:
-    """What is missing or cut off of what a resumed training reads from a checkpoint, as a clause; None if nothing is.
+    """Describe the first missing or truncated file of a checkpoint; None if it is complete.
 
     Files are opened and not read: those of safetensors say at their beginning how long they are, and PyTorch's end with a
     list of what is in them.
