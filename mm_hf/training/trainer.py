@@ -113,8 +113,8 @@ class MultiMixTrainer(SafePushTrainer):
             raise ValueError(
                 f"per_device_train_batch_size is {self.args.train_batch_size}, and {type(mixing).__name__} mixes "
                 f"examples with each other: make it at least {mixing.requirements.min_examples}, or use ERM(). "
-                "With several processes, gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples of "
-                "all ranks."
+                "With several processes, gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples "
+                "of all ranks."
             )
         if self.mixing_handle is None:
             self._wrap_for_mixing(self.model)
