@@ -20,6 +20,7 @@ class TaskOptions:
         full_test: Evaluate Fashion-MNIST on all 10,000 test images instead of 2,000.
         search: Evaluate on held-out training examples instead of test examples. Defaults are chosen this way.
         epochs: Number of epochs. Default: the task's own.
+        fold: Fold of cross-validation, for tasks that have folds.
         cache: Directory for the cached outputs of frozen layers.
     """
 
@@ -27,6 +28,7 @@ class TaskOptions:
     full_test: bool = False
     search: bool = False
     epochs: int | None = None
+    fold: int = 0
     cache: Path = Path("outputs/evidence/cache")
 
     @property
@@ -70,6 +72,7 @@ class BenchmarkTask:
     description: str
     methods: tuple[str, ...]
     robustness_samples: int
+    folds: int = 1
 
     def task(self, options: TaskOptions) -> Task:
         """Build the task and record which examples it is evaluated on."""
@@ -82,7 +85,7 @@ TASKS: dict[str, BenchmarkTask] = {}
 
 
 def benchmark_task(
-    description: str, without: Sequence[str] = (), robustness_samples: int = 200
+    description: str, without: Sequence[str] = (), robustness_samples: int = 200, folds: int = 1
 ) -> Callable[[Callable[[TaskOptions], Task]], Callable[[TaskOptions], Task]]:
     """Register a function that builds a task, under the function's name.
 
@@ -90,11 +93,13 @@ def benchmark_task(
         description: Paragraph of docs/evidence.md that describes the task.
         without: Methods of the study that do not apply to the task.
         robustness_samples: Number of test examples for FGSM and corruptions.
+        folds: Number of folds of cross-validation. Each is trained and tested separately; metrics are computed on the
+            test examples of all folds together.
     """
 
     def register(build: Callable[[TaskOptions], Task]) -> Callable[[TaskOptions], Task]:
         methods = tuple(name for name in METHODS if name not in without)
-        TASKS[build.__name__] = BenchmarkTask(build, " ".join(description.split()), methods, robustness_samples)
+        TASKS[build.__name__] = BenchmarkTask(build, " ".join(description.split()), methods, robustness_samples, folds)
         return build
 
     return register

@@ -27,14 +27,14 @@ from benchmarks.evidence.results import (
     round_number,
     time_cell,
 )  # fmt: skip
-from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, pair_runs, train_runs
-from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, fold_directories, pair_runs, train_runs
+from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.markdown import replace_section, table_lines, wrap_text
 from mm_hf.evaluation.metrics.registry import METRICS, compared_metrics
 from mm_hf.evaluation.plots import plot_alignment_uniformity
 from mm_hf.evaluation.statistics import mean_interval
 
-DEFAULT_TASKS, DEFAULT_SEEDS = tuple(TASKS), 5
+DEFAULT_TASKS, DEFAULT_SEEDS = STUDY, 5
 FIELDS = (
     "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
     "test_examples", "measured_on",
@@ -94,7 +94,8 @@ def rows_of(directory: Path) -> Iterator[Row]:
     runs = finished_runs(directory, list(METHODS))
     if BASELINE not in runs:
         return
-    settings = json.loads((directory / "settings.json").read_text(encoding="utf-8"))["task"]
+    paths = [fold / "settings.json" for fold in fold_directories(directory)]
+    settings = [json.loads(path.read_text(encoding="utf-8"))["task"] for path in paths]
     for method in runs:
         comparison = pair_runs(directory, runs, method)
         if not comparison.runs[method]:
@@ -107,8 +108,8 @@ def rows_of(directory: Path) -> Iterator[Row]:
             row: Row = dict.fromkeys(FIELDS, "")
             row |= {"task": directory.name, "method": method, "metric": metric, "mean": round_number(mean.value)}
             row |= {"half_width": round_number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
-            row["test_examples"] = settings["test_examples"]
-            row["measured_on"] = settings.get("measured_on", "test examples")
+            row["test_examples"] = sum(fold["test_examples"] for fold in settings)
+            row["measured_on"] = settings[0].get("measured_on", "test examples")
             if method != BASELINE:
                 if metric in MAIN:
                     interval, kind = comparison.differences[metric][method], "paired bootstrap"

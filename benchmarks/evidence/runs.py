@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import transformers
 
 from benchmarks.evidence.methods import BASELINE, METHODS
@@ -18,6 +20,7 @@ from benchmarks.evidence.tasks import TASKS
 from benchmarks.harness import RESULTS
 from mm_hf import Mixing
 from mm_hf.comparison import Comparison, EvaluationOptions, Run, run_comparison
+from mm_hf.evaluation.metrics.compute import compute_metrics
 
 OUTPUTS, DOCS = Path("outputs/evidence"), Path(__file__).parents[2] / "docs"
 PRINTED = ("accuracy", "nll", "calibration_error", "train_seconds")
@@ -110,7 +113,7 @@ def train_runs(
     robustness_samples: int = 0,
     report: bool = False,
 ) -> None:
-    """Train the baseline and the methods on a task; finished runs are kept. Print a line per run."""
+    """Train the baseline and the methods on all folds of a task; finished runs are kept. Print a line per run."""
 
     def print_run(run: Run) -> None:
         # All metrics come from the stored predictions. The models of all runs would take gigabytes.
@@ -118,19 +121,54 @@ def train_runs(
         values = ", ".join(f"{name} {run.metrics[name]:.4g}" for name in PRINTED if name in run.metrics)
         print(f"{time.strftime('%H:%M:%S')} {task}, {run.method}, seed {run.seed}: {values}", flush=True)
 
-    comparison = run_comparison(
-        TASKS[task].task(options),
-        {BASELINE: METHODS[BASELINE](), **methods},
-        seeds,
-        directory / task,
-        baseline=BASELINE,
-        evaluation=EvaluationOptions(robustness_samples=robustness_samples),
-        keep_models="none",
-        report=report,
-        on_run=print_run,
-    )
-    for method, error in comparison.failed.items():
-        print(f"{task}, {method}: cannot train this model: {error}", flush=True)
+    for fold, fold_directory in enumerate(fold_directories(directory / task)):
+        comparison = run_comparison(
+            TASKS[task].task(dataclasses.replace(options, fold=fold)),
+            {BASELINE: METHODS[BASELINE](), **methods},
+            seeds,
+            fold_directory,
+            baseline=BASELINE,
+            evaluation=EvaluationOptions(robustness_samples=robustness_samples),
+            keep_models="none",
+            report=report,
+            on_run=print_run,
+        )
+        for method, error in comparison.failed.items():
+            print(f"{task}, {method}: cannot train this model: {error}", flush=True)
+
+
+def fold_directories(directory: Path) -> list[Path]:
+    """Return the directories of the folds of a task; the task's own directory if it has no folds."""
+    folds = TASKS[directory.name].folds if directory.name in TASKS else 1
+    return [directory] if folds == 1 else [directory / f"fold-{fold}" for fold in range(folds)]
+
+
+class PooledRun(Run):
+    """Run whose predictions are those of the test examples of all folds."""
+
+    parts: list[Run]
+
+    @classmethod
+    def pool(cls, runs: Sequence[Run]) -> PooledRun:
+        """Pool the runs of all folds of a method and seed.
+
+        Metrics of the predictions are computed on all test examples together. Training times are added up. Other
+        metrics are means over the folds.
+        """
+        pooled = cls(**{**vars(runs[0]), "corruptions": {}, "history": []})
+        pooled.parts = list(runs)
+        names = set.intersection(*(set(run.metrics) for run in runs))
+        pooled.metrics = {name: float(np.mean([run.metrics[name] for run in runs])) for name in names}
+        pooled.metrics["train_seconds"] *= len(runs)
+        arrays = pooled.arrays
+        pooled.metrics |= compute_metrics("classification", arrays["logits"], arrays["labels"])
+        return pooled
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Logits and labels of the test examples of all folds."""
+        found = [run.arrays for run in self.parts]
+        return {name: np.concatenate([arrays[name] for arrays in found]) for name in ("logits", "labels")}
 
 
 def finished_runs(directory: Path, known: Sequence[str] | None = None) -> dict[str, dict[int, Run]]:
@@ -140,11 +178,16 @@ def finished_runs(directory: Path, known: Sequence[str] | None = None) -> dict[s
         directory: Directory of a task.
         known: Methods to return, in this order. Default: all, in the order of their directories.
     """
-    found: dict[str, dict[int, Run]] = {}
-    for path in sorted(directory.glob("runs/*/seed-*")):
+    parts: dict[tuple[str, int], list[Run]] = {}
+    folds = fold_directories(directory)
+    for path in sorted(path for fold in folds for path in fold.glob("runs/*/seed-*")):
         run = Run.read(path)
         if run is not None:
-            found.setdefault(run.method, {})[run.seed] = run
+            parts.setdefault((run.method, run.seed), []).append(run)
+    found: dict[str, dict[int, Run]] = {}
+    for (method, seed), runs in parts.items():
+        if len(runs) == len(folds):
+            found.setdefault(method, {})[seed] = runs[0] if len(folds) == 1 else PooledRun.pool(runs)
     order = dict.fromkeys([BASELINE, *found]) if known is None else known
     return {name: found[name] for name in order if name in found}
 

@@ -14,11 +14,11 @@ from benchmarks.evidence.methods import BASELINE, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import Row, merge_rows, round_number
 from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, pair_runs, train_runs
-from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.harness import read
 from mm_hf.comparison.task import parse_method
 
-DEFAULT_TASKS, DEFAULT_SEEDS = tuple(TASKS), 2
+DEFAULT_TASKS, DEFAULT_SEEDS = STUDY, 2
 SEARCHED = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", "train_seconds")
 
 

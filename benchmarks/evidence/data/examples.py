@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 
@@ -33,18 +34,50 @@ class Examples(Dataset):
         return Examples(self.labels[indices], **{name: values[indices] for name, values in self.inputs.items()})
 
 
-def package_directory(name: str, module: str) -> Path:
-    """Return the directory of an installed package without importing it, since an import may need further packages.
+class AugmentedExamples(Examples):
+    """Examples whose `pixel_values` are augmented at random, depending on the seed, the epoch and the index only."""
+
+    def __init__(self, examples: Examples, augment: Callable[[Tensor, torch.Generator], Tensor]):
+        super().__init__(examples.labels, **examples.inputs)
+        self.augment = augment
+        self.seed = self.epoch = 0
+
+    def seed_augmentation(self, seed: int, epoch: int) -> None:
+        """Set the seed and the epoch of the augmentation; a comparison calls this before each epoch."""
+        self.seed, self.epoch = seed, epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        example = super().__getitem__(index)
+        state = np.random.SeedSequence([self.seed, self.epoch, int(index)]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        return {**example, "pixel_values": self.augment(example["pixel_values"], generator)}
+
+
+def random_crop(image: Tensor, generator: torch.Generator, padding: int) -> Tensor:
+    """Shift an image by up to `padding` pixels in each direction; the border is repeated."""
+    height, width = image.shape[-2:]
+    padded = F.pad(image[None], (padding,) * 4, mode="replicate")[0]
+    top, left = torch.randint(2 * padding + 1, (2,), generator=generator).tolist()
+    return padded[..., top : top + height, left : left + width]
+
+
+def random_flip(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip an image horizontally with probability 0.5."""
+    return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
+
+
+def require_package(name: str, module: str) -> Path:
+    """Return the path of an installed package or module without importing it, which may need further packages.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
     found = find_spec(module)
-    if found is None or not found.submodule_search_locations:
+    if found is None or found.origin is None:
         raise ModuleNotFoundError(
             f"This task needs the package {name}, which is not installed: pip install {name}, or run `make evidence`."
         )
-    return Path(found.submodule_search_locations[0])
+    return Path(found.origin).parent if found.submodule_search_locations else Path(found.origin)
 
 
 def require_debian_package(name: str, path: Path) -> Path:
@@ -61,9 +94,10 @@ def require_debian_package(name: str, path: Path) -> Path:
 
 
 def stratified_subsets(labels: Any, sizes: list[int], seed: int = 0) -> list[np.ndarray]:
-    """Draw disjoint random subsets of examples, each with the same proportion of every class.
+    """Draw disjoint random subsets of data with about equally many examples per class, stratified by class.
 
-    With the same seed, a larger first subset contains a smaller one.
+    Classes take turns: a subset has the same number of examples of every class until a class is used up. With the same
+    seed, a larger first subset contains a smaller one.
 
     Args:
         labels: Class per example.

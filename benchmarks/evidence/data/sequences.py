@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from benchmarks.evidence.data.examples import Examples, package_directory
+from benchmarks.evidence.data.examples import Examples, require_package
 
 
 @cache
@@ -17,7 +17,7 @@ def mnist1d(number: int = 10_000) -> Examples:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    package_directory("mnist1d", "mnist1d")
+    require_package("mnist1d", "mnist1d")
     from mnist1d.data import get_dataset_args, make_dataset
 
     args = get_dataset_args()

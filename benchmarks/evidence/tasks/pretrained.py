@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,23 @@ FROZEN_BLOCKS = 8
 SETTINGS = {"data": "fashion_mnist at 56 pixels, stratified subsets by seed 0", "frozen_blocks": FROZEN_BLOCKS}
 
 
-def dinov2_config(layers: int) -> Dinov2Config:
-    """Return the configuration of DINOv2-small with the given number of blocks, for the classes of Fashion-MNIST."""
-    return Dinov2Config(**{**dinov2.DINOV2_SMALL, "num_hidden_layers": layers}, **class_mappings(FASHION_CLASSES))
+def dinov2_config(layers: int, class_names: Sequence[str]) -> Dinov2Config:
+    """Return the configuration of DINOv2-small with the given number of blocks."""
+    return Dinov2Config(**{**dinov2.DINOV2_SMALL, "num_hidden_layers": layers}, **class_mappings(class_names))
+
+
+def partly_frozen_dinov2(class_names: Sequence[str]) -> Callable[[], Dinov2ForImageClassification]:
+    """Return a function that builds the pretrained classifier with frozen embeddings and first eight blocks."""
+    weights, config = dinov2.dinov2_small().state_dict(), dinov2_config(12, class_names)
+
+    def build() -> Dinov2ForImageClassification:
+        model = Dinov2ForImageClassification(config)
+        model.dinov2.load_state_dict(weights)
+        for part in (model.dinov2.embeddings, *model.dinov2.encoder.layer[:FROZEN_BLOCKS]):
+            part.requires_grad_(False)
+        return model
+
+    return build
 
 
 def fashion_parts(options: TaskOptions, examples: int) -> list[tuple[Tensor, Tensor]]:
@@ -43,22 +58,12 @@ def fashion_parts(options: TaskOptions, examples: int) -> list[tuple[Tensor, Ten
 )
 def fashion_300(options: TaskOptions) -> Task:
     """Build the task of 300 images of Fashion-MNIST and a pretrained ViT."""
-    backbone, config = dinov2.dinov2_small(), dinov2_config(12)
-    weights = backbone.state_dict()
-
-    def model() -> Dinov2ForImageClassification:
-        made = Dinov2ForImageClassification(config)
-        made.dinov2.load_state_dict(weights)
-        for part in (made.dinov2.embeddings, *made.dinov2.encoder.layer[:FROZEN_BLOCKS]):
-            part.requires_grad_(False)
-        return made
-
     train, validation, test, unknown = (
         Examples(labels, pixel_values=dinov2.to_dinov2_input(pixels)) for pixels, labels in fashion_parts(options, 300)
     )
     return Task(
         "fashion_300",
-        model,
+        partly_frozen_dinov2(FASHION_CLASSES),
         train_dataset=train,
         validation_dataset=validation,
         test_dataset=test,
@@ -72,7 +77,7 @@ def fashion_300(options: TaskOptions) -> Task:
 
 def fashion_on_states(options: TaskOptions, examples: int, epochs: int) -> Task:
     """Build a task like `fashion_300` on precomputed outputs of the frozen blocks."""
-    backbone, config = dinov2.dinov2_small(), dinov2_config(12 - FROZEN_BLOCKS)
+    backbone, config = dinov2.dinov2_small(), dinov2_config(12 - FROZEN_BLOCKS, FASHION_CLASSES)
     weights = {
         "embeddings.cls_token": backbone.embeddings.cls_token.detach(),
         **{
