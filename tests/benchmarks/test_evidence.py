@@ -44,7 +44,6 @@ def paths(tmp_path):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.end_to_end
 def test_run_writes_csv_tables_and_plots(finished):
     rows = results.read_rows(finished / "results_dir" / "evidence.csv")
     found = {(row["method"], row["metric"]): row for row in rows}
@@ -64,7 +63,6 @@ def test_run_writes_csv_tables_and_plots(finished):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.end_to_end
 def test_summarize_keeps_runs_and_other_text(finished):
     found = sorted((finished / "output_dir").glob("run/digits_vit/runs/*/*/result.json"))
     before = [path.stat().st_mtime_ns for path in found]
@@ -76,7 +74,6 @@ def test_summarize_keeps_runs_and_other_text(finished):
     assert page.read_text() == text + "\nOther text.\n"
 
 
-@pytest.mark.end_to_end
 @pytest.mark.end_to_end
 def test_summarize_reproduces_the_committed_page(tmp_path, capsys):
     """Without training runs, all tables come from the committed CSV files."""
@@ -99,7 +96,6 @@ def test_summarize_without_results_writes_nothing(tmp_path, capsys):
     assert "Nothing to summarize." in capsys.readouterr().out and not list(tmp_path.rglob("*.csv"))
 
 
-@pytest.mark.end_to_end
 @pytest.mark.end_to_end
 def test_tables_show_diverged_methods(finished, tmp_path):
     rows = results.read_rows(finished / "results_dir" / "evidence.csv")
@@ -152,7 +148,6 @@ def test_stratified_subsets_are_disjoint_balanced_and_nested():
 
 
 @pytest.mark.end_to_end
-@pytest.mark.end_to_end
 def test_ablate_writes_csv_table_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "ABLATIONS", {"n = 10": DenseMultiMix(num_mixed=10)})
     arguments = ["ablate", "--quick", "--tasks", "digits_vit", "--seeds", "2", *directories(tmp_path)]
@@ -164,7 +159,6 @@ def test_ablate_writes_csv_table_and_plot(tmp_path, monkeypatch):
     assert (tmp_path / "docs_dir" / "images" / "ablation_digits_vit.png").stat().st_size > 1000
 
 
-@pytest.mark.end_to_end
 @pytest.mark.end_to_end
 def test_length_trains_each_number_of_epochs(tmp_path):
     arguments = ["length", "--tasks", "digits_vit", "--epochs", "1", "2", "--seeds", "1", *directories(tmp_path)]
@@ -179,7 +173,6 @@ def test_length_trains_each_number_of_epochs(tmp_path):
     assert read("length.csv", tmp_path / "results_dir") == rows
 
 
-@pytest.mark.end_to_end
 @pytest.mark.end_to_end
 def test_search_evaluates_specifications_on_training_examples(tmp_path):
     candidates = ["erm", "k2=dense_multimix:effective_examples=2,num_mixed=10"]
@@ -251,7 +244,6 @@ def test_verdict_compares_with_plain_training_and_the_best_other_method(paths, m
     assert paths.page.read_text() == page
 
 
-@pytest.mark.end_to_end
 @pytest.mark.end_to_end
 def test_rows_without_new_runs_are_kept(finished, tmp_path):
     paths = Paths(finished / "output_dir", tmp_path, tmp_path)
