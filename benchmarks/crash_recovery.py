@@ -74,7 +74,7 @@ def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
         ViTForImageClassification(config), arguments, mixing=DenseMultiMix(num_mixed=20), train_dataset=rows,
         callbacks=[Progress(directory / "steps")],
     )  # fmt: skip
-    last = last_complete_checkpoint(directory, process=arguments.process_index, processes=arguments.world_size)
+    last = last_complete_checkpoint(directory, rank=arguments.process_index, world_size=arguments.world_size)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=last is not None)
     digest = hashlib.sha256()
@@ -201,7 +201,7 @@ def newest(directory: Path, processes: int) -> tuple[str, str]:
     checkpoints = list_checkpoints(directory)
     if not checkpoints:
         return "none", ""
-    errors = [find_checkpoint_error(checkpoints[0], process=i, processes=processes) for i in range(processes)]
+    errors = [find_checkpoint_error(checkpoints[0], rank=i, world_size=processes) for i in range(processes)]
     return checkpoints[0].name, next(filter(None, errors), "")
 
 

@@ -175,7 +175,7 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
         return None
     if given == "last":
         found = last_complete_checkpoint(
-            directory, process=args.process_index, processes=args.world_size, model_only=args.save_only_model
+            directory, rank=args.process_index, world_size=args.world_size, model_only=args.save_only_model
         )
         if found is None:
             raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")

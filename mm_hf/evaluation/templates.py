@@ -1,7 +1,6 @@
 """Jinja templates of model cards and reports, and Markdown tables.
 
-Values are escaped for the format of the template, so that a class or a data set with an unusual name cannot change the
-page around it.
+Values are escaped for the format of the template: names of classes, datasets or files cannot change the page around them.
 """
 
 from __future__ import annotations
@@ -108,8 +107,8 @@ _FORMATS: dict[str, tuple[Callable[[object], Markup] | None, dict[str, Callable[
 def render(template: str | Path, **values: Any) -> str:
     """Render a Jinja template, and escape every value for the format that the file name gives.
 
-    Templates include others of their directory by name. The filter `code` formats a value as inline code. In Markdown, the
-    filter `paragraph` joins lines of the template.
+    Templates include others of their directory by name. The filter `code` formats a value as inline code. In Markdown,
+    the filter `paragraph` joins lines of the template.
 
     Args:
         template: A file whose name ends in `.html.jinja`, `.md.jinja` or `.py.jinja`. In Python, values are written as
@@ -123,7 +122,7 @@ def render(template: str | Path, **values: Any) -> str:
     escape, filters = _FORMATS[Path(path.stem).suffix]
     environment = Environment(
         loader=FileSystemLoader(path.parent),
-        autoescape=True,  # leaves alone what `finalize` has escaped
+        autoescape=True,  # does not escape again what `finalize` has escaped
         finalize=escape,
         undefined=StrictUndefined,
         trim_blocks=True,

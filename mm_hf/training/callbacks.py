@@ -1,4 +1,4 @@
-"""Pictures of the attention that weighs the labels, in the tracker, while a model trains."""
+"""Attention maps of a model in a tracker during training."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ LABELS = ("label", "label_ids", "labels")
 
 
 class AttentionMapCallback(TrainerCallback):
-    """Draws, every so many steps, how much of each label is said to be about which patch or token, of the same few examples.
+    """Logs the attention that weights each label at every patch or token, for a fixed set of examples.
 
-    The picture goes to each tracker of `report_to` that takes pictures: TensorBoard, trackio and Weights & Biases. It is
-    drawn before the first step, every `every` steps and after the last one, on the main process. The training is what it
-    would be without: weights, modes, gradients and random numbers are not touched.
+    The figure is logged to each tracker of `report_to` that accepts images: TensorBoard, trackio and Weights & Biases.
+    It is drawn before the first step, every `every` steps and after the last step, on the main process. Training is not
+    affected: weights, modes, gradients and random states do not change.
 
     Args:
-        trainer: Whose model is looked at; add the callback to it by `trainer.add_callback`.
-        examples: A data set like the one that is evaluated on, of images or of texts.
-        every: Steps from one picture to the next.
-        attention: What weighs a label (see [`extract`]). Default: what the trainer's method takes, or else "auto".
-        max_examples: The first ones, which are drawn.
-        directory: Where pictures are written, too, as `step-000100.png`. Default: nowhere.
+        trainer: The trainer of the model. Add the callback to it with `trainer.add_callback`.
+        examples: A dataset of images or texts in the format of the evaluation dataset.
+        every: Number of steps between figures.
+        attention: Attention that weights a label (see [`extract`]). Default: that of the trainer's method, or "auto" if
+            the method uses none.
+        max_examples: Number of examples, taken from the start of `examples`.
+        directory: Directory where the figures are also written, as `step-000100.png`. Default: they are not written.
 
     Raises:
-        ValueError: No tracker takes pictures and there is no directory, or the model is sharded over processes; (when it is
-            drawn) the model's locations are neither patches of an image nor tokens.
+        ValueError: No tracker accepts images and there is no directory; the model is sharded over processes; or, when a
+            figure is drawn, the locations of the model are neither patches of an image nor tokens.
 
     Example:
         >>> import tempfile, torch
@@ -76,13 +77,13 @@ class AttentionMapCallback(TrainerCallback):
         self.trackers = [c for c in trainer.callback_handler.callbacks if isinstance(c, TRACKERS)]
         if not self.trackers and directory is None:
             raise ValueError(
-                f"report_to={trainer.args.report_to} has no tracker that takes pictures: set it to tensorboard, trackio or "
-                "wandb, or give a directory."
+                f"report_to={trainer.args.report_to} has no tracker that accepts images: set it to tensorboard, "
+                "trackio or wandb, or give a directory."
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError(
-                "AttentionMapCallback looks at the model on the main process alone, which a model that is sharded over "
-                "processes (FSDP, DeepSpeed) does not bear: leave it out."
+                "AttentionMapCallback runs the model on the main process only, which is not possible for a model that "
+                "is sharded over processes (FSDP, DeepSpeed): leave the callback out."
             )
         method = getattr(trainer, "mixing", None)
         self.attention = attention or (None if method is None else method.requirements.attention) or "auto"
@@ -95,19 +96,19 @@ class AttentionMapCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._draw(state, kwargs["model"])
+            self._log_figure(state, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # After the last step here, and not when the training ends: by then trackers are closed.
+        # The last figure is drawn here because the trackers are closed when `on_train_end` is called.
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._draw(state, kwargs["model"])
+            self._log_figure(state, kwargs["model"])
 
-    def _draw(self, state: Any, model: nn.Module) -> None:
+    def _log_figure(self, state: Any, model: nn.Module) -> None:
         from ..evaluation.plots.attention import pixels_of
 
         if not state.is_world_process_zero:
             return
-        pixels = pixels_of(self.picture(model))
+        pixels = pixels_of(self.draw(model))
         for tracker in self.trackers:
             _send(tracker, pixels, state.global_step)
         if self.directory is not None:
@@ -116,18 +117,18 @@ class AttentionMapCallback(TrainerCallback):
             self.directory.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(self.directory / f"step-{state.global_step:06d}.png")
 
-    def picture(self, model: nn.Module) -> Any:
-        """The figure of the examples as the model sees them now, which is left as it is."""
+    def draw(self, model: nn.Module) -> Any:
+        """Return the figure of the examples for the current weights. The model does not change."""
         with evaluation_mode(model) as device, torch.no_grad():
             batch = {k: v.to(device) for k, v in self.batch.items()}
             inputs = {k: v for k, v in batch.items() if k not in LABELS}
-            with self._taps(model, inputs):
+            with self._hooks(model, inputs):
                 output = extract(model, self.attention, **inputs, labels=batch.get("labels"))
         titles = [_title(model, y) for y in self.batch.get("labels", [None] * len(output.logits))]
         return _figure(inputs, output, self.processing_class, titles)
 
-    def _taps(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-        """A model that mixes has taps from its first step on; before, and without mixing, one for a while, as those see it."""
+    def _hooks(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        """Return temporary hooks for a model that has none: before its first step, or without mixing."""
         if HOOKS in model.__dict__:
             return nullcontext()
         if self.plan is None:
@@ -144,13 +145,13 @@ def _figure(inputs: Mapping[str, Tensor], output: LocationOutput, processing_cla
     if ids is not None and ids.shape == mask.shape:
         tokens = [_words(row, processing_class) for row in ids.cpu()]
         kept = [np.flatnonzero(row) for row in mask]
-        shown = [[words[j] for j in here] for words, here in zip(tokens, kept, strict=True)]
+        shown = [[words[j] for j in indices] for words, indices in zip(tokens, kept, strict=True)]
         return plot_token_attention(shown, [w[j] for w, j in zip(attention, kept, strict=True)], titles=titles)
     if images is not None and images.ndim == 4:
         return plot_image_attention(_pixels(images.float().cpu(), processing_class), attention, titles=titles)
     raise ValueError(
-        f"AttentionMapCallback draws patches of images and tokens of texts, and these {mask.shape[1]} locations are neither "
-        f"(the inputs are {', '.join(inputs)}): leave it out."
+        f"AttentionMapCallback draws patches of images and tokens of texts, but the {mask.shape[1]} locations of this "
+        f"model are neither (its inputs are {', '.join(inputs)}): leave the callback out."
     )
 
 
@@ -162,7 +163,7 @@ def _title(model: Any, label: Any) -> str:
 
 
 def _words(ids: Tensor, tokenizer: Any) -> list[str]:
-    """Tokens as they are read: byte-level and sentence-piece tokenizers write a space as a letter of its own."""
+    """Return readable tokens, without the letters that byte-level and SentencePiece tokenizers write for spaces."""
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         return [str(i) for i in ids.tolist()]
     tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
@@ -170,7 +171,7 @@ def _words(ids: Tensor, tokenizer: Any) -> list[str]:
 
 
 def _pixels(images: Tensor, processor: Any) -> np.ndarray:
-    """Images (b, h, w) or (b, h, w, 3) in [0, 1]; without a processor that tells, from each one's least to its largest."""
+    """Return images (b, h, w) or (b, h, w, 3) in [0, 1]; scaled to their range if the processor is unknown."""
     try:
         pixels = Normalization.of(processor).to_pixels(images)
     except (TypeError, ValueError, KeyError):
@@ -179,21 +180,21 @@ def _pixels(images: Tensor, processor: Any) -> np.ndarray:
     return (pixels[:, 0] if pixels.shape[1] != 3 else pixels.movedim(1, -1)).numpy()
 
 
-def _batch(trainer: Trainer, examples: Any, most: int) -> dict[str, Tensor]:
-    """The first examples as the trainer's collator makes a batch of them, without the columns that the model does not take."""
+def _batch(trainer: Trainer, examples: Any, max_examples: int) -> dict[str, Tensor]:
+    """Return the first examples as a batch of the trainer's collator, without columns that the model ignores."""
     model: Any = trainer.model
     plain = model.get_base_model() if hasattr(type(model), "get_base_model") else model
-    taken = {*inspect.signature(plain.forward).parameters, *LABELS}
-    rows = [examples[i] for i in range(min(most, len(examples)))]
+    accepted = {*inspect.signature(plain.forward).parameters, *LABELS}
+    rows = [examples[i] for i in range(min(max_examples, len(examples)))]
     if not rows:
-        raise ValueError("examples is empty: there is nothing to draw.")
+        raise ValueError("examples is empty: give at least one example.")
     collate: Callable[..., Mapping[str, Any]] = trainer.data_collator
-    batch = collate([{k: v for k, v in row.items() if k in taken} for row in rows])
+    batch = collate([{k: v for k, v in row.items() if k in accepted} for row in rows])
     return {k: v for k, v in batch.items() if isinstance(v, Tensor)}
 
 
 def _send(tracker: Any, pixels: np.ndarray, step: int) -> None:
-    """Log a picture the way the tracker takes one."""
+    """Log an image with the interface of the tracker."""
     if isinstance(tracker, TensorBoardCallback):
         tracker.tb_writer.add_image(TAG, pixels, step, dataformats="HWC")
         return

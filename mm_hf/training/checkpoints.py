@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and a checkpoint's weights read back into a model, all of them or not at all."""
+"""Complete checkpoints, and loading their weights into a model without missing any."""
 
 from __future__ import annotations
 
@@ -26,26 +26,29 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-# Trainer writes it last, and `MultiMixTrainer` when all processes have written everything else.
+# Trainer writes it last. `MultiMixTrainer` waits until all ranks have written their files.
 LAST_FILE = "trainer_state.json"
 
 logger = logging.getLogger(__name__)
 
 
 def find_checkpoint_error(
-    directory: str | Path, *, process: int = 0, processes: int = 1, model_only: bool = False, sharded: bool = False
+    directory: str | Path, *, rank: int = 0, world_size: int = 1, model_only: bool = False, sharded: bool = False
 ) -> str | None:
     """Describe the first missing or truncated file of a checkpoint; None if it is complete.
 
-    Files are opened and not read: those of safetensors say at their beginning how long they are, and PyTorch's end with a
-    list of what is in them.
+    Only files that a resumed training run reads are checked. They are opened but not read: a safetensors file starts
+    with its length, and a PyTorch file ends with the list of its contents.
 
     Args:
         directory: The checkpoint.
-        process: Which of the processes asks: each has random numbers of its own.
-        processes: How many they are. A checkpoint of another number of processes can be whole, too.
-        model_only: Whether it was saved with `save_only_model`.
-        sharded: Whether FSDP or DeepSpeed wrote weights and optimizer, whose own files are not looked at.
+        rank: Rank of the calling process, whose random state is checked.
+        world_size: Number of ranks. A checkpoint of another number of ranks can also be complete.
+        model_only: The checkpoint was saved with `save_only_model`.
+        sharded: FSDP or DeepSpeed wrote the weights and the optimizer. Their files are not checked.
+
+    Returns:
+        A clause for an error message.
 
     Example:
         >>> find_checkpoint_error("outputs/checkpoint-7")
@@ -58,30 +61,30 @@ def find_checkpoint_error(
     if not model_only:
         files += [] if sharded else [directory / "optimizer.pt", directory / "scheduler.pt"]
         files += [file for file in [directory / "scaler.pt"] if file.exists()]
-        files += _random_states(directory, process, processes)
-        files += [file for file in [state_file(directory, process, processes)] if file.exists()]
+        files += _random_states(directory, rank, world_size)
+        files += [file for file in [state_file(directory, rank, world_size)] if file.exists()]
     files += [file for file in [directory / "mixing.json"] if file.exists()]
-    return next(filter(None, map(_flaw_of, [*files, directory / LAST_FILE])), None)
+    return next(filter(None, map(_find_file_error, [*files, directory / LAST_FILE])), None)
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """All files with weights; if there are none, the one that should be there."""
+    """Return all files with weights; if there are none, the expected one."""
     found = [directory / name for name in (*WEIGHT_FILES, *ADAPTER_FILES) if (directory / name).is_file()]
     found += [file for name in ADAPTER_FILES for file in directory.glob(f"*/{name}")]
-    for index in [file for file in found if file.suffix == ".json" and _flaw_of(file) is None]:
+    for index in [file for file in found if file.suffix == ".json" and _find_file_error(file) is None]:
         found += [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     return found or [directory / WEIGHT_FILES[0]]
 
 
-def _random_states(directory: Path, process: int, processes: int) -> list[Path]:
-    """The file of this process, unless the checkpoint is one of another number of processes."""
-    own = directory / ("rng_state.pth" if processes == 1 else f"rng_state_{process}.pth")
-    several = len(list(directory.glob("rng_state_*.pth")))
-    elsewhere = several > 1 if processes == 1 else (directory / "rng_state.pth").exists() or 1 < several <= process
-    return [] if elsewhere and not own.exists() else [own]
+def _random_states(directory: Path, rank: int, world_size: int) -> list[Path]:
+    """Return the random state of a rank; none if the checkpoint is of another number of ranks."""
+    own = directory / ("rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth")
+    saved = len(list(directory.glob("rng_state_*.pth")))
+    other_size = saved > 1 if world_size == 1 else (directory / "rng_state.pth").exists() or 1 < saved <= rank
+    return [] if other_size and not own.exists() else [own]
 
 
-def _flaw_of(file: Path) -> str | None:
+def _find_file_error(file: Path) -> str | None:
     if not file.is_file():
         return f"{file.name} is missing"
     try:
@@ -94,12 +97,12 @@ def _flaw_of(file: Path) -> str | None:
             with zipfile.ZipFile(file):
                 pass
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return f"{file.name}, of {file.stat().st_size:,} bytes, is not whole ({error})"
+        return f"{file.name}, of {file.stat().st_size:,} bytes, is incomplete ({error})"
     return None
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a directory, the newest first.
+    """Return the checkpoints in a directory, newest first.
 
     Example:
         >>> import tempfile
@@ -114,58 +117,67 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(steps[path]), reverse=True)
 
 
-def last_complete_checkpoint(output_dir: str | Path, **layout: Any) -> Path | None:
-    """The newest checkpoint that every process finds whole, the same for all; None if there is none.
+def last_complete_checkpoint(output_dir: str | Path, **checkpoint_format: Any) -> Path | None:
+    """Return the newest checkpoint that is complete on all ranks, the same on each rank; None if there is none.
 
-    Newer ones are told of by a warning. `layout` is that of [`find_checkpoint_error`].
+    Newer, incomplete checkpoints are reported by a warning.
+
+    Args:
+        output_dir: Directory of the checkpoints.
+        checkpoint_format: Keyword arguments of [`find_checkpoint_error`].
     """
     names = all_gather_object([path.name for path in list_checkpoints(output_dir)])[0]
     for path in [Path(output_dir) / name for name in names]:
-        flaw = find_checkpoint_error_on_any_rank(path, **layout)
-        if flaw is None:
+        problem = find_checkpoint_error_on_any_rank(path, **checkpoint_format)
+        if problem is None:
             return path
         if not is_distributed() or torch.distributed.get_rank() == 0:
-            logger.warning("Passing over the checkpoint %s: %s.", path, flaw)
+            logger.warning("Skipping the checkpoint %s: %s.", path, problem)
     return None
 
 
-def find_checkpoint_error_on_any_rank(directory: str | Path, **layout: Any) -> str | None:
-    """What [`find_checkpoint_error`] says in the first process in which it says something."""
-    return next(filter(None, all_gather_object(find_checkpoint_error(directory, **layout))), None)
+def find_checkpoint_error_on_any_rank(directory: str | Path, **checkpoint_format: Any) -> str | None:
+    """Return the result of [`find_checkpoint_error`] on the first rank that finds an error; None if none does."""
+    return next(filter(None, all_gather_object(find_checkpoint_error(directory, **checkpoint_format))), None)
 
 
 @contextlib.contextmanager
-def explain_write_errors(checkpoint: str | Path, **layout: Any) -> Iterator[None]:
-    """Say of an error in the writing of a checkpoint what it means for the training. `layout` is that of [`find_checkpoint_error`].
+def explain_write_errors(checkpoint: str | Path, **checkpoint_format: Any) -> Iterator[None]:
+    """Add to an error while writing a checkpoint what it means for the training run.
+
+    Args:
+        checkpoint: The checkpoint that is written in the context.
+        checkpoint_format: Keyword arguments of [`find_checkpoint_error`].
 
     Raises:
-        OSError: The checkpoint could not be written; what PyTorch says of a full disk are two numbers without a meaning.
+        OSError: The checkpoint could not be written, for example because the disk is full. PyTorch reports a full disk
+            only as an unexpected position in the file.
     """
     checkpoint = Path(checkpoint)
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        flaw = find_checkpoint_error(checkpoint, **layout)
-        if flaw is None:  # of what comes after the writing
+        problem = find_checkpoint_error(checkpoint, **checkpoint_format)
+        if problem is None:  # raised after the checkpoint was written
             raise
         older = [path for path in list_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
-        whole = next((path for path in older if find_checkpoint_error(path, **layout) is None), None)
-        if whole is None:
-            advice = "There is no other checkpoint to go on from: mend the cause and start again."
+        complete = next((path for path in older if find_checkpoint_error(path, **checkpoint_format) is None), None)
+        if complete is None:
+            advice = "There is no other checkpoint: fix the cause and start again."
         else:
             advice = (
-                f"{whole} is whole: mend the cause and go on from it by resume_from_checkpoint=True, which passes over what is "
-                "half-written."
+                f"{complete} is complete: fix the cause and resume with resume_from_checkpoint=True, which skips "
+                "incomplete checkpoints."
             )
         free = shutil.disk_usage(next(path for path in (checkpoint, *checkpoint.parents) if path.exists())).free
         raise OSError(
-            f"The checkpoint {checkpoint} could not be written: {flaw}. {free / 1e6:,.1f} MB are free there; the error was: "
-            f"{error}. {advice}"
+            f"The checkpoint {checkpoint} could not be written: {problem}. The disk has {free / 1e6:,.1f} MB free; the "
+            f"error was: {error}. {advice}"
         ) from error
 
 
 def is_plain_checkpoint(model: nn.Module, directory: str | Path) -> bool:
-    """Whether a directory holds all weights of a Transformers model that is neither adapted, sharded nor quantised."""
+    """Return True if a directory has all weights of a Transformers model: no adapter, not sharded, not quantized."""
     from transformers import PreTrainedModel
 
     return (
@@ -176,30 +188,34 @@ def is_plain_checkpoint(model: nn.Module, directory: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, directory: str | Path) -> None:
-    """Load weights the way `from_pretrained` does, which knows the names that older files use.
+    """Load the weights of a checkpoint with `from_pretrained`, which knows the parameter names of older files.
 
-    Transformers 5 renames parameters of some architectures (ViT among them) when it loads a model and gives them their
-    old names back when it saves it. Trainer's own `load_state_dict` does neither and takes no offence at keys that are
-    missing, so that a resumed training silently goes on from fresh weights.
+    Transformers 5 renames parameters of some architectures, for example ViT, when it loads a model, and restores the
+    old names when it saves one. Trainer's own `load_state_dict` does neither and ignores missing keys, so that a
+    resumed training run silently starts from new weights.
+
+    Args:
+        model: The model to load into.
+        directory: The checkpoint.
 
     Raises:
-        RuntimeError: Weights of the model are missing in the checkpoint, or do not fit.
+        RuntimeError: Weights of the model are missing in the checkpoint, or have other shapes.
     """
     cls: Any = type(model)
     loaded, info = cls.from_pretrained(
         directory, config=copy.deepcopy(model.config), dtype=model.dtype, output_loading_info=True
     )
-    refuse_missing(directory, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})
+    raise_if_missing(directory, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})
     model.load_state_dict(loaded.state_dict())
 
 
-def refuse_missing(directory: str | Path | None, keys: set[Any]) -> None:
+def raise_if_missing(directory: str | Path | None, keys: set[Any]) -> None:
     """Raise a RuntimeError that names the keys, if there are any."""
     if keys:
         names = sorted(map(str, keys))
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         where = "" if directory is None else f" {directory}"
         raise RuntimeError(
-            f"The checkpoint{where} does not fit the model: {shown} would not be restored. Going on would train from "
-            "fresh weights; check that the model is of the class and size that the checkpoint was saved from."
+            f"The checkpoint{where} does not fit the model: {shown} would not be restored, and training would start "
+            "from new weights. Use a model of the class and size that the checkpoint was saved from."
         )

@@ -1,4 +1,4 @@
-"""Pushes to the Hub that cost no training: why one failed, where the model is, and how to push it later."""
+"""Pushes to the Hub whose failure does not stop the training run, with the reason and the command to push later."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 REASONS = {
-    401: "the Hub does not accept the token, or there is none: log in with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there: give it write access at https://huggingface.co/settings/tokens, or set "
-    "hub_model_id to a repository of your own",
-    404: "there is no such repository or branch, or the token may not see it",
-    413: "the Hub takes no files or folders of this size",
-    429: "the Hub was asked too often: wait a while",
+    401: "the token is missing or invalid: log in with `hf auth login`, or set HF_TOKEN",
+    403: "the token has no write access: grant it at https://huggingface.co/settings/tokens, or set hub_model_id to "
+    "a repository that you own",
+    404: "the repository or branch does not exist, or the token has no access to it",
+    413: "a file or folder is too large for the Hub",
+    429: "too many requests: wait before the next push",
 }
 
 
 class PushError(OSError):
-    """Nothing was pushed. The message says why, where the saved model is, and how to push it."""
+    """A push failed. The message states why, where the model is saved, and how to push it later."""
 
 
 class HubToken(str):
-    """A token for the Hub that is pickled as None.
+    """A Hub token that is pickled as None.
 
-    Trainer pickles its arguments, `hub_token` among them, into `training_args.bin`, and pushes that file.
+    Trainer pickles its arguments, including `hub_token`, into `training_args.bin` and pushes this file.
     """
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -48,23 +48,23 @@ class HubToken(str):
         return "'<HUB_TOKEN>'"
 
 
-def reason(error: BaseException) -> str:
-    """Why a push failed, as a part of a sentence."""
+def describe_push_error(error: BaseException) -> str:
+    """Return the reason of a failed push as a clause for an error message."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading ..."
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in REASONS:
         return f"{REASONS[status]} (HTTP status {status})"
     if status is not None and status >= 500:
-        return f"the Hub has a problem of its own (HTTP status {status})"
+        return f"the Hub has an internal error (HTTP status {status})"
     if isinstance(error, HfHubHTTPError):
-        return f"the Hub refuses it, {error.server_message or 'without saying why'} (HTTP status {status})"
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return f"the Hub rejected it: {error.server_message or 'no reason given'} (HTTP status {status})"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def upload_command(repo_id: str, directory: str, revision: str | None = None, private: bool | None = None) -> str:
-    """The command that pushes what Trainer would have pushed. It creates the repository if there is none."""
+    """Return the command that pushes the same files as Trainer and creates the repository if it does not exist."""
     options = ["--revision", revision] if revision else []
     options += ["--private"] if private else []
     exclude = ["--exclude", "_*", "--exclude", f"{PREFIX_CHECKPOINT_DIR}-*"]
@@ -72,37 +72,39 @@ def upload_command(repo_id: str, directory: str, revision: str | None = None, pr
 
 
 def check_write_access(repo_id: str, token: str | None) -> None:
-    """Find out now, and not after the training, that the token may read a repository that exists but not write to it."""
+    """Raise an error before training if the token can read an existing repository but not write to it."""
     try:
         HfApi().auth_check(repo_id, token=token, write=True)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise
-    except TypeError:  # older versions of huggingface_hub cannot ask
+    except TypeError:  # older versions of huggingface_hub have no argument `write`
         pass
 
 
 class SafePushTrainer(Trainer):
-    """A Trainer whose pushes to the Hub cost no training; [`MultiMixTrainer`] is one.
+    """A Trainer whose training run continues when a push to the Hub fails. It is the base of [`MultiMixTrainer`].
 
-    Trainer raises where a push fails, in places before the model is saved, and is silent where that happens in the
-    background. Here the model is saved first, an explicit push raises a [`PushError`], and all others are warned of.
+    Trainer raises errors of a push, in some cases before the model is saved, and ignores those in the background. This
+    class saves the model first. An explicit push that fails raises a [`PushError`]; all others log a warning.
     """
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository as Trainer does; with `push_to_hub=True` that is before anything is trained.
+        """Create the repository. With `push_to_hub=True`, Trainer calls this before training.
 
         Raises:
-            PushError: It cannot be pushed to.
+            PushError: The repository cannot be created, or the token cannot write to it.
         """
         token = self.args.hub_token if token is None else token
         try:
             super().init_hf_repo(token, private)
-            if self.hub_model_id is not None:  # the first process
+            if self.hub_model_id is not None:  # on rank 0
                 check_write_access(self.hub_model_id, token)
         except Exception as error:
             self.hub_model_id = None
-            raise PushError(f"The repository {self._repo_name!r} cannot be pushed to: {reason(error)}.") from error
+            raise PushError(
+                f"The repository {self._repo_name!r} cannot be pushed to: {describe_push_error(error)}."
+            ) from error
 
     @property
     def _repo_name(self) -> str:
@@ -117,10 +119,12 @@ class SafePushTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save the model and its card, and push them, as Trainer does; it saves them also if they cannot be pushed.
+        """Save the model and its card, then push them. They are also saved if the push fails.
+
+        The arguments are those of `Trainer.push_to_hub`.
 
         Raises:
-            PushError: The push failed. The message says why, where the model is, and how to push it later.
+            PushError: The push failed. The message states why, where the model is saved, and how to push it later.
         """
         revision = self.args.hub_revision if revision is None else revision
         private = self.args.hub_private_repo if private is None else private
@@ -131,9 +135,9 @@ class SafePushTrainer(Trainer):
                 self.save_model(_internal_call=True)
                 self.create_model_card(**kwargs)
                 raise PushError(self._not_pushed(error.__cause__ or error, revision, private)) from error
-        # In the background, so that what fails there is a push, and what fails here is none.
+        # Push in the background: an error there is one of the push, and an error here is not.
         push: Any = super().push_to_hub(commit_message, False, token, revision, private, **kwargs)
-        if push is None:  # not the first process
+        if push is None:  # not rank 0
             return None
         if not blocking:
             push.add_done_callback(lambda _: self._warn_of_failures([push], revision, private))
@@ -152,26 +156,26 @@ class SafePushTrainer(Trainer):
             self.args.hub_token = HubToken(self.args.hub_token)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; with `push_to_hub=True` push it, too, and go on with a warning if that fails."""
+        """Save the model. With `push_to_hub=True`, also push it, and log a warning if the push fails."""
         try:
             super().save_model(output_dir, _internal_call)
         except PushError as error:
             logger.warning(str(error))
 
     def _complete_checkpoint_push(self, checkpoint_folder: str) -> None:
-        """Put into the output directory what is pushed with a checkpoint's model and Trainer does not copy there."""
+        """Copy files of a checkpoint that Trainer does not copy into the output directory, which is pushed."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint in the background."""
         self._guard_token()
         pushes = self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END
         if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
-            if self.push_in_progress is not None:  # with hub_always_push: its files must not change while they are sent
+            if self.push_in_progress is not None:  # with hub_always_push: the files must not change during the upload
                 self.push_in_progress.wait_until_done()
             self._warn_of_failed_checkpoints()
             try:
                 self._complete_checkpoint_push(checkpoint_folder)
-            except Exception:  # a card is not worth a training
+            except Exception:  # an error in the card must not stop the training run
                 logger.warning("The model card of this checkpoint could not be written.", exc_info=True)
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -180,25 +184,26 @@ class SafePushTrainer(Trainer):
         self._warn_of_failed_checkpoints()
 
     def _warn_of_failed_checkpoints(self) -> None:
-        progress = getattr(self, "push_in_progress", None)  # there is none before a repository is
+        progress = getattr(self, "push_in_progress", None)  # not set before the repository exists
         if progress is not None:
-            aside = "Training goes on, and later checkpoints are pushed as planned. "
-            self._warn_of_failures(progress.jobs, self.args.hub_revision, self.args.hub_private_repo, aside)
+            note = "Training continues, and later checkpoints are pushed as planned. "
+            self._warn_of_failures(progress.jobs, self.args.hub_revision, self.args.hub_private_repo, note)
 
     def _warn_of_failures(
-        self, jobs: list[Future[Any]], revision: str | None, private: bool | None, aside: str = ""
+        self, jobs: list[Future[Any]], revision: str | None, private: bool | None, note: str = ""
     ) -> None:
-        """Warn of those uploads that have failed; those that are done are taken off the list."""
+        """Log a warning for each failed upload, and remove finished uploads from the list."""
         done = [job for job in jobs if job.done()]
         jobs[:] = [job for job in jobs if not job.done()]
         for job in done:
             error = None if job.cancelled() else job.exception()
             if error is not None:
-                logger.warning(self._not_pushed(error, revision, private, aside))
+                logger.warning(self._not_pushed(error, revision, private, note))
 
-    def _not_pushed(self, error: BaseException, revision: str | None, private: bool | None, aside: str = "") -> str:
+    def _not_pushed(self, error: BaseException, revision: str | None, private: bool | None, note: str = "") -> str:
         directory = str(self.args.output_dir)
         return (
-            f"The model is saved in {directory}, but it was not pushed to {self._repo_name!r}: {reason(error)}. {aside}"
+            f"The model is saved in {directory}, but it was not pushed to {self._repo_name!r}: "
+            f"{describe_push_error(error)}. {note}"
             f"To push it later: {upload_command(self._repo_name, directory, revision, private)}"
         )

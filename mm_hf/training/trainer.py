@@ -23,7 +23,7 @@ from .checkpoints import (
     is_plain_checkpoint,
     last_complete_checkpoint,
     load_weights,
-    refuse_missing,
+    raise_if_missing,
 )
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
 from .model_card import card_tags, existing_tags, is_user_edited, write_card
@@ -232,8 +232,8 @@ class MultiMixTrainer(SafePushTrainer):
     def _checkpoint_format(self) -> dict[str, Any]:
         """Arguments of `find_checkpoint_error` for the checkpoints of this training."""
         return {
-            "process": self.args.process_index,
-            "processes": self.args.world_size,
+            "rank": self.args.process_index,
+            "world_size": self.args.world_size,
             "model_only": self.args.save_only_model,
             "sharded": self.is_fsdp_enabled or self.is_deepspeed_enabled,
         }
@@ -292,7 +292,7 @@ class MultiMixTrainer(SafePushTrainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         model: Any = self.model
         ignorable = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-        refuse_missing(None, set(load_result.missing_keys) - ignorable)
+        raise_if_missing(None, set(load_result.missing_keys) - ignorable)
         super()._issue_warnings_after_load(load_result)
 
     # ---- The Hub ----

@@ -159,7 +159,7 @@ def test_settings_of_other_methods_are_rejected():
         (["--resume_from_checkpoint"], "contains no complete checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere is not a directory"),
         (["--ood_dataset_name", "digits"], "mm-hf analyze MODEL --ood_dataset_name"),
-        (["--attention_map_steps", "5"], "no tracker that takes pictures"),
+        (["--attention_map_steps", "5"], "no tracker that accepts images"),
         (["--dataset_name", "digts"], "no dataset 'digts' (did you mean digits?): it is neither a directory"),
         (["--model_name_or_path", "no/where"], "couldn't connect"),
         (["--image_column_name", "picture"], "no column 'picture': choose one of its columns image, label"),

@@ -1,4 +1,4 @@
-"""What trackers are told: the terms of the loss, and pictures that leave the training as it would be without them."""
+"""Loss terms and attention maps in trackers, and training that the maps do not affect."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def trainer(directory, mixing=None, dropout=0.0, **changes):
     )
 
 
-def test_the_terms_of_the_loss_and_pictures_arrive_in_tensorboard(tmp_path):
+def test_loss_terms_and_attention_maps_are_logged_to_tensorboard(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     this = trainer(tmp_path, report_to="tensorboard", num_train_epochs=2)
     this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=3, max_examples=2))
@@ -54,7 +54,7 @@ def test_the_terms_of_the_loss_and_pictures_arrive_in_tensorboard(tmp_path):
     assert pictures[0].encoded_image_string != pictures[2].encoded_image_string
 
 
-def test_they_arrive_in_trackio(tmp_path, monkeypatch):
+def test_loss_terms_and_attention_maps_are_logged_to_trackio(tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
@@ -70,10 +70,10 @@ def test_they_arrive_in_trackio(tmp_path, monkeypatch):
     assert sum(1 for _ in (tmp_path / "trackio").rglob("*.png")) == 2
 
 
-def test_what_trackio_and_wandb_are_told(tmp_path, monkeypatch):
-    """With their interfaces stubbed: the calls that the callback makes, whether or not they are installed."""
-    told = []
-    library = types.SimpleNamespace(Image=lambda pixels: ("image", pixels.shape[-1]), log=told.append)
+def test_calls_of_trackio_and_wandb(tmp_path, monkeypatch):
+    """Check the calls of the callback with a stub, whether or not the libraries are installed."""
+    calls = []
+    library = types.SimpleNamespace(Image=lambda pixels: ("image", pixels.shape[-1]), log=calls.append)
 
     class Tracker(integrations.TrackioCallback):
         def __init__(self):
@@ -86,15 +86,15 @@ def test_what_trackio_and_wandb_are_told(tmp_path, monkeypatch):
     this.add_callback(Tracker())
     this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=10, max_examples=2))
     this.train()
-    pictures = [row for row in told if "attention_map" in row]
+    pictures = [row for row in calls if "attention_map" in row]
     assert [row["train/global_step"] for row in pictures] == [0, 2]
     assert pictures[0]["attention_map"] == ("image", 3)
-    assert {f"train/{name}" for name in TERMS} <= set().union(*told)
+    assert {f"train/{name}" for name in TERMS} <= set().union(*calls)
 
 
 @pytest.mark.parametrize("mixing", [DenseMultiMix(num_mixed=20), DenseMultiMix(num_mixed=20, attention="cam"), ERM()])
-def test_the_training_is_what_it_would_be_without(tmp_path, mixing):
-    """Bit for bit, with dropout and random order: neither random state, nor modes, nor gradients are touched."""
+def test_training_is_the_same_with_and_without_the_callback(tmp_path, mixing):
+    """Bit for bit, with dropout and random order: random state, modes and gradients do not change."""
     found = []
     for name in ("with", "without"):
         this = trainer(tmp_path / name, mixing, dropout=0.2)
@@ -104,16 +104,16 @@ def test_the_training_is_what_it_would_be_without(tmp_path, mixing):
             this.add_callback(AttentionMapCallback(this, _Noisy(), every=1, max_examples=2, directory=maps))
         this.add_callback(watch)
         this.train()
-        found.append((digits.weights(this.model), this.state.log_history, watch.seen))
-    (a, history, seen), (b, other_history, other_seen) = found
+        found.append((digits.weights(this.model), this.state.log_history, watch.states))
+    (a, history, states), (b, other_history, other_states) = found
     digits.same_weights(a, b)
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (history, other_history)]
-    assert losses[0] == losses[1] and seen == other_seen
+    assert losses[0] == losses[1] and states == other_states
     assert len(list(maps.iterdir())) == 3
 
 
 class _Noisy:
-    """Examples that are made with all random generators, as augmented ones are."""
+    """Examples that are drawn with all random generators, as augmentation does."""
 
     def __len__(self):
         return 2
@@ -124,22 +124,22 @@ class _Noisy:
 
 
 class _Watch(TrainerCallback):
-    """The random state and the modes after each step, behind the callback that draws."""
+    """Records the random state and the modes after each step, after the callback that draws."""
 
     def __init__(self):
-        self.seen = []
+        self.states = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         others = np.random.get_state()[1].tolist(), random.getstate()
         modes = [module.training for module in model.modules()]
         gradients = [p.grad is None for p in model.parameters()]
-        self.seen.append((torch.get_rng_state().tolist(), others, modes, gradients))
+        self.states.append((torch.get_rng_state().tolist(), others, modes, gradients))
 
 
-def test_the_map_is_the_attention_that_weighs_the_labels(tmp_path):
+def test_the_map_is_the_attention_that_weights_the_labels(tmp_path):
     this = trainer(tmp_path, DenseMultiMix(num_mixed=20, attention="gap"))
     callback = AttentionMapCallback(this, this.eval_dataset, max_examples=3, directory=tmp_path)
-    figure = callback.picture(this.model)
+    figure = callback.draw(this.model)
     maps = [axes.images[1].get_array() for axes in figure.axes if len(axes.images) == 2]
     pixel_values = torch.stack([row["pixel_values"] for row in this.eval_dataset.select(range(3))])
     expected = extract(this.model.eval(), "gap", pixel_values=pixel_values).attention
@@ -153,7 +153,7 @@ def test_the_map_is_the_attention_that_weighs_the_labels(tmp_path):
     np.testing.assert_allclose(shown, expected, atol=1e-6)
 
 
-def test_pictures_of_a_processor_are_in_its_pixels(tmp_path):
+def test_images_of_a_processor_are_converted_to_pixels(tmp_path):
     from mm_hf.training.callbacks import _pixels
 
     processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.3] * 3, image_std=[0.4] * 3)
@@ -163,7 +163,7 @@ def test_pictures_of_a_processor_are_in_its_pixels(tmp_path):
 
 
 class _Words:
-    """As much of a tokenizer as the probe and the callback need."""
+    """The part of a tokenizer that the probe and the callback need."""
 
     all_special_ids = (0, 2, 3)
 
@@ -171,7 +171,7 @@ class _Words:
         return [f"Ġword{i}" for i in ids]
 
 
-def test_texts_are_drawn_as_tokens_with_weights(tmp_path):
+def test_texts_are_drawn_as_weighted_tokens(tmp_path):
     batch = models.batch("bert", b=6)
     rows = [{k: v[i] for k, v in batch.items()} | {"labels": i % 5, "id": f"text {i}"} for i in range(6)]
     model = models.build("bert")
@@ -179,10 +179,10 @@ def test_texts_are_drawn_as_tokens_with_weights(tmp_path):
     callback = AttentionMapCallback(this, rows, max_examples=2, directory=tmp_path / "maps")
     assert set(callback.batch) == {"input_ids", "attention_mask", "labels"}
     callback.processing_class = _Words()
-    figure = callback.picture(model)
+    figure = callback.draw(model)
     words = [text.get_text() for text in figure.axes[0].texts]
     seen = extract(model, **{k: v[:2] for k, v in batch.items()})
-    seen.mask &= batch["input_ids"][:2] != 3  # which the tokenizer knows as special, and the model's config does not
+    seen.mask &= batch["input_ids"][:2] != 3  # special for the tokenizer, but not in the config of the model
     expected = []
     for i in range(2):
         expected += [f"LABEL_{i}", *(f"word{j}" for j in batch["input_ids"][i][seen.mask[i]].tolist())]
@@ -194,7 +194,7 @@ def test_texts_are_drawn_as_tokens_with_weights(tmp_path):
     assert position == int(flat.argmax())
 
 
-def test_texts_are_inside_of_the_picture_and_not_over_each_other():
+def test_texts_are_inside_the_figure_and_do_not_overlap():
     from mm_hf.evaluation.plots.attention import FigureCanvasAgg
 
     words = [f"w{'x' * (i % 9)}" for i in range(90)]
@@ -209,9 +209,9 @@ def test_texts_are_inside_of_the_picture_and_not_over_each_other():
     assert "…" in [text.get_text() for text in page.texts]  # 64 of 90 are shown
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path):
+def test_inputs_that_cannot_be_drawn_raise(tmp_path):
     this = trainer(tmp_path)
-    with pytest.raises(ValueError, match="no tracker that takes pictures: set it to tensorboard"):
+    with pytest.raises(ValueError, match="no tracker that accepts images: set it to tensorboard"):
         AttentionMapCallback(this, this.eval_dataset)
     with pytest.raises(ValueError, match="every and max_examples must be positive"):
         AttentionMapCallback(this, this.eval_dataset, every=0, directory=tmp_path)

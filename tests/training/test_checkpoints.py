@@ -1,4 +1,4 @@
-"""What is half-written is recognised, passed over and told of; what is whole stays."""
+"""Incomplete checkpoints are detected, skipped and reported; complete ones are kept."""
 
 import json
 import os
@@ -35,47 +35,47 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def output_dir(written, tmp_path):
-    """Checkpoints 2 and 4, both whole."""
+    """Checkpoints 2 and 4, both complete."""
     return shutil.copytree(written, tmp_path / "output")
 
 
-def cut(file, bytes_left):
+def truncate(file, bytes_left):
     os.truncate(file, bytes_left)
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_file_that_is_cut_off_anywhere_is_found(output_dir, name):
+def test_a_truncated_file_is_detected(output_dir, name):
     checkpoint = output_dir / "checkpoint-4"
     assert find_checkpoint_error(checkpoint) is None
     size = (checkpoint / name).stat().st_size
-    whole_if_shorter = 1 if name.endswith(".json") else 0  # but for the newline at its end
-    for left in [size - 1 - whole_if_shorter, size // 2, 9, 1, 0]:
-        cut(checkpoint / name, left)
-        assert find_checkpoint_error(checkpoint).startswith(f"{name}, of {left:,} bytes, is not whole")
+    ignored = 1 if name.endswith(".json") else 0  # the newline at its end
+    for left in [size - 1 - ignored, size // 2, 9, 1, 0]:
+        truncate(checkpoint / name, left)
+        assert find_checkpoint_error(checkpoint).startswith(f"{name}, of {left:,} bytes, is incomplete")
     (checkpoint / name).unlink()
     assert find_checkpoint_error(checkpoint) == (None if name == "mixing.json" else f"{name} is missing")
 
 
-def test_what_a_resumed_training_does_not_read_may_be_missing(output_dir):
+def test_files_that_resuming_does_not_read_may_be_missing(output_dir):
     for name in ("training_args.bin", "config.json"):
         (output_dir / "checkpoint-4" / name).unlink()
     assert find_checkpoint_error(output_dir / "checkpoint-4") is None
 
 
-def test_weights_in_several_files_and_of_adapters(output_dir):
+def test_sharded_weights_and_adapters_are_checked(output_dir):
     checkpoint = output_dir / "checkpoint-4"
     (checkpoint / "model.safetensors").unlink()
     digits.vit().save_pretrained(checkpoint, max_shard_size="30KB")
     shards = sorted(checkpoint.glob("model-*.safetensors"))
     assert len(shards) > 1 and find_checkpoint_error(checkpoint) is None
     kept = shards[1].read_bytes()
-    cut(shards[1], 100)
-    assert find_checkpoint_error(checkpoint).startswith(f"{shards[1].name}, of 100 bytes, is not whole")
+    truncate(shards[1], 100)
+    assert find_checkpoint_error(checkpoint).startswith(f"{shards[1].name}, of 100 bytes, is incomplete")
     shards[1].unlink()
     assert find_checkpoint_error(checkpoint) == f"{shards[1].name} is missing"
     shards[1].write_bytes(kept)
-    cut(checkpoint / "model.safetensors.index.json", 50)
-    assert find_checkpoint_error(checkpoint).startswith("model.safetensors.index.json, of 50 bytes, is not whole")
+    truncate(checkpoint / "model.safetensors.index.json", 50)
+    assert find_checkpoint_error(checkpoint).startswith("model.safetensors.index.json, of 50 bytes, is incomplete")
 
     peft = pytest.importorskip("peft")
     for file in checkpoint.glob("model*"):
@@ -84,38 +84,38 @@ def test_weights_in_several_files_and_of_adapters(output_dir):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     model = peft.get_peft_model(digits.vit(), config)
     model.add_adapter("other", config)
-    model.save_pretrained(checkpoint)  # "other" in a directory of its own
+    model.save_pretrained(checkpoint)  # "other" in a subdirectory
     assert find_checkpoint_error(checkpoint) is None
-    cut(checkpoint / "other" / "adapter_model.safetensors", 20)
-    assert find_checkpoint_error(checkpoint).startswith("adapter_model.safetensors, of 20 bytes, is not whole")
+    truncate(checkpoint / "other" / "adapter_model.safetensors", 20)
+    assert find_checkpoint_error(checkpoint).startswith("adapter_model.safetensors, of 20 bytes, is incomplete")
 
 
 @pytest.mark.parametrize(
-    ("there", "process", "processes", "flaw"),
+    ("files", "rank", "world_size", "error"),
     [
         (["rng_state.pth"], 0, 1, None),
         ([], 0, 1, "rng_state.pth is missing"),
         (["rng_state_0.pth", "rng_state_1.pth"], 1, 2, None),
         (["rng_state_0.pth"], 1, 2, "rng_state_1.pth is missing"),
         (["rng_state_0.pth", "rng_state_2.pth"], 1, 3, "rng_state_1.pth is missing"),
-        # Saved by another number of processes.
+        # Saved by another number of ranks.
         (["rng_state_0.pth", "rng_state_1.pth"], 0, 1, None),
         (["rng_state.pth"], 1, 2, None),
         (["rng_state_0.pth", "rng_state_1.pth"], 2, 3, None),
-        # On a disk of the second machine's own.
+        # On a disk of the second machine only.
         (["rng_state_1.pth"], 1, 2, None),
     ],
 )
-def test_random_numbers_of_each_process(output_dir, there, process, processes, flaw):
+def test_each_rank_needs_its_random_state(output_dir, files, rank, world_size, error):
     checkpoint = output_dir / "checkpoint-4"
     kept = (checkpoint / "rng_state.pth").read_bytes()
     (checkpoint / "rng_state.pth").unlink()
-    for name in there:
+    for name in files:
         (checkpoint / name).write_bytes(kept)
-    assert find_checkpoint_error(checkpoint, process=process, processes=processes) == flaw
+    assert find_checkpoint_error(checkpoint, rank=rank, world_size=world_size) == error
 
 
-def test_checkpoints_without_an_optimizer(tmp_path):
+def test_a_checkpoint_of_the_model_only_is_complete_for_save_only_model(tmp_path):
     args = {"save_only_model": True, "max_steps": 2}
     trainer(tmp_path, **args).train()
     assert find_checkpoint_error(tmp_path / "checkpoint-2") == "optimizer.pt is missing"
@@ -127,27 +127,27 @@ def test_checkpoints_without_an_optimizer(tmp_path):
     assert again.state.global_step == 3
 
 
-def test_the_newest_whole_one_is_gone_on_from_and_the_others_are_told_of(output_dir, written, caplog):
-    cut(output_dir / "checkpoint-4" / "optimizer.pt", 1000)
+def test_training_resumes_from_the_newest_complete_checkpoint_and_reports_skipped_ones(output_dir, written, caplog):
+    truncate(output_dir / "checkpoint-4" / "optimizer.pt", 1000)
     (output_dir / "checkpoint-6").mkdir()
     resumed = trainer(output_dir)
     resumed.train(resume_from_checkpoint=True)
     assert [record.message for record in caplog.records if record.name == "mm_hf.training.checkpoints"] == [
-        f"Passing over the checkpoint {output_dir}/checkpoint-6: model.safetensors is missing.",
-        f"Passing over the checkpoint {output_dir}/checkpoint-4: optimizer.pt, of 1,000 bytes, is not whole (File is not a "
+        f"Skipping the checkpoint {output_dir}/checkpoint-6: model.safetensors is missing.",
+        f"Skipping the checkpoint {output_dir}/checkpoint-4: optimizer.pt, of 1,000 bytes, is incomplete (File is not a "
         "zip file).",
     ]
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4]
     expected = load_file(written / "checkpoint-4" / "model.safetensors")
     again = load_file(output_dir / "checkpoint-4" / "model.safetensors")
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in expected)
-    assert find_checkpoint_error(output_dir / "checkpoint-4") is None  # written anew
+    assert find_checkpoint_error(output_dir / "checkpoint-4") is None  # written again
 
 
-def test_no_whole_checkpoint_and_one_that_is_asked_for_and_not_whole(output_dir):
-    cut(output_dir / "checkpoint-4" / "trainer_state.json", 0)
+def test_resuming_from_an_incomplete_checkpoint_raises(output_dir):
+    truncate(output_dir / "checkpoint-4" / "trainer_state.json", 0)
     with pytest.raises(
-        ValueError, match=r"cannot resume from .*checkpoint-4: trainer_state.json, of 0 bytes, is not whole"
+        ValueError, match=r"cannot resume from .*checkpoint-4: trainer_state.json, of 0 bytes, is incomplete"
     ):
         trainer(output_dir).train(resume_from_checkpoint=str(output_dir / "checkpoint-4"))
     with pytest.raises(ValueError, match="nowhere: there is no such directory"):
@@ -157,8 +157,8 @@ def test_no_whole_checkpoint_and_one_that_is_asked_for_and_not_whole(output_dir)
         trainer(output_dir).train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_that_is_written_over_an_older_one_is_not_whole_before_its_end(output_dir, monkeypatch):
-    """New weights and an old optimizer would both be whole."""
+def test_a_checkpoint_that_replaces_an_older_one_is_incomplete_until_it_is_written(output_dir, monkeypatch):
+    """Otherwise new weights and an old optimizer would pass for a complete checkpoint."""
     seen = []
 
     def killed(self, directory):
@@ -171,8 +171,8 @@ def test_a_checkpoint_that_is_written_over_an_older_one_is_not_whole_before_its_
     assert seen == ["trainer_state.json is missing"]
 
 
-def test_all_processes_take_a_checkpoint_that_is_whole_for_each(output_dir, monkeypatch):
-    """As if this were the first of two processes, and the disk of the other one lacked the newest checkpoint."""
+def test_all_ranks_select_a_checkpoint_that_is_complete_on_each(output_dir, monkeypatch):
+    """Simulate rank 0 of two ranks, where the disk of rank 1 lacks the newest checkpoint."""
     answers = iter([["ignored"], "there is no such directory", None])
 
     def gather(everywhere, own):
@@ -186,19 +186,19 @@ def test_all_processes_take_a_checkpoint_that_is_whole_for_each(output_dir, monk
     assert last_complete_checkpoint(output_dir) == output_dir / "checkpoint-2"
 
 
-def test_the_example_scripts_take_it_as_an_option(output_dir):
+def test_example_scripts_resume_with_an_option(output_dir):
     resumed = trainer(output_dir, max_steps=5, resume_from_checkpoint="true", do_train=True)
     common.train_and_evaluate(resumed, {})
     assert resumed.state.global_step == 5 and resumed._initial_global_step == 4
 
 
-# ---- no room ----
+# ---- full disks ----
 
 
-def full(directory, match, **changes):
+def check_full_disk(directory, match, **changes):
     with pytest.raises(OSError, match=match) as caught:
         trainer(directory, save_total_limit=1, **changes).train()
-    assert f"{directory}/checkpoint-2 is whole: mend the cause and go on from it by resume_from_checkpoint=True" in str(
+    assert f"{directory}/checkpoint-2 is complete: fix the cause and resume with resume_from_checkpoint=True" in str(
         caught.value
     )
     assert (
@@ -207,15 +207,15 @@ def full(directory, match, **changes):
     )
 
 
-def test_a_full_disk(tmp_path, written):
+def test_a_full_disk_raises_an_error_with_advice(tmp_path, written):
     mounted = tmp_path / "small"
     mounted.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420k", "none", mounted], capture_output=True).returncode:
         pytest.skip("a file system cannot be mounted here")
     try:
-        full(
+        check_full_disk(
             mounted,
-            r"(?s)checkpoint-4 could not be written: optimizer.pt, of .* is not whole .*\. 0\.0 MB are free there",
+            r"(?s)checkpoint-4 could not be written: optimizer.pt, of .* is incomplete .*\. The disk has 0\.0 MB free",
         )
         (mounted / "checkpoint-4" / "optimizer.pt").unlink()
         subprocess.run(["mount", "-o", "remount,size=2m", mounted], check=True)
@@ -229,8 +229,8 @@ def test_a_full_disk(tmp_path, written):
 
 
 @pytest.mark.parametrize(("most", "name"), [(60_000, "model.safetensors"), (100_000, "optimizer.pt")])
-def test_files_that_may_not_grow(tmp_path, monkeypatch, most, name):
-    """The system's limit of a file's size, from the second checkpoint on: the same errors without a disk to fill."""
+def test_a_file_size_limit_raises_an_error_with_advice(tmp_path, monkeypatch, most, name):
+    """Limit the size of files from the second checkpoint on: the same errors without a full disk."""
     save, limits = MultiMixTrainer._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(self, *arguments):
@@ -240,12 +240,12 @@ def test_files_that_may_not_grow(tmp_path, monkeypatch, most, name):
 
     monkeypatch.setattr(MultiMixTrainer, "_save_checkpoint", limited)
     try:
-        full(tmp_path, rf"checkpoint-4 could not be written: {name}")
+        check_full_disk(tmp_path, rf"checkpoint-4 could not be written: {name}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_an_error_after_the_writing_is_not_taken_for_one_of_it(tmp_path, monkeypatch):
+def test_an_error_after_writing_is_raised_unchanged(tmp_path, monkeypatch):
     def fails(**kwargs):
         raise PermissionError("older checkpoints may not be deleted")
 
@@ -254,14 +254,14 @@ def test_an_error_after_the_writing_is_not_taken_for_one_of_it(tmp_path, monkeyp
         trainer(tmp_path, max_steps=2).train()
 
 
-def test_the_first_checkpoint_cannot_be_written(tmp_path):
+def test_an_error_in_the_first_checkpoint_advises_to_start_again(tmp_path):
     args = {"max_steps": 1, "save_steps": 1}
     (tmp_path / "checkpoint-1").write_text("in the way")
-    with pytest.raises(OSError, match="There is no other checkpoint to go on from: mend the cause and start again"):
+    with pytest.raises(OSError, match="There is no other checkpoint: fix the cause and start again"):
         trainer(tmp_path, **args).train()
 
 
-def test_trainer_state_says_that_all_is_there(output_dir):
+def test_trainer_state_is_written_last(output_dir):
     state = json.loads((output_dir / "checkpoint-4" / "trainer_state.json").read_text())
     written_last = max((output_dir / "checkpoint-4").iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert state["global_step"] == 4 and written_last.name == "trainer_state.json"

@@ -1,4 +1,4 @@
-"""Pushes that fail: what is left, what is said, and that the token is nowhere."""
+"""Failed pushes keep the model and report the describe_push_error, and the token appears in no file, log or message."""
 
 import copy
 import logging
@@ -20,13 +20,13 @@ from huggingface_hub import constants
 from transformers import ViTForImageClassification
 
 from mm_hf import MultiMixTrainer, load_mixing
-from mm_hf.training.push import HubToken, PushError, reason, upload_command
+from mm_hf.training.push import HubToken, PushError, describe_push_error, upload_command
 from tests.helpers import digits
 from tests.helpers.pushing import ANN, DENSE, READER, train, trainer_of
 
 
 def pushed_later(hub, message, token=ANN):
-    """Do what the message says, as a person would."""
+    """Run the command of the message."""
     command = shlex.split(message.split("To push it later: ")[1])
     assert command[0] == "hf"
     executable = Path(sys.executable).parent / "hf"
@@ -36,13 +36,11 @@ def pushed_later(hub, message, token=ANN):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_without_a_login_the_model_is_saved_and_can_be_pushed_later(hub, tmp_path):
-    """`push_to_hub=False`: Trainer meets the Hub only after the training, and before it saves."""
+def test_model_is_saved_without_login_and_can_be_pushed_later(hub, tmp_path):
+    """With `push_to_hub=False`, Trainer contacts the Hub after training and before it saves."""
     trainer = train(tmp_path, hub_token=None, hub_private_repo=True, save_strategy="steps", save_steps=1)
     shutil.rmtree(tmp_path / "digits" / "checkpoint-1")
-    with pytest.raises(
-        PushError, match=r"saved in .*, but it was not pushed to 'digits': the Hub does not accept the"
-    ) as e:
+    with pytest.raises(PushError, match=r"saved in .*, but it was not pushed to 'digits': the token is missing") as e:
         trainer.push_to_hub()
     assert "hf auth login" in str(e.value) and not hub.repos
     saved = ViTForImageClassification.from_pretrained(tmp_path / "digits")
@@ -58,17 +56,17 @@ def test_without_a_login_the_model_is_saved_and_can_be_pushed_later(hub, tmp_pat
 @pytest.mark.parametrize(
     ("method", "path", "what", "why"),
     [
-        ("POST", "/commit/", 500, "the Hub has a problem of its own (HTTP status 500)"),
-        ("POST", "/commit/", 403, "the token may not write there"),
-        ("POST", "/commit/", 409, "the Hub refuses it, as the test wants it (HTTP status 409)"),
-        ("POST", "/preupload/", 404, "there is no such repository or branch"),
-        ("POST", "/batch", 401, "the Hub does not accept the token"),
+        ("POST", "/commit/", 500, "the Hub has an internal error (HTTP status 500)"),
+        ("POST", "/commit/", 403, "the token has no write access"),
+        ("POST", "/commit/", 409, "the Hub rejected it: as the test wants it (HTTP status 409)"),
+        ("POST", "/preupload/", 404, "the repository or branch does not exist"),
+        ("POST", "/batch", 401, "the token is missing or invalid"),
         ("PUT", "/storage/", "cut", "Error"),
-        ("PUT", "/storage/", 413, "the Hub takes no files or folders of this size"),
+        ("PUT", "/storage/", 413, "a file or folder is too large for the Hub"),
         ("POST", "/validate-yaml", 400, "Invalid metadata in README.md"),
     ],
 )
-def test_a_push_that_fails_says_why_and_leaves_the_model(hub, tmp_path, method, path, what, why):
+def test_failed_push_reports_the_reason_and_keeps_the_model(hub, tmp_path, method, path, what, why):
     trained = trainer_of(tmp_path)
     hub.fail(method, path, what)
     with pytest.raises(PushError) as raised:
@@ -85,14 +83,14 @@ def test_a_push_that_fails_says_why_and_leaves_the_model(hub, tmp_path, method, 
     assert "model.safetensors" in hub.files("ann/digits")
 
 
-def test_a_connection_that_is_cut_once_is_no_failure(hub, tmp_path):
+def test_interrupted_connection_is_retried(hub, tmp_path):
     hub.fail("PUT", "/storage/", "cut", times=1)
     hub.fail("POST", "/preupload/", 503, times=2)
     trainer_of(tmp_path).push_to_hub()
     assert "model.safetensors" in hub.files("ann/digits")
 
 
-def test_nothing_but_the_push_is_said_to_be_a_failed_push(hub, tmp_path, monkeypatch):
+def test_error_while_saving_is_not_reported_as_a_push_error(hub, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
@@ -106,21 +104,21 @@ def test_nothing_but_the_push_is_said_to_be_a_failed_push(hub, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("token", "name", "why"),
     [
-        (None, "digits", "the Hub does not accept the token, or there is none"),
-        ("hf_expired", "digits", "the Hub does not accept the token"),
-        (READER, "digits", "the token may not write there"),
-        (READER, "ann/there", "the token may not write there"),
-        (ANN, "bob/digits", "the token may not write there"),
+        (None, "digits", "the token is missing or invalid"),
+        ("hf_expired", "digits", "the token is missing or invalid"),
+        (READER, "digits", "the token has no write access"),
+        (READER, "ann/there", "the token has no write access"),
+        (ANN, "bob/digits", "the token has no write access"),
     ],
 )
-def test_what_cannot_be_pushed_is_found_out_before_training(hub, tmp_path, token, name, why):
+def test_missing_write_access_is_reported_before_training(hub, tmp_path, token, name, why):
     huggingface_hub.HfApi(token=ANN).create_repo("there")
     args = digits.arguments(tmp_path, push_to_hub=True, hub_token=token, hub_model_id=name)
     with pytest.raises(PushError, match=f"The repository '{name}' cannot be pushed to: {re.escape(why)}"):
         MultiMixTrainer(digits.vit(), args, mixing=DENSE, train_dataset=digits.dataset())
 
 
-def test_without_a_network(hub, tmp_path, monkeypatch):
+def test_push_without_network_raises_a_push_error(hub, tmp_path, monkeypatch):
     trained = trainer_of(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PushError, match="saved in .* not pushed to 'digits': OfflineModeIsEnabled: .*HF_HUB_OFFLINE"):
@@ -132,19 +130,19 @@ def test_without_a_network(hub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
-def test_training_goes_on_when_checkpoints_cannot_be_pushed(hub, tmp_path, strategy, warnings_of_mm_hf):
+def test_training_continues_when_checkpoint_pushes_fail(hub, tmp_path, strategy, warnings_of_mm_hf):
     hub.fail("POST", "/commit/", 500)
     pushing = {"push_to_hub": True, "hub_strategy": strategy, "hub_always_push": True}
     trainer = train(tmp_path, save_strategy="steps", save_steps=1, **pushing)
     assert trainer.state.global_step == 2 and hub.messages("ann/digits") == ["initial commit"]
-    told = [text for text in warnings_of_mm_hf() if "not pushed" in text]
-    assert len(told) == (2 if strategy == "every_save" else 4)  # each upload is told of once
-    assert all("Training goes on" in text and "a problem of its own (HTTP status 500)" in text for text in told)
+    warnings = [text for text in warnings_of_mm_hf() if "not pushed" in text]
+    assert len(warnings) == (2 if strategy == "every_save" else 4)  # one per upload
+    assert all("Training continues" in text and "an internal error (HTTP status 500)" in text for text in warnings)
     for directory in ("", "checkpoint-2"):
         saved = ViTForImageClassification.from_pretrained(tmp_path / "digits" / directory)
         digits.same_weights(digits.weights(saved), digits.weights(trainer.model))
-    trainer.save_model()  # told of, too, and no error
-    assert len([text for text in warnings_of_mm_hf() if "not pushed" in text]) == len(told) + 1
+    trainer.save_model()  # a warning and no error
+    assert len([text for text in warnings_of_mm_hf() if "not pushed" in text]) == len(warnings) + 1
     with pytest.raises(PushError):
         trainer.push_to_hub()
     hub.failures.clear()
@@ -152,14 +150,14 @@ def test_training_goes_on_when_checkpoints_cannot_be_pushed(hub, tmp_path, strat
     assert "model.safetensors" in hub.files("ann/digits")
 
 
-def test_a_checkpoint_that_was_not_pushed_is_made_up_for(hub, tmp_path, warnings_of_mm_hf):
+def test_failed_checkpoint_push_is_retried(hub, tmp_path, warnings_of_mm_hf):
     hub.fail("POST", "/commit/", 500, times=1)
     train(tmp_path, save_strategy="steps", save_steps=1, push_to_hub=True, hub_always_push=True)
     assert len([text for text in warnings_of_mm_hf() if "not pushed" in text]) == 1
     assert hub.messages("ann/digits") == ["initial commit", "Training in progress, step 2"]
 
 
-def test_a_card_that_cannot_be_written_stops_no_training(hub, tmp_path, monkeypatch, warnings_of_mm_hf):
+def test_error_in_the_card_does_not_stop_training(hub, tmp_path, monkeypatch, warnings_of_mm_hf):
     def broken(*_):
         raise KeyError("no such thing")
 
@@ -178,8 +176,8 @@ def warnings_of_mm_hf(caplog):
 # ---- the token ----
 
 
-def test_the_token_is_nowhere_but_in_requests(hub, tmp_path, caplog, capfd):
-    """All that is saved, pushed, printed, logged and raised, failures included, is searched for it."""
+def test_token_appears_only_in_requests(hub, tmp_path, caplog, capfd):
+    """Search all files, pushes, output, logs and errors for the token."""
     caplog.set_level("DEBUG")
     for name in ("transformers", "huggingface_hub", "mm_hf"):
         caplog.set_level("DEBUG", logger=name)
@@ -195,8 +193,8 @@ def test_the_token_is_nowhere_but_in_requests(hub, tmp_path, caplog, capfd):
     with pytest.raises(PushError) as raised:
         trainer.push_to_hub()
     print(trainer.args, repr(trainer.args.hub_token), trainer.args.to_json_string())
-    told = "".join(traceback.format_exception(raised.value)) + caplog.text + "".join(capfd.readouterr())
-    assert len(told) > 1000 and ANN not in told
+    output = "".join(traceback.format_exception(raised.value)) + caplog.text + "".join(capfd.readouterr())
+    assert len(output) > 1000 and ANN not in output
     contents = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     contents |= {
         f"{c.oid} {p}": b for c in hub.repos["ann/digits"].branches["main"].history() for p, b in c.files.items()
@@ -209,16 +207,16 @@ def test_the_token_is_nowhere_but_in_requests(hub, tmp_path, caplog, capfd):
     assert trainer.args.hub_token == ANN and copy.deepcopy(trainer.args).hub_token == ANN
 
 
-def test_the_message_in_the_documentation_is_what_is_said():
+def test_message_in_the_documentation_is_current():
     text = " ".join((Path(__file__).parents[2] / "docs" / "hub.md").read_text().split())
     error = SimpleNamespace(response=SimpleNamespace(status_code=500))
-    assert f"not pushed to 'ann/beans': {reason(error)}. To push it later: " in text
+    assert f"not pushed to 'ann/beans': {describe_push_error(error)}. To push it later: " in text
     assert f": {upload_command('ann/beans', 'outputs/beans')} " in text
     assert upload_command("a/b", "my runs", "trial", True).endswith("--revision trial --private")
     assert "'my runs'" in upload_command("a/b", "my runs")
 
 
-def test_a_token_is_text_that_is_not_pickled():
+def test_token_is_a_string_that_is_not_pickled():
     token = HubToken("hf_secret")
     assert token == "hf_secret" and f"Bearer {token}" == "Bearer hf_secret"
     assert pickle.loads(pickle.dumps({"token": token})) == {"token": None}

@@ -165,8 +165,8 @@ def _alignment_uniformity(comparison: Comparison, path: Path) -> Figure | None:
     return Figure(
         path,
         "Alignment and uniformity",
-        "Alignment: mean squared distance between examples of the same class. Uniformity: how evenly the examples cover "
-        "the sphere. Lower is better for both. Small points: seeds.",
+        "Alignment: mean squared distance between examples of the same class. Uniformity: how evenly the examples "
+        "cover the sphere. Lower is better for both. Small points: seeds.",
         narrow=True,
     )
 
