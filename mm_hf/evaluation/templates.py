@@ -1,6 +1,7 @@
 """Jinja templates of model cards and reports, and Markdown tables.
 
-Values are escaped for the format of the template: names of classes, datasets or files cannot change the page around them.
+Values are escaped for the format of the template, so that names of classes, datasets or files cannot change the page
+around them.
 """
 
 from __future__ import annotations

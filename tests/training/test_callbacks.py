@@ -181,16 +181,16 @@ def test_texts_are_drawn_as_weighted_tokens(tmp_path):
     callback.processing_class = _Words()
     figure = callback.draw(model)
     words = [text.get_text() for text in figure.axes[0].texts]
-    seen = extract(model, **{k: v[:2] for k, v in batch.items()})
-    seen.mask &= batch["input_ids"][:2] != 3  # special for the tokenizer, but not in the config of the model
+    output = extract(model, **{k: v[:2] for k, v in batch.items()})
+    output.mask &= batch["input_ids"][:2] != 3  # special for the tokenizer, but not in the config of the model
     expected = []
     for i in range(2):
-        expected += [f"LABEL_{i}", *(f"word{j}" for j in batch["input_ids"][i][seen.mask[i]].tolist())]
+        expected += [f"LABEL_{i}", *(f"word{j}" for j in batch["input_ids"][i][output.mask[i]].tolist())]
     assert words == expected
-    assert len(figure.axes[0].patches) == int(seen.mask.sum())
+    assert len(figure.axes[0].patches) == int(output.mask.sum())
     largest = max(figure.axes[0].patches, key=lambda patch: sum(1 - np.array(patch.get_facecolor()[:3])))
     position = figure.axes[0].patches.index(largest)
-    flat = torch.cat([seen.attention[i][seen.mask[i]] for i in range(2)])
+    flat = torch.cat([output.attention[i][output.mask[i]] for i in range(2)])
     assert position == int(flat.argmax())
 
 

@@ -159,16 +159,16 @@ def test_resuming_from_an_incomplete_checkpoint_raises(output_dir):
 
 def test_a_checkpoint_that_replaces_an_older_one_is_incomplete_until_it_is_written(output_dir, monkeypatch):
     """Otherwise new weights and an old optimizer would pass for a complete checkpoint."""
-    seen = []
+    errors = []
 
     def killed(self, directory):
-        seen.append(find_checkpoint_error(directory))
+        errors.append(find_checkpoint_error(directory))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MultiMixTrainer, "_save_optimizer_and_scheduler", killed)
     with pytest.raises(KeyboardInterrupt):
         trainer(output_dir).train()
-    assert seen == ["trainer_state.json is missing"]
+    assert errors == ["trainer_state.json is missing"]
 
 
 def test_all_ranks_select_a_checkpoint_that_is_complete_on_each(output_dir, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pushes by the real client to a Hub on this machine: what arrives, how it loads, and what is left when it fails."""
+"""Pushes with the real client to a local Hub server: the pushed files, and loading them elsewhere."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ from tests.helpers.pushing import ANN, BOB, train, trainer_of
 
 
 def elsewhere(hub, directory, code):
-    """Run code in a process that has never seen the model: it knows where the Hub is, and mm_hf is not installed."""
+    """Run code in a new process that knows the address of the Hub and cannot import mm_hf."""
     known = {
         "PATH": "/usr/bin:/bin",
         "HF_ENDPOINT": hub.url,
@@ -46,7 +46,7 @@ def elsewhere(hub, directory, code):
 
 
 def snippet(hub, repo_id):
-    """The lines of Python under "Usage" in a card."""
+    """Return the usage example of a card."""
     return hub.files(repo_id)["README.md"].decode().split("## Usage\n\n```python\n")[1].split("\n```")[0]
 
 
@@ -78,15 +78,15 @@ def text_trainer(directory):
     return trainer
 
 
-# ---- what is pushed ----
+# ---- pushed files ----
 
 
 @pytest.mark.distributed
-def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkeypatch):
-    """One channel, three channels and text; a private repository; by the lines that the card shows."""
+def test_pushed_model_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkeypatch):
+    """Models of one channel, three channels and text; a private repository; with the usage example of the card."""
     monkeypatch.setattr("mm_hf.training.model_card._plot_training", plot_training)
-    grey = train(tmp_path / "grey", hub_private_repo=True)
-    info = grey.push_to_hub(dataset="digits", tags="handwriting")
+    gray = train(tmp_path / "gray", hub_private_repo=True)
+    info = gray.push_to_hub(dataset="digits", tags="handwriting")
     assert info.oid == hub.repos["ann/digits"].branches["main"].oid and hub.repos["ann/digits"].private
     wanted = {
         "model.safetensors",
@@ -97,8 +97,8 @@ def test_what_is_pushed_is_a_plain_model_that_runs_by_name(hub, tmp_path, monkey
         "training.png",
     }
     assert wanted <= set(hub.files("ann/digits"))
-    colour = train(tmp_path / "colour", rgb=True, hub_model_id="ann/colour", max_steps=1)
-    colour.push_to_hub()
+    color = train(tmp_path / "color", rgb=True, hub_model_id="ann/color", max_steps=1)
+    color.push_to_hub()
     text = text_trainer(tmp_path)
     text.push_to_hub()
     images = digits.dataset(1000, 1010)[:]["pixel_values"]
@@ -113,35 +113,35 @@ import torch
 from transformers import AutoModelForImageClassification, pipeline
 model = AutoModelForImageClassification.from_pretrained("ann/digits")
 torch.save(model(torch.load("images.pt")).logits, "logits.pt")
-scores = pipeline("image-classification", model="ann/colour", top_k=10)("picture.png")
+scores = pipeline("image-classification", model="ann/color", top_k=10)("picture.png")
 torch.save({{one["label"]: one["score"] for one in scores}}, "scores.pt")
-print("grey:")
+print("gray:")
 {snippet(hub, "ann/digits")}
-print("colour:")
-{snippet(hub, "ann/colour")}
+print("color:")
+{snippet(hub, "ann/color")}
 print("text:")
 {snippet(hub, "ann/films")}
 """,
     )
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        expected = grey.model.eval()(images).logits
+        expected = gray.model.eval()(images).logits
         pixels = torch.as_tensor(image).permute(2, 0, 1)[None] / 127.5 - 1
-        probabilities = colour.model.eval()(pixels).logits.softmax(-1)[0]
+        probabilities = color.model.eval()(pixels).logits.softmax(-1)[0]
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=0)
     scores = torch.load(tmp_path / "scores.pt")
     assert [scores[f"LABEL_{i}"] for i in range(10)] == pytest.approx(probabilities.tolist(), abs=1e-5)
-    said = done.stdout.split("grey:")[1].split("colour:")
-    assert re.fullmatch(r"\s*LABEL_\d\s*", said[0]) and said[1].count("'score':") == 6
-    assert re.search(r"'label': '(good|bad)'", said[1].split("text:")[1])
-    # The token goes to the Hub and not to where the Hub sends the client for large files.
+    output = done.stdout.split("gray:")[1].split("color:")
+    assert re.fullmatch(r"\s*LABEL_\d\s*", output[0]) and output[1].count("'score':") == 6
+    assert re.search(r"'label': '(good|bad)'", output[1].split("text:")[1])
+    # The token is sent to the Hub only, and not to the storage of large files.
     assert {request.token for request in hub.requests if request.host.startswith("localhost")} == {None}
-    # Nobody else sees the private repository.
+    # Other users have no access to the private repository.
     with pytest.raises(OSError, match="ann/digits is not a local folder and is not a valid model identifier"):
         ViTForImageClassification.from_pretrained("ann/digits", token=BOB, cache_dir=str(tmp_path / "bobs"))
 
 
-def test_the_method_is_read_back_by_name(hub, tmp_path):
+def test_method_is_loaded_from_the_hub_by_name(hub, tmp_path):
     trainer = train(tmp_path, DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0)), max_steps=1)
     huggingface_hub.HfApi(token=ANN).create_repo("digits")
     huggingface_hub.HfApi(token=ANN).create_branch("ann/digits", branch="trial/1")
@@ -166,12 +166,12 @@ def test_the_method_is_read_back_by_name(hub, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
-def test_checkpoints_are_pushed_while_it_trains(hub, tmp_path, strategy):
+def test_checkpoints_are_pushed_during_training(hub, tmp_path, strategy):
     pushing = {"push_to_hub": True, "hub_strategy": strategy, "hub_always_push": True}
     trainer = train(tmp_path, save_strategy="steps", save_steps=1, **pushing)
     files = hub.files("ann/digits")
     assert {"model.safetensors", "mixing.json", "README.md", "config.json", "training_args.bin"} <= set(files)
-    # The message tells of the step, the card of the evaluations until then.
+    # The commit message names the step.
     assert "Training in progress, step 1" in hub.messages("ann/digits")
     assert "Training in progress, step 2" in hub.messages("ann/digits")
     assert files["model.safetensors"] == (tmp_path / "digits" / "checkpoint-2" / "model.safetensors").read_bytes()
@@ -183,17 +183,17 @@ def test_checkpoints_are_pushed_while_it_trains(hub, tmp_path, strategy):
         assert {f"{folder}/{name}" for name in ("mixing.json", "trainer_state.json", "optimizer.pt")} <= set(files)
     if strategy != "checkpoint":
         return
-    # What was pushed is enough to go on elsewhere.
+    # The pushed checkpoint is enough to resume on another machine.
     place = huggingface_hub.snapshot_download(
         "ann/digits", allow_patterns="last-checkpoint/*", token=ANN, cache_dir=str(tmp_path / "cache")
     )
     assert load_mixing(f"{place}/last-checkpoint") == trainer.mixing
-    longer = trainer_of(tmp_path / "elsewhere", load_mixing(f"{place}/last-checkpoint"), max_steps=3)
-    longer.train(resume_from_checkpoint=f"{place}/last-checkpoint")
-    assert longer.state.global_step == 3 and longer.state.log_history[0] == trainer.state.log_history[0]
+    resumed = trainer_of(tmp_path / "elsewhere", load_mixing(f"{place}/last-checkpoint"), max_steps=3)
+    resumed.train(resume_from_checkpoint=f"{place}/last-checkpoint")
+    assert resumed.state.global_step == 3 and resumed.state.log_history[0] == trainer.state.log_history[0]
 
 
-def test_the_end_is_pushed_with_its_results(hub, tmp_path):
+def test_final_model_is_pushed_with_its_results(hub, tmp_path):
     trainer = train(tmp_path, push_to_hub=True, hub_strategy="end", save_strategy="steps", save_steps=1)
     assert hub.messages("ann/digits") == ["initial commit"]
     trainer.save_model()
@@ -203,12 +203,12 @@ def test_the_end_is_pushed_with_its_results(hub, tmp_path):
     assert hub.messages("ann/digits")[-1] == "End of training" and "name: Digits" in card
 
 
-def test_a_card_that_a_person_has_completed_is_kept(hub, tmp_path):
+def test_edited_card_is_kept(hub, tmp_path):
     trainer = train(tmp_path, max_steps=1)
     card = Path(trainer.args.output_dir) / "README.md"
-    card.write_text("---\ntags: [mine]\n---\n# My digits\n\nWhat they are good for.\n")
+    card.write_text("---\ntags: [mine]\n---\n# My digits\n\nIntended uses.\n")
     trainer.push_to_hub()
-    assert hub.files("ann/digits")["README.md"].decode() == card.read_text() and "good for" in card.read_text()
+    assert hub.files("ann/digits")["README.md"].decode() == card.read_text() and "Intended uses" in card.read_text()
     card.unlink()
     trainer.push_to_hub()
     assert "dense-multimix" in hub.files("ann/digits")["README.md"].decode()

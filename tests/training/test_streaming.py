@@ -1,4 +1,4 @@
-"""Training on shards that are read as they are needed, in the formats that large data sets come in."""
+"""Training on streamed shards in the formats of large datasets."""
 
 import io
 import shutil
@@ -62,11 +62,11 @@ def trainer(stream, directory, **changes):
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow", "webdataset"])
-def test_a_stream_of_local_shards_trains_as_the_same_rows_from_memory(shards, tmp_path, format):
+def test_streamed_shards_train_like_the_same_rows_in_memory(shards, tmp_path, format):
     stream = stream_of(shards, format)
     rows = list(stream)
-    seen = {(row["labels"], row["pixel_values"].tobytes()) for row in map(as_arrays, rows)}
-    assert len(rows) == 240 and len(seen) > 230 and len({row["labels"] for row in rows}) == 10
+    distinct = {(row["labels"], row["pixel_values"].tobytes()) for row in map(as_arrays, rows)}
+    assert len(rows) == 240 and len(distinct) > 230 and len({row["labels"] for row in rows}) == 10
     streamed = trainer(stream, tmp_path, save_strategy="no")
     streamed.train()
     from_memory = trainer(IterableDataset.from_generator(lambda: iter(rows)), tmp_path, save_strategy="no")
@@ -80,7 +80,7 @@ def as_arrays(row):
     return {"labels": row["labels"], "pixel_values": np.asarray(row["pixel_values"], dtype=np.float32)}
 
 
-def test_a_training_resumed_in_the_middle_of_a_stream_is_one_that_never_stopped(shards, tmp_path):
+def test_resuming_in_the_middle_of_a_stream_is_exact(shards, tmp_path):
     whole = trainer(stream_of(shards, "parquet"), tmp_path)
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-4")

@@ -20,7 +20,7 @@ DENSE = DenseMultiMix(num_mixed=20)
 # ---- training ----
 
 
-def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
+def test_training_reduces_the_loss_and_logs_its_terms(tmp_path):
     mixing = DenseMultiMix(num_mixed=20, input_mixing="none")
     trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": mixing})
     trainer.train()
@@ -33,10 +33,12 @@ def test_the_loss_falls_and_each_log_tells_the_terms(tmp_path):
         assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
 
 
-def test_inputs_are_mixed_up_in_half_of_the_late_mini_batches(tmp_path):
+def test_half_of_the_late_mini_batches_get_input_mixup(tmp_path):
     trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": DENSE})
     trainer.train()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]  # an entry a step, three steps an epoch
+    history = [
+        entry for entry in trainer.state.log_history if "loss" in entry
+    ]  # one entry per step, three steps per epoch
     mixed = ["loss_mixup" in entry for entry in history]
     assert not any(mixed[:9]) and 15 < sum(mixed[9:]) < 36 and len(history) == 60
     for entry in history:
@@ -46,8 +48,8 @@ def test_inputs_are_mixed_up_in_half_of_the_late_mini_batches(tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_erm_is_plain_training_whatever_the_accumulation(tmp_path, accumulation, name):
-    """BERT's own Trainer run is wrong under accumulation (its loss ignores num_items_in_batch), and stays what it is."""
+def test_erm_equals_plain_trainer_with_and_without_accumulation(tmp_path, accumulation, name):
+    """Including BERT, whose loss under accumulation is wrong in plain Trainer because it ignores num_items_in_batch."""
     results = []
     for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": ERM()})]:
         model, train = digits.vit(), digits.dataset()
@@ -71,7 +73,7 @@ def test_erm_is_plain_training_whatever_the_accumulation(tmp_path, accumulation,
     assert results[0][1] == results[1][1]
 
 
-def test_erm_accumulated_is_the_whole_batch(tmp_path):
+def test_accumulated_erm_equals_the_complete_batch(tmp_path):
     results = []
     for size in (32, 8):
         model = digits.vit()
@@ -82,13 +84,13 @@ def test_erm_accumulated_is_the_whole_batch(tmp_path):
 
 
 class Halved(ERM):
-    """Half of the loss of plain training."""
+    """ERM with half the loss."""
 
     def loss(self, *args, **how):
         return type(found := super().loss(*args, **how))(found.loss / 2)
 
 
-def test_a_subclass_of_erm_trains_with_its_own_loss(tmp_path):
+def test_subclass_of_erm_trains_with_its_own_loss(tmp_path):
     results = []
     for mixing in (ERM(), Halved()):
         trainer = run(tmp_path, trainer_args={"mixing": mixing}, max_steps=1)
@@ -98,14 +100,14 @@ def test_a_subclass_of_erm_trains_with_its_own_loss(tmp_path):
 
 
 class Fixed(MultiMix):
-    """MultiMix with factors that are the same in each mini-batch: what is accumulated can be computed by hand."""
+    """MultiMix with the same factors in each mini-batch, so that the accumulated gradient can be computed by hand."""
 
     def sample(self, num_examples, device):
         generator = torch.Generator().manual_seed(0)
         return torch.rand(num_examples, 20, generator=generator).softmax(dim=0)
 
 
-def test_a_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
+def test_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
     model, by_hand = digits.vit(), digits.vit()
     data = digits.dataset(0, 32, extra=False)
     method = Fixed(num_mixed=20, clean_weight=0.5)
@@ -139,12 +141,14 @@ def test_a_mixing_loss_is_accumulated_as_a_mean_over_mini_batches(tmp_path):
     assert losses(trainer) == [pytest.approx(float(total.detach()), abs=1e-4)]
 
 
-def test_label_smoothing_is_that_of_the_mixing_loss(tmp_path):
+def test_label_smoothing_is_applied_by_the_mixing_loss(tmp_path):
     trainer = run(tmp_path, label_smoothing_factor=0.3, trainer_args={"mixing": Fixed()}, max_steps=1)
     plain = run(tmp_path, trainer_args={"mixing": Fixed()}, max_steps=1)
     trainer.train(), plain.train()
     images, labels = (digits.dataset()[:][k] for k in ("pixel_values", "label"))
-    logits = digits.vit()(images[:1]).logits  # a fresh model: nearly uniform, and smoothing changes its loss little
+    logits = digits.vit()(
+        images[:1]
+    ).logits  # nearly uniform for a new model, so that smoothing changes the loss little
     assert abs(losses(trainer)[0] - losses(plain)[0]) < 0.5 and losses(trainer)[0] != losses(plain)[0]
     assert F.cross_entropy(logits, labels[:1], label_smoothing=0.3).isfinite()
 
@@ -168,21 +172,21 @@ def test_every_method_trains(tmp_path, mixing):
     assert np.isfinite(losses(trainer)).all() and trainer.state.global_step == 9
 
 
-def test_a_method_can_be_given_by_name(tmp_path):
+def test_method_can_be_given_by_name(tmp_path):
     assert run(tmp_path, trainer_args={"mixing": "multimix"}).mixing == MultiMix()
     assert run(tmp_path).mixing == DenseMultiMix()
 
 
-def test_a_last_batch_of_one_example(tmp_path):
+def test_last_batch_of_one_example_trains(tmp_path):
     trainer = run(tmp_path, train=digits.dataset(0, 33), trainer_args={"mixing": DENSE})
     trainer.train()
     assert np.isfinite(losses(trainer)).all() and len(losses(trainer)) == 2
 
 
-# ---- what belongs to a Trainer run ----
+# ---- features of Trainer ----
 
 
-def test_metrics_early_stopping_and_best_model(tmp_path):
+def test_early_stopping_loads_the_best_model(tmp_path):
     scores = iter([0.5, 0.9, 0.4, 0.3, 0.2])
     kept = {}
 
@@ -221,8 +225,8 @@ SOMETIMES_TEXT = DenseMultiMix(num_mixed=20, input_mixing="mixup", input_mixing_
     ids=lambda value: getattr(value, "name", value),
 )
 @pytest.mark.parametrize("stop_at", [3, 4])
-def test_resuming_is_never_having_stopped_bit_for_bit(tmp_path, architecture, mixing, stop_at):
-    """At the end of an epoch and in the middle of one, with dropout and accumulation."""
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, architecture, mixing, stop_at):
+    """At the end and in the middle of an epoch, with dropout and accumulation."""
 
     def trainer(directory, **more):
         model, train = digits.vit(dropout=0.1), digits.dataset()
@@ -255,7 +259,7 @@ class StopAt(TrainerCallback):
             control.should_save = True
 
 
-def test_missing_weights_stop_the_run(tmp_path):
+def test_resuming_with_missing_weights_raises(tmp_path):
     from safetensors.torch import load_file, save_file
 
     trainer = run(tmp_path, trainer_args={"mixing": DENSE}, save_strategy="steps", save_steps=1, max_steps=1)
@@ -270,7 +274,7 @@ def test_missing_weights_stop_the_run(tmp_path):
         again.train(resume_from_checkpoint=True)
 
 
-def test_model_init_and_training_twice(tmp_path):
+def test_training_twice_with_model_init_gives_the_same_weights(tmp_path):
     trainer = MultiMixTrainer(
         args=digits.arguments(tmp_path, max_steps=2),
         mixing=DENSE,
@@ -284,7 +288,7 @@ def test_model_init_and_training_twice(tmp_path):
     assert "loss_dense" in trainer.state.log_history[0]
 
 
-def test_a_new_trainer_for_the_same_model_takes_over(tmp_path):
+def test_new_trainer_replaces_the_mixing_of_the_model(tmp_path):
     model = digits.vit()
     run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1).train()
     trainer = run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
@@ -292,7 +296,7 @@ def test_a_new_trainer_for_the_same_model_takes_over(tmp_path):
     assert "loss_pooled" in trainer.state.log_history[0] and "loss_dense" not in trainer.state.log_history[0]
 
 
-def test_erm_takes_a_model_over_from_a_trainer_that_mixed(tmp_path):
+def test_new_erm_trainer_removes_the_mixing_of_the_model(tmp_path):
     results = []
     for before in (False, True):
         model = digits.vit()
@@ -303,7 +307,7 @@ def test_erm_takes_a_model_over_from_a_trainer_that_mixed(tmp_path):
     digits.same_weights(*results)
 
 
-def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
+def test_trainer_raises_if_a_newer_trainer_replaced_its_mixing(tmp_path):
     model = digits.vit()
     older = run(tmp_path, model=model, trainer_args={"mixing": DENSE}, max_steps=1)
     run(tmp_path, model=model, trainer_args={"mixing": MultiMix(num_mixed=5)}, max_steps=1)
@@ -311,11 +315,11 @@ def test_a_trainer_whose_model_was_taken_over_refuses_to_train(tmp_path):
         older.train()
 
 
-# ---- what is saved ----
+# ---- saved files ----
 
 
 @pytest.mark.distributed
-def test_what_is_saved_is_a_plain_model(tmp_path):
+def test_saved_model_is_a_plain_model(tmp_path):
     trainer = run(tmp_path, trainer_args={"mixing": DenseMultiMix(num_mixed=20, alpha=(0.5, 2.0))}, max_steps=2)
     trainer.train()
     trainer.save_model()
@@ -324,13 +328,13 @@ def test_what_is_saved_is_a_plain_model(tmp_path):
     torch.save(images, tmp_path / "images.pt")
     script = """
 import sys
-sys.modules["mm_hf"] = None  # any import of it fails
+sys.modules["mm_hf"] = None  # importing it fails
 import torch
 from transformers import AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
 torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "/logits.pt")
 """
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # by which sums are split
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=tmp_path, env=threads)
     with torch.no_grad():
         expected = trainer.model.eval()(images).logits
@@ -344,10 +348,10 @@ torch.save(model(torch.load(sys.argv[1] + "/images.pt")).logits, sys.argv[1] + "
     assert "- dense-multimix\n" in card and "- digits\n" in card and "| `alpha` | `[0.5, 2.0]` |" in card
 
 
-# ---- mistakes ----
+# ---- user errors ----
 
 
-def test_mistakes_are_refused_before_training_starts(tmp_path):
+def test_user_errors_are_raised_before_training(tmp_path):
     def trains(message, model=None, train=None, mixing=DENSE, **more):
         with pytest.raises(ValueError, match=message):
             run(tmp_path, model=model, train=train, trainer_args={"mixing": mixing, **more}, max_steps=1).train()

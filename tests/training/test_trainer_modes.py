@@ -1,4 +1,4 @@
-"""Trainer runs in evaluation, in bfloat16, checkpointed, compiled, under LoRA: what they compute stays what it is."""
+"""Evaluation, bfloat16, gradient checkpointing, compilation and LoRA give the same results as without mixing or mode."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.helpers import digits
 from tests.helpers.digits import losses, run
 
 DENSE = DenseMultiMix(num_mixed=20)
-# Older versions of Transformers know only the older name of the argument.
+# Older versions of Transformers use the older name of the argument.
 CHECKPOINTING = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
@@ -26,7 +26,7 @@ def accuracy(prediction):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_evaluation_and_prediction_are_plain_trainers_bit_for_bit(tmp_path, smoothing):
+def test_evaluation_and_prediction_equal_plain_trainer_bit_for_bit(tmp_path, smoothing):
     results = []
     for trainer_class, extra in [(Trainer, {}), (MultiMixTrainer, {"mixing": DENSE})]:
         trainer = run(
@@ -46,7 +46,7 @@ def test_evaluation_and_prediction_are_plain_trainers_bit_for_bit(tmp_path, smoo
     assert results[0][2].metrics["test_loss"] == results[1][2].metrics["test_loss"]
 
 
-def test_evaluation_after_training_runs_the_models_own_forward(tmp_path):
+def test_evaluation_after_training_runs_the_original_forward(tmp_path):
     trainer = run(tmp_path, trainer_args={"mixing": DENSE}, bf16=True, max_steps=2)
     trainer.train()
     plain = run(tmp_path, Trainer, digits.vit(), bf16=True, learning_rate=0.0, max_steps=1)
@@ -55,25 +55,25 @@ def test_evaluation_after_training_runs_the_models_own_forward(tmp_path):
     assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
 
 
-def test_columns_that_the_model_does_not_take_are_dropped(tmp_path):
-    seen = []
+def test_columns_that_the_model_ignores_are_dropped(tmp_path):
+    columns = []
 
     def collate(examples):
-        seen.append(sorted(examples[0]))
+        columns.append(sorted(examples[0]))
         return {k: torch.stack([torch.as_tensor(e[k]) for e in examples]) for k in ("pixel_values",)} | {
             "labels": torch.stack([e["label"] for e in examples])
         }
 
     trainer = run(tmp_path, trainer_args={"mixing": DENSE, "data_collator": collate}, max_steps=1)
     trainer.train()
-    assert seen[0] == ["label", "pixel_values"]
+    assert columns[0] == ["label", "pixel_values"]
     assert trainer._signature_columns[:2] == ["pixel_values", "labels"]
 
 
-# ---- ways of computing ----
+# ---- modes ----
 
 
-def test_bfloat16_autocast(tmp_path):
+def test_training_in_bfloat16_reduces_the_loss(tmp_path):
     trainer = run(tmp_path, trainer_args={"mixing": DENSE}, bf16=True, num_train_epochs=40, learning_rate=3e-3)
     trainer.train()
     assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
@@ -81,7 +81,7 @@ def test_bfloat16_autocast(tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
+def test_gradient_checkpointing_gives_the_same_weights(tmp_path, reentrant):
     results = []
     for extra in (
         {},
@@ -93,7 +93,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
     digits.same_weights(*results, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_checkpointing_refuses_attention_with_gradient(tmp_path):
+def test_gradient_checkpointing_rejects_attention_with_gradient(tmp_path):
     mixing = DenseMultiMix(num_mixed=5, detach_attention=False)
     trainer = run(tmp_path, trainer_args={"mixing": mixing}, **{CHECKPOINTING: True})
     with pytest.raises(ValueError, match="detach_attention=False does not work with gradient checkpointing"):
@@ -111,7 +111,7 @@ def test_torch_compile_gives_the_same_training(tmp_path):
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-3)
 
 
-def test_lora(tmp_path):
+def test_lora_trains_adapters_only(tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     model = peft.get_peft_model(digits.vit(), config)
