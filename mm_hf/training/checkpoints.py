@@ -161,6 +161,7 @@ def explain_write_errors(checkpoint: str | Path, **checkpoint_format: Any) -> It
         if problem is None:  # raised after the checkpoint was written
             raise
         older = [path for path in list_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
+        # Not `last_complete_checkpoint`, which waits for the other ranks.
         complete = next((path for path in older if find_checkpoint_error(path, **checkpoint_format) is None), None)
         if complete is None:
             advice = "There is no other checkpoint: fix the cause and start again."

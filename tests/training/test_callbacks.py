@@ -48,10 +48,10 @@ def test_loss_terms_and_attention_maps_are_logged_to_tensorboard(tmp_path):
         assert scalars[-1].value == pytest.approx(logged[name])
     total = [events.Scalars(f"train/loss_{name}")[1].value for name in ("clean", "dense")]
     assert sum(total) == pytest.approx(events.Scalars("train/loss")[1].value, abs=1e-3)
-    pictures = events.Images("attention_map")
-    assert [event.step for event in pictures] == [0, 3, 4]
-    assert (pictures[0].width, pictures[0].height) == (pictures[1].width, pictures[1].height)
-    assert pictures[0].encoded_image_string != pictures[2].encoded_image_string
+    maps = events.Images("attention_map")
+    assert [event.step for event in maps] == [0, 3, 4]
+    assert (maps[0].width, maps[0].height) == (maps[1].width, maps[1].height)
+    assert maps[0].encoded_image_string != maps[2].encoded_image_string
 
 
 def test_loss_terms_and_attention_maps_are_logged_to_trackio(tmp_path, monkeypatch):
@@ -86,9 +86,9 @@ def test_calls_of_trackio_and_wandb(tmp_path, monkeypatch):
     this.add_callback(Tracker())
     this.add_callback(AttentionMapCallback(this, this.eval_dataset, every=10, max_examples=2))
     this.train()
-    pictures = [row for row in calls if "attention_map" in row]
-    assert [row["train/global_step"] for row in pictures] == [0, 2]
-    assert pictures[0]["attention_map"] == ("image", 3)
+    maps = [row for row in calls if "attention_map" in row]
+    assert [row["train/global_step"] for row in maps] == [0, 2]
+    assert maps[0]["attention_map"] == ("image", 3)
     assert {f"train/{name}" for name in TERMS} <= set().union(*calls)
 
 
