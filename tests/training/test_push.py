@@ -58,7 +58,7 @@ def test_model_is_saved_without_login_and_can_be_pushed_later(hub, tmp_path):
     [
         ("POST", "/commit/", 500, "the Hub has an internal error (HTTP status 500)"),
         ("POST", "/commit/", 403, "the token has no write access"),
-        ("POST", "/commit/", 409, "the Hub rejected it: as the test wants it (HTTP status 409)"),
+        ("POST", "/commit/", 409, "the Hub rejected it: requested by the test (HTTP status 409)"),
         ("POST", "/preupload/", 404, "the repository or branch does not exist"),
         ("POST", "/batch", 401, "the token is missing or invalid"),
         ("PUT", "/storage/", "cut", "Error"),
