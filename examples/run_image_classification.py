@@ -28,14 +28,14 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import common
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.data.folders import load_image_folders
 from mm_hf.data.images import ImageTransform
 from mm_hf.data.models import image_processor
 from mm_hf.data.offline import OFFLINE_IMAGES
@@ -94,8 +94,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
         data = common.load_from_hub(data_args, model_args)
     else:
         folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
-        files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
-        data = load_dataset("imagefolder", data_files=files, cache_dir=model_args.cache_dir)
+        data = load_image_folders({split: folder for split, folder in folders.items() if folder is not None})
     common.check_columns(data, data_args, "image_column_name", "label_column_name")
     return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
 

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding
 from ..comparison import Task
 from ..evaluation.metrics import Normalization
 from .images import ImageDataset, ImageTransform
-from .models import CLASSES, image_processor, model_factory, tokenizer
+from .models import CLASSES, from_pretrained, image_processor, model_factory, tokenizer
 from .splits import DataOptions, Splits, align, load_splits
 from .text import tokenize
 
@@ -79,7 +79,7 @@ def build_task(
     splits = load_splits(data, cache_dir=model.cache_dir, token=model.token)
     make = _task_of_images if splits.kind == "image" else _task_of_texts
     if trained:
-        config = CLASSES[splits.kind].from_pretrained(str(model.model_name_or_path), **model.hub).config
+        config = from_pretrained(CLASSES[splits.kind], str(model.model_name_or_path), **model.hub).config
         splits = align(splits, dict(config.label2id))
     settings = {
         "data": data.dataset_name or str(data.train_dir),

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
 from .images import ImageTransform
-from .models import CLASSES, image_sides
+from .models import CLASSES, from_pretrained, image_sides
 
 SENTENCES = (
     "The second act drags, but the last twenty minutes are worth the whole evening.",
@@ -39,7 +39,7 @@ def detect_task(name_or_path: str, **hub: Any) -> str:
     Raises:
         ValueError: The architecture supports none of the tasks, or several and the configuration does not name a class.
     """
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config = from_pretrained(AutoConfig, name_or_path, **hub)
     supported = {}
     for task, auto in CLASSES.items():
         if type(config) in auto._model_mapping:
@@ -70,15 +70,15 @@ def load(name_or_path: str, task: str, **hub: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: The architecture does not support the task.
     """
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config = from_pretrained(AutoConfig, name_or_path, **hub)
     if type(config) not in CLASSES[task]._model_mapping:
         raise ValueError(
             f"{name_or_path} is a {config.model_type}, which does not support {task} classification: choose another "
             "--task."
         )
-    model = CLASSES[task].from_pretrained(name_or_path, **hub).eval()
+    model = from_pretrained(CLASSES[task], name_or_path, **hub).eval()
     try:
-        processor = PROCESSORS[task].from_pretrained(name_or_path, **hub)
+        processor = from_pretrained(PROCESSORS[task], name_or_path, **hub)
     except (OSError, ValueError, KeyError):  # the directory contains only the model
         processor = None
     if task == "text" and processor is not None and processor.pad_token is None:

@@ -24,6 +24,28 @@ CLASSES: dict[str, Any] = {
 }
 
 
+def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any:
+    """Call `from_pretrained` of an auto class, without running code from the model's repository.
+
+    Args:
+        auto_class: Auto class of Transformers, such as `AutoConfig`.
+        name_or_path: Hub name or directory.
+        arguments: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: The model cannot be loaded without its own code.
+    """
+    try:
+        return auto_class.from_pretrained(name_or_path, **{"trust_remote_code": False, **arguments})
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name_or_path} can be loaded only by running the code in its repository, which mm_hf does not do: load the "
+            "model in Python and pass it to MultiMixTrainer."
+        ) from error
+
+
 def override(config: Any, overrides: str) -> None:
     """Update a configuration from `name=value,name=value`, or from JSON, which supports lists.
 
@@ -100,9 +122,9 @@ def model_factory(
         "label2id": {name: i for i, name in enumerate(class_names)},
     }
     if name_or_path is not None:
-        config = AutoConfig.from_pretrained(name_or_path, **labels, **hub)
-        return lambda: auto.from_pretrained(
-            name_or_path, config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **hub
+        config = from_pretrained(AutoConfig, name_or_path, **labels, **hub)
+        return lambda: from_pretrained(
+            auto, name_or_path, config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **hub
         )
     if model_type is None or model_type not in CONFIG_MAPPING:
         raise ValueError(
@@ -132,7 +154,7 @@ def image_processor(config: Any, name_or_path: str | None, *, size: int | None =
         hub: Keyword arguments of `from_pretrained` that concern the Hub.
     """
     if name_or_path is not None:
-        return AutoImageProcessor.from_pretrained(name_or_path, **hub)
+        return from_pretrained(AutoImageProcessor, name_or_path, **hub)
     channels, (height, width) = getattr(config, "num_channels", 3), image_sides(config, size)
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
@@ -150,4 +172,4 @@ def tokenizer(name_or_path: str | None, **hub: Any) -> Any:
     """
     if name_or_path is None:
         raise ValueError("A text model from scratch requires a tokenizer: give --tokenizer_name.")
-    return AutoTokenizer.from_pretrained(name_or_path, **hub)
+    return from_pretrained(AutoTokenizer, name_or_path, **hub)

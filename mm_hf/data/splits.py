@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets.exceptions import DatasetsError
 
 from ..methods.base import nearest
+from .folders import load_image_folders
 from .offline import OFFLINE, load_offline
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -115,7 +120,10 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
     names = data["train"].features[label].names
+    if kind == "image":
+        data = _decode_images(data, inputs[0], options.dataset_name)
     parts = _divide(data, options)
+    _report_unknown_classes(parts, label, names)
     for split, most in (
         ("train", options.max_train_samples), ("validation", options.max_validation_samples),
         ("test", options.max_test_samples),
@@ -161,14 +169,17 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
                 f"There is no dataset {name!r}{nearest(name, OFFLINE)}: it is neither a directory nor an offline "
                 f"dataset ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
             ) from error
+        except (DatasetsError, ValueError) as error:
+            cause = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"The dataset {name} cannot be read: {cause}") from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
         "train": options.train_dir, "validation": options.validation_dir, "test": options.test_dir
     }  # fmt: skip
-    files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
-    if "train" not in files:
+    given = {split: folder for split, folder in folders.items() if folder is not None}
+    if "train" not in given:
         raise ValueError(f"The dataset is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
-    return load_dataset("imagefolder", data_files=files)
+    return load_image_folders(given)
 
 
 def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
@@ -179,6 +190,39 @@ def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
         raise ValueError(f"--train_val_split must be between 0 and 1, but is {options.train_val_split}.")
     parts = data["train"].train_test_split(options.train_val_split, seed=0)
     return {"train": parts["train"], "validation": parts["test"], "test": data[options.test_split]}
+
+
+def _decode_images(data: DatasetDict, column: str, name: str | None) -> DatasetDict:
+    """Return the splits with images in place of paths, which are relative to the dataset's directory."""
+    if isinstance(data["train"].features[column], Image):
+        return data
+    root = Path(name or ".")
+    root = root if root.is_dir() else root.parent
+    splits = {}
+    for split, rows in data.items():
+        paths = [None if path is None else root / str(path) for path in rows[column]]
+        missing = [i for i, path in enumerate(paths) if path is None or not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"The column {column!r} of the split {split!r} names no image file in row {missing[0]} "
+                f"({rows[column][missing[0]]!r}): give paths relative to {root}."
+            )
+        files = rows.remove_columns(column).add_column(column, [str(path) for path in paths])
+        splits[split] = files.cast_column(column, Image())
+    return DatasetDict(splits)
+
+
+def _report_unknown_classes(parts: dict[str, Dataset], label: str, names: Sequence[str]) -> None:
+    """Log a warning that names the classes without training examples."""
+    known = set(parts["train"][label])
+    for split in ("validation", "test"):
+        unknown = sorted({y for y in parts[split][label] if y is not None and y >= 0} - known)
+        if unknown:
+            shown = ", ".join(names[y] for y in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            logger.warning(
+                "The split %r has %d classes without training examples, which the model cannot learn: %s.",
+                split, len(unknown), shown,
+            )  # fmt: skip
 
 
 def _label_column(rows: Dataset, given: str | None) -> str:
@@ -240,6 +284,13 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
         isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype or feature.dtype == "bool")
     ):
         raise ValueError(f"The column {label!r} must have one class per example, but its feature is {feature}.")
+    for split, rows in data.items():
+        missing = [i for i, value in enumerate(rows[label]) if value is None or value == ""]
+        if missing:
+            raise ValueError(
+                f"The column {label!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is row "
+                f"{missing[0]}: add the labels or remove the rows."
+            )
     found = sorted(set(data["train"][label]))
     known, names = set(found), [str(value) for value in found]
     for split, rows in data.items():

@@ -1,0 +1,75 @@
+"""Datasets of directories of images, one subdirectory per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as Pillow
+
+
+def image_extensions() -> set[str]:
+    """Return the file extensions that PIL can read, such as ".png"."""
+    Pillow.init()
+    return {extension for extension, name in Pillow.EXTENSION.items() if name in Pillow.OPEN}
+
+
+def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
+    """Load one directory per split, each with one subdirectory per class.
+
+    Images may lie at any depth below the directory of their class. Hidden files and files that are not images are
+    ignored. The class names of all splits are sorted.
+
+    Args:
+        folders: Directory of each split.
+
+    Returns:
+        Splits with the columns `image` and `label`.
+
+    Raises:
+        ValueError: A directory does not exist, or has no images or no subdirectories with images.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (directory / name).mkdir()
+        ...     Pillow.new("RGB", (4, 4)).save(directory / name / "1.png")
+        >>> data = load_image_folders({"train": directory})
+        >>> data["train"].features["label"].names, data["train"][1]["label"]
+        (['cat', 'dog'], 1)
+    """
+    files = {split: _files(split, Path(folder)) for split, folder in folders.items()}
+    names = sorted({name for found in files.values() for _, name in found})
+    index = {name: i for i, name in enumerate(names)}
+    features = Features({"image": Value("string"), "label": ClassLabel(names=names)})
+    splits = {}
+    for split, found in files.items():
+        columns = {"image": [str(path) for path, _ in found], "label": [index[name] for _, name in found]}
+        splits[split] = Dataset.from_dict(columns, features=features).cast_column("image", Image())
+    return DatasetDict(splits)
+
+
+def _files(split: str, folder: Path) -> list[tuple[Path, str]]:
+    """Return the images below a directory and their classes."""
+    option = f"--{split}_dir {folder}"
+    if not folder.is_dir():
+        raise ValueError(f"{option} is not a directory: give a directory with one subdirectory of images per class.")
+    extensions = image_extensions()
+    found, flat = [], 0
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in extensions and path.is_file() and not any(part.startswith(".") for part in parts):
+            if len(parts) > 1:
+                found.append((path, parts[0]))
+            else:
+                flat += 1
+    if flat:
+        raise ValueError(
+            f"{option} has {flat} images outside of the subdirectories of the classes: move each image into the "
+            "subdirectory of its class."
+        )
+    if not found:
+        raise ValueError(f"{option} has no images: give a directory with one subdirectory of images per class.")
+    return found
