@@ -41,8 +41,8 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"{name_or_path} can be loaded only by running the code in its repository, which mm_hf does not do: load the "
-            "model in Python and pass it to MultiMixTrainer."
+            f"{name_or_path} can be loaded only by running the code in its repository, which mm_hf does not do: load "
+            "the model in Python and pass it to MultiMixTrainer."
         ) from error
 
 

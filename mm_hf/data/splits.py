@@ -288,8 +288,8 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
         missing = [i for i, value in enumerate(rows[label]) if value is None or value == ""]
         if missing:
             raise ValueError(
-                f"The column {label!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is row "
-                f"{missing[0]}: add the labels or remove the rows."
+                f"The column {label!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is "
+                f"row {missing[0]}: add the labels or remove the rows."
             )
     found = sorted(set(data["train"][label]))
     known, names = set(found), [str(value) for value in found]
