@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
-        if error.name is None or error.name.partition(".")[0] == "mm_hf":
+        package = (error.name or "mm_hf").partition(".")[0]
+        if package == "mm_hf":
             return _print_error(program, str(error))
-        return _print_error(program, f"{error.name} is required but not installed: pip install 'mm-hf[{EXTRA}]'.")
+        return _print_error(program, f"{package} is required but not installed: pip install 'mm-hf[{EXTRA}]'.")
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
