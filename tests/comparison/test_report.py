@@ -19,7 +19,7 @@ UNUSUAL = "<b>x</b> *y* | `z` [l](http://example.org) _m_ # &amp;"
 
 
 def run(directory, method, seed, right, **metrics):
-    """A run whose logits are right for the given share of the examples."""
+    """Return a run whose logits are right for the given share of the examples."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(60, 3))
     chosen = generator.permutation(60)[: int(60 * right)]
@@ -33,7 +33,7 @@ def run(directory, method, seed, right, **metrics):
 
 
 def comparison_of(directory, shares, seeds=2, name="synthetic", **fields):
-    """Runs of methods that are right for given shares of the examples; the first method is the baseline."""
+    """Return runs of methods that are right for given shares of the examples; the first method is the baseline."""
     runs = {method: [run(directory, method, seed, right) for seed in range(seeds)] for method, right in shares.items()}
     methods = {method: Mixup() if i else ERM() for i, method in enumerate(shares)}
     baseline = next(iter(shares)) if len(shares) > 1 else None
@@ -95,7 +95,7 @@ def words(text):
 
 
 def markdown_text(path):
-    """The text of a Markdown file, and the types of its inline elements."""
+    """Return the text of a Markdown file, and the types of its inline elements."""
     tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text())
     text, kinds = [], set()
     for token in tokens:
@@ -109,7 +109,7 @@ def markdown_text(path):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report in which every name that comes from the user has special characters."""
+    """Write a report in which every name that comes from the user has special characters."""
     directory = tmp_path_factory.mktemp("report")
     (directory / "runs").mkdir()
     settings = {"task": {"name": UNUSUAL, "data": UNUSUAL}, "methods": {}}

@@ -41,7 +41,7 @@ def one_line(text):
 
 
 def inline(tokens):
-    """The text of rendered Markdown, and the types of everything in it that is not text."""
+    """Return the text of rendered Markdown, and the types of everything in it that is not text."""
     children = [child for token in tokens for child in token.children or []]
     return "".join(child.content for child in children), {child.type for child in children} - {"text", "text_special"}
 

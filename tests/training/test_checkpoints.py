@@ -134,8 +134,8 @@ def test_training_resumes_from_the_newest_complete_checkpoint_and_reports_skippe
     resumed.train(resume_from_checkpoint=True)
     assert [record.message for record in caplog.records if record.name == "mm_hf.training.checkpoints"] == [
         f"Skipping the checkpoint {output_dir}/checkpoint-6: model.safetensors is missing.",
-        f"Skipping the checkpoint {output_dir}/checkpoint-4: optimizer.pt, of 1,000 bytes, is incomplete (File is not a "
-        "zip file).",
+        f"Skipping the checkpoint {output_dir}/checkpoint-4: optimizer.pt, of 1,000 bytes, is incomplete (File is not "
+        "a zip file).",
     ]
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4]
     expected = load_file(written / "checkpoint-4" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Evaluation, bfloat16, gradient checkpointing, compilation and LoRA give the same results as without mixing or mode."""
+"""Trainer runs in evaluation, bfloat16, gradient checkpointing, compilation and LoRA equal those without."""
 
 from pathlib import Path
 
