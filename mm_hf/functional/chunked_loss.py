@@ -18,11 +18,16 @@ Confidence, permutations and normalization move from the mixing matrix to the te
 product with Λ mixes many locations. The gradient is computed in the forward pass, and it is all that is saved for the
 backward pass.
 
+Only ratios within a location matter, so confidence times factors may be as small as the smallest floating-point
+numbers. On a CPU, a chunk in which float32 products underflow is computed again in float64, with the confidence scaled
+so that they do not. On other devices, where the choice would wait for the device, a mixed example with less than 2^-100
+of the largest confidence at a location is left out.
+
 Call tree::
 
     losses.dense_multimix_loss                  checks the arguments, computes targets and confidence
     └── DenseMixingLoss.forward                 loops over chunks of locations
-        ├── _Inputs.chunk                       takes a chunk's tensors and packs them for the mixer
+        ├── _Inputs.chunk                       takes a chunk's tensors, packs them for the mixer, computes the mass
         └── _loss_and_grads                     loops over chunks of mixed examples
             ├── Mixer.mix                       mixed logits and mixed targets (mixers.py)
             ├── CRITERIA[criterion]             losses and gradients of mixed logits (criteria.py)
@@ -31,6 +36,7 @@ Call tree::
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -39,14 +45,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .criteria import CRITERIA, ClassTargets
+from .criteria import CRITERIA, ClassTargets, mask_infinite
 from .factors import SparseFactors
 from .mixers import Mixer, make_mixer
 
 # Up to this many classes, a matrix product with one-hot targets is faster than adding up the shares of each class.
 FEW_CLASSES = 64
-# Replaces smaller logits, shifted to a maximum of 0: a mean of the smallest float32 numbers would be minus infinity.
-MASKED = -1e30
+# In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
+# products with the largest logits do not overflow.
+CONFIDENCE_SCALE = {torch.float32: 1.0, torch.float64: 2.0**512}
+MAX_CONFIDENCE_GRAD = 1e30
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,10 @@ class DenseMixingLoss(torch.autograd.Function):
 
     Inputs of `apply`:
         logits: (b, r, c), of any floating type.
-        confidence: (r, b) >= 0, of the type to compute in (float32 or float64).
+        confidence: (r, b) in [0, 1], of float32 or float64. The largest of a location is 1.
         targets: (b, c), or (b, r, c) if they differ between locations; or class indices (b,) or (b, r). Rows of targets
             sum to 1 for "cross_entropy".
-        factors: (r, b, n), (b, n) or sparse, of the type of `confidence`.
+        factors: (r, b, n), (b, n) or sparse, of the type to compute in (float32 or float64).
         permutations: (r, b) or None: example i has row `permutations[j, i]` of the factors at location j.
         options: The settings.
     """
@@ -92,24 +100,29 @@ class DenseMixingLoss(torch.autograd.Function):
     ) -> Tensor:
         need_logits, need_confidence, *_ = ctx.needs_input_grad
         b, r, c = logits.shape
-        mixer = make_mixer(factors, logits.device)
-        inputs = _Inputs(logits, confidence, targets, permutations, mixer, options, need_logits, need_confidence)
-        logits_grad = confidence.new_empty(b, r, c) if need_logits else None
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        inputs = _Inputs(
+            logits, confidence, targets, factors, permutations, options, dtype, need_logits, need_confidence
+        )
+        logits_grad = logits.new_empty(b, r, c, dtype=dtype) if need_logits else None
         confidence_grad = torch.empty_like(confidence) if need_confidence else None
-        loss, occupied = confidence.new_zeros(()), confidence.new_zeros(())
-        locations_at_once, mixed_at_once = mixer.chunk_sizes(r, c)
-        for locations in _slices(r, locations_at_once):
-            result = _loss_and_grads(inputs, inputs.chunk(locations), mixed_at_once)
+        loss, occupied = logits.new_zeros((), dtype=dtype), logits.new_zeros((), dtype=dtype)
+        may_underflow = inputs.may_underflow()
+        for locations in inputs.location_slices:
+            chunk = inputs.chunk(locations)
+            if may_underflow and _underflows(chunk, options.confidence_weighted and not need_confidence):
+                chunk = inputs.in_float64().chunk(locations)
+            result = _loss_and_grads(chunk)
             loss, occupied = loss + result.loss, occupied + result.occupied
             permutation = None if permutations is None else permutations[locations]
             if logits_grad is not None:
                 logits_grad[:, locations] = _permute(result.logits_grad, permutation).transpose(0, 1)
             if confidence_grad is not None:
-                confidence_grad[locations] = _permute(result.confidence_grad, permutation)
+                confidence_grad[locations] = _permute(result.confidence_grad, permutation).to(confidence.dtype)
         occupied = occupied.clamp_(min=1)
         ctx.grads = [None if grad is None else grad.div_(occupied) for grad in (logits_grad, confidence_grad)]
         ctx.logits_dtype = logits.dtype
-        return loss / occupied
+        return (loss / occupied).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,22 +142,24 @@ class _Chunk:
     """Tensors of the examples at q locations, in the order of the factors' rows.
 
     Attributes:
+        inputs: The inputs that the chunk is taken from.
         locations: The locations.
         logits: (q, b, c).
-        confidence: (q, b).
+        confidence: (q, b), scaled by `CONFIDENCE_SCALE`.
         classes: (q, b), class indices whose shares are added up; or None.
         targets: (q or 1, b, c), for other labels; or None.
-        packed_confidence: The confidence in the mixer's layout.
+        mass: (q, n), the mass of each mixed example; 0 if it is too small to divide by.
         packed_logits: Confidence times logits in the mixer's layout.
         packed_targets: Confidence times targets in the mixer's layout; or None.
     """
 
+    inputs: _Inputs
     locations: slice
     logits: Tensor
     confidence: Tensor
     classes: Tensor | None
     targets: Tensor | None
-    packed_confidence: Tensor
+    mass: Tensor
     packed_logits: Tensor
     packed_targets: Tensor | None
 
@@ -167,50 +182,85 @@ class _ChunkResult:
 
 
 class _Inputs:
-    """Inputs of the loss at all locations, cut into chunks by `chunk`."""
+    """Inputs of the loss at all locations, in the type to compute in, cut into chunks by `chunk`."""
 
     def __init__(
         self,
         logits: Tensor,
         confidence: Tensor,
         targets: Tensor,
+        factors: Tensor | SparseFactors,
         permutations: Tensor | None,
-        mixer: Mixer,
         options: LossOptions,
+        dtype: torch.dtype,
         need_logits: bool,
         need_confidence: bool,
     ):
-        self.logits, self.targets, self.mixer, self.options = logits, targets, mixer, options
+        self.logits, self.targets, self.factors, self.options, self.dtype = logits, targets, factors, options, dtype
         self.need_logits, self.need_confidence = need_logits, need_confidence
         self.inverse_permutations = None if permutations is None else permutations.argsort(dim=1)
         self.confidence = confidence
         if self.inverse_permutations is not None:
             self.confidence = confidence.gather(1, self.inverse_permutations)
+        self.mixer: Mixer = make_mixer(factors, logits.device)
+        _, r, c = logits.shape
+        locations_at_once, mixed_at_once = self.mixer.chunk_sizes(r, c)
+        self.location_slices = _slices(r, locations_at_once)
+        self.mixed_slices = _slices(self.mixer.num_mixed, mixed_at_once, options.columns)
         # On a GPU, adding up by class is not deterministic, and a matrix product costs little.
-        many_classes = mixer.prefers_class_indices or logits.shape[-1] > FEW_CLASSES
+        many_classes = self.mixer.prefers_class_indices or c > FEW_CLASSES
         on_cpu = logits.device.type == "cpu"
         self.add_up_classes = many_classes and on_cpu and not targets.is_floating_point() and not need_confidence
 
+    def may_underflow(self) -> bool:
+        """Return True if a product of confidence and factors may be too small for the type; on a CPU only."""
+        if self.logits.device.type != "cpu" or self.dtype == torch.float64:
+            return False
+        values = self.factors.weight if isinstance(self.factors, SparseFactors) else self.factors
+        return _smallest_positive(self.confidence) * _smallest_positive(values) < _smallest_mass(self.dtype)
+
+    def in_float64(self) -> _Inputs:
+        """Return the inputs to compute in float64, with the same chunks."""
+        if self._in_float64 is None:
+            double = copy.copy(self)
+            double.dtype = torch.float64
+            double.factors = self.factors.to(torch.float64)
+            double.mixer = make_mixer(double.factors, self.logits.device)
+            self._in_float64 = double
+        return self._in_float64
+
+    _in_float64: _Inputs | None = None
+
     def chunk(self, locations: slice) -> _Chunk:
-        """Take the tensors at some locations and pack them for the mixer."""
-        confidence, options, num_classes = self.confidence[locations], self.options, self.logits.shape[-1]
-        logits = self._take(self.logits, locations, per_location=True).to(confidence.dtype)
+        """Take the tensors at some locations, pack them for the mixer and compute the mass of the mixed examples."""
+        options, mixer, num_classes = self.options, self.mixer, self.logits.shape[-1]
+        confidence = (self.confidence[locations] * CONFIDENCE_SCALE[self.dtype]).to(self.dtype)
+        logits = self._take(self.logits, locations, per_location=True).to(self.dtype)
+        absent = (confidence == 0)[..., None]  # logits at padding may be infinite or not a number
+        logits = logits.masked_fill(absent & ~logits.isfinite() if self.need_confidence else absent, 0)
         if options.criterion == "cross_entropy":
             # The loss does not depend on a common shift of all classes, and a large one would cost precision.
-            logits = (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=MASKED)
+            logits = logits - logits.amax(dim=-1, keepdim=True)
+        if options.criterion != "mse":
+            logits = mask_infinite(logits)
         classes, targets, packed_targets = None, None, None
         if self.targets.is_floating_point():
-            targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3)
+            targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3).to(self.dtype)
         else:
             classes = self._take(self.targets, locations, per_location=self.targets.ndim == 2)
-            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(logits.dtype)
+            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(self.dtype)
         if targets is not None:
             if options.label_smoothing:
                 targets = (1 - options.label_smoothing) * targets + options.label_smoothing / num_classes
-            packed_targets = self.mixer.pack(confidence[..., None] * targets)
-        packed_confidence = self.mixer.pack(confidence[..., None])
-        packed_logits = self.mixer.pack(confidence[..., None] * logits)
-        return _Chunk(locations, logits, confidence, classes, targets, packed_confidence, packed_logits, packed_targets)
+            packed_targets = mixer.pack(confidence[..., None] * targets)
+        packed_confidence = mixer.pack(confidence[..., None])
+        masses = [
+            mixer.unpack_weights(mixer.mix(packed_confidence, locations, mixed)[:, 0]) for mixed in self.mixed_slices
+        ]
+        mass = torch.cat(masses, dim=1)
+        mass.masked_fill_(mass < _smallest_mass(self.dtype), 0)
+        packed_logits = mixer.pack(confidence[..., None] * logits)
+        return _Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
 
     def _take(self, x: Tensor, locations: slice, per_location: bool) -> Tensor:
         """Take (q, b, ...) of `x`, which is (b, r, ...) if it differs between locations and otherwise (b, ...)."""
@@ -220,19 +270,11 @@ class _Inputs:
         return _permute(taken, None if self.inverse_permutations is None else self.inverse_permutations[locations])
 
 
-def _loss_and_grads(inputs: _Inputs, chunk: _Chunk, mixed_at_once: int) -> _ChunkResult:
+def _loss_and_grads(chunk: _Chunk) -> _ChunkResult:
     """Compute the loss of all mixed examples at a chunk of locations, and its gradients."""
-    mixer, options, locations = inputs.mixer, inputs.options, chunk.locations
-    weighted, criterion, need_confidence = (
-        options.confidence_weighted,
-        CRITERIA[options.criterion],
-        inputs.need_confidence,
-    )
-    slices = _slices(mixer.num_mixed, mixed_at_once, options.columns)
-
-    mass = torch.cat(
-        [mixer.unpack_weights(mixer.mix(chunk.packed_confidence, locations, mixed)[:, 0]) for mixed in slices], dim=1
-    )
+    inputs, locations, mass = chunk.inputs, chunk.locations, chunk.mass
+    mixer, options, need_confidence = inputs.mixer, inputs.options, inputs.need_confidence
+    weighted, criterion = options.confidence_weighted, CRITERIA[options.criterion]
     inverse_mass = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
     weight = mass if weighted else (mass > 0).to(mass.dtype)
     total = weight.sum(dim=1, keepdim=True)
@@ -243,12 +285,12 @@ def _loss_and_grads(inputs: _Inputs, chunk: _Chunk, mixed_at_once: int) -> _Chun
     logits_grad = torch.zeros_like(chunk.packed_logits)
     targets_grad = torch.zeros_like(chunk.packed_logits) if need_confidence else logits_grad
     mass_grad = torch.zeros_like(mass) if need_confidence else mass
-    for mixed in slices:
+    for mixed in inputs.mixed_slices:
         if options.columns is not None and not options.columns.start <= mixed.start < options.columns.stop:
             continue  # computed by another rank
         scale, share = (mixer.pack_weights(x[:, mixed])[:, None] for x in (inverse_mass, weight))
         logits = mixer.mix(chunk.packed_logits, locations, mixed).mul_(scale)
-        targets = _mix_targets(inputs, chunk, mixed, scale)
+        targets = _mix_targets(chunk, mixed, scale)
         original_logits = logits.clone() if need_confidence else logits  # the criteria overwrite their input
         losses, grad, target_grad = criterion(logits, targets, need_confidence)
         loss += mixer.unpack_weights(losses * share[:, 0]).sum(dim=1, keepdim=True)
@@ -271,17 +313,22 @@ def _loss_and_grads(inputs: _Inputs, chunk: _Chunk, mixed_at_once: int) -> _Chun
         if weighted:
             mass_grad -= loss / total
         mass_grad.masked_fill_(mass == 0, 0)
-        for mixed in slices:
+        for mixed in inputs.mixed_slices:
             packed = mixer.mix_transpose(
                 mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
             )
             confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
+        # The gradient of padding in a mixed example of small mass may be too large for float32.
+        confidence_grad = (confidence_grad * CONFIDENCE_SCALE[inputs.dtype]).clamp(
+            -MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD
+        )
     occupied = (mass > 0).any(dim=1).sum()
     return _ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
 
 
-def _mix_targets(inputs: _Inputs, chunk: _Chunk, mixed: slice, scale: Tensor) -> Tensor | ClassTargets:
+def _mix_targets(chunk: _Chunk, mixed: slice, scale: Tensor) -> Tensor | ClassTargets:
     """Mix the targets of a chunk, with each mixed example's column scaled by `scale` (o, 1, i)."""
+    inputs = chunk.inputs
     if chunk.packed_targets is not None:
         return inputs.mixer.mix(chunk.packed_targets, chunk.locations, mixed).mul_(scale)
     assert chunk.classes is not None
@@ -289,6 +336,32 @@ def _mix_targets(inputs: _Inputs, chunk: _Chunk, mixed: slice, scale: Tensor) ->
         chunk.classes, chunk.confidence, scale, chunk.logits.shape[-1], chunk.locations, mixed
     )
     return ClassTargets(index, shares, examples, inputs.options.label_smoothing)
+
+
+def _smallest_mass(dtype: torch.dtype) -> float:
+    """Return the smallest mass whose largest products with factors have all their digits."""
+    return torch.finfo(dtype).tiny * 2**26
+
+
+def _smallest_positive(x: Tensor) -> float:
+    """Return the smallest positive number of `x`; infinity if there is none."""
+    smallest = float(x.amin())
+    if smallest <= 0:  # one location at a time, to save memory
+        smallest = min(float(torch.where(part > 0, part, torch.inf).amin()) for part in (x if x.ndim == 3 else x[None]))
+    return smallest
+
+
+def _underflows(chunk: _Chunk, only_total_matters: bool) -> bool:
+    """Return True if a mass of 0 at an occupied location may be an underflow that changes the loss or a gradient.
+
+    If mixed examples are weighted by their mass and the mass needs no gradient, a small mass matters only where the
+    total mass of a location is small.
+    """
+    occupied = chunk.confidence.amax(dim=1) > 0
+    if only_total_matters:
+        threshold = _smallest_mass(chunk.mass.dtype) * 2**30 * chunk.mass.shape[1]
+        return bool((occupied & (chunk.mass.sum(dim=1) < threshold)).any())
+    return bool((occupied & (chunk.mass == 0).any(dim=1)).any())
 
 
 def _slices(length: int, at_once: int, columns: slice | None = None) -> list[slice]:

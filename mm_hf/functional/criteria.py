@@ -9,12 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 # Losses (o, i), and their gradients with respect to the logits, which may overwrite the logits, and to the targets. The
 # gradient of the targets is None unless asked for.
 LossAndGrads = tuple[Tensor, Tensor, Tensor | None]
+
+
+def masked_logit(dtype: torch.dtype) -> float:
+    """Return the number that replaces smaller logits, such as -inf of masked classes.
+
+    A weighted mean of infinite numbers is not a number; this one is far enough from 0 to have a probability of 0 when
+    it is mixed with a weight of 1e-34 (float32), and small enough that sums of it do not overflow.
+    """
+    return -(2.0**400) if dtype == torch.float64 else -(2.0**120)
+
+
+def mask_infinite(logits: Tensor) -> Tensor:
+    """Clamp logits to finite numbers."""
+    limit = masked_logit(logits.dtype)
+    return logits.clamp(limit, -limit)
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,9 @@ class ClassTargets:
 
 def cross_entropy(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> LossAndGrads:
     """Compute the cross-entropy with soft targets."""
-    targets_grad = logits.neg() if targets_need_grad else None
+    targets_grad = None
+    if targets_need_grad:  # the targets of masked classes are 0: their gradient is not used, and would overflow
+        targets_grad = logits.neg().masked_fill_(logits < -1e15, 0)
     o, c, i = logits.shape
     log_probs = (logits.view(o, c) if i == 1 else logits).log_softmax(dim=1).view(o, c, i)
     if isinstance(targets, ClassTargets):

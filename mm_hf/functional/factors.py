@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +90,10 @@ def sample_factors(
     """
     sizes = {"num_examples": num_examples, "num_mixed": num_mixed, "num_locations": num_locations}
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
+        if size is not None or name != "num_locations":
+            _check_size(name, size)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}.")
     low, high = check_alpha(alpha)
 
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -150,6 +153,8 @@ def sample_sparse_factors(
         >>> bool(torch.allclose(factors.weight.sum(dim=1), torch.ones(1000)))
         True
     """
+    _check_size("num_examples", num_examples)
+    _check_size("examples_per_mix", examples_per_mix, least=0)
     if not 1 <= examples_per_mix <= num_examples:
         raise ValueError(
             f"examples_per_mix must be between 1 and the number of examples ({num_examples}), got {examples_per_mix}."
@@ -181,7 +186,19 @@ def sample_permutations(
         >>> sorted(sample_permutations(2, 3)[0].tolist())
         [0, 1, 2]
     """
+    _check_size("num_locations", num_locations)
+    _check_size("num_examples", num_examples)
     return torch.rand((num_locations, num_examples), device=device, generator=generator).argsort(dim=1)
+
+
+def _check_size(name: str, size: Any, least: int = 1) -> None:
+    """Raise a ValueError if a size is not a whole number of at least `least`."""
+    try:
+        is_valid = not isinstance(size, bool) and operator.index(size) >= least
+    except TypeError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"{name} must be at least {least} and a whole number, got {size!r}.")
 
 
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
@@ -192,12 +209,13 @@ def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:
     """
     try:
         low, high = alpha if isinstance(alpha, (tuple, list)) else (alpha, alpha)
-        is_valid = 1e-30 < low <= high < float("inf")  # smaller numbers underflow in float32
+        is_valid = 1e-30 < low <= high < 1e30  # the range of float32, with a margin
     except (TypeError, ValueError):
         is_valid = False
     if not is_valid:
         raise ValueError(
-            f"alpha must be a positive number or an interval (low, high) with 0 < low <= high, got {alpha!r}."
+            "alpha must be a positive number or an interval (low, high) with 1e-30 < low <= high < 1e30, got "
+            f"{alpha!r}."
         )
     return float(low), float(high)
 
@@ -215,6 +233,8 @@ def alpha_for(effective_examples: float, num_examples: int) -> float:
         >>> alpha_for(3, num_examples=4)
         1.0
     """
-    if not 1 < effective_examples < float("inf"):
-        raise ValueError(f"effective_examples must be greater than 1, got {effective_examples}.")
+    is_number = isinstance(effective_examples, (int, float)) and not isinstance(effective_examples, bool)
+    if not is_number or not 1 < effective_examples < float("inf"):
+        raise ValueError(f"effective_examples must be greater than 1 and finite, got {effective_examples!r}.")
+    _check_size("num_examples", num_examples)
     return min(1.0, (effective_examples - 1) / max(num_examples - effective_examples, 1e-9))

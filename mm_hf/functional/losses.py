@@ -11,54 +11,85 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import arguments
+from .arguments import IGNORE_INDEX
 from .chunked_loss import DenseMixingLoss, LossOptions
-from .criteria import CRITERIA
+from .criteria import mask_infinite
 from .factors import SparseFactors, sample_factors
 
 __all__ = ["clean_loss", "count_valid", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
 
-IGNORE_INDEX = -100
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 
 
 def clean_loss(
-    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, criterion: Criterion = "cross_entropy"
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    criterion: Criterion = "cross_entropy",
+    validate_args: bool = True,
 ) -> Tensor:
     """Compute the loss of examples that are not mixed.
 
     Args:
         logits: (b, c), or (b, r, c) with labels of each location.
         labels: For "cross_entropy", class indices (b,) or (b, r), where -100 is ignored, or class probabilities of the
-            shape of `logits`, where a row of zeros is ignored. For "binary_cross_entropy", of the shape of `logits`.
-            For "mse", of the shape of `logits`, or (b,) with one output.
+            shape of `logits`, where a row of zeros is ignored and a row that sums to less than 1 weighs less. For
+            "binary_cross_entropy", of the shape of `logits`. For "mse", of the shape of `logits`, or (b,) with one
+            output.
         label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1]. For "cross_entropy".
         criterion: "cross_entropy", "binary_cross_entropy" or "mse". The latter two are averaged over the outputs.
+        validate_args: As for [`dense_multimix_loss`].
 
     Returns:
         The mean over the valid examples (weighted by the sum of their probabilities), a scalar in float32 (float64 for
         float64 logits). 0 if every label is ignored.
+
+    Raises:
+        ValueError: If an argument has the wrong shape or an invalid value.
 
     Example:
         >>> import torch
         >>> logits, labels = torch.randn(8, 10), torch.randint(10, (8,))
         >>> torch.testing.assert_close(clean_loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
     """
+    arguments.check_settings(criterion, label_smoothing)
+    arguments.check_logits("logits", logits, "b, c" if logits.ndim != 3 else "b, r, c")
+    one_output = criterion != "cross_entropy" and logits.shape[1:] == (1,)
+    has_index_shape = labels.shape == logits.shape[:-1] and (criterion == "cross_entropy" or one_output)
+    if labels.shape != logits.shape and not has_index_shape:
+        raise ValueError(
+            f"labels must have the shape {tuple(logits.shape[:-1])} or {tuple(logits.shape)} of class indices or "
+            f"targets for criterion={criterion!r}, got {tuple(labels.shape)}."
+        )
+    if criterion == "cross_entropy" and has_index_shape and labels.is_floating_point():
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}; class probabilities must "
+            f"have the shape {tuple(logits.shape)}."
+        )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.to(dtype)
+        if validate_args and (not has_index_shape or one_output):
+            arguments.check_targets(labels.to(dtype), criterion, partial_rows=True)
         if criterion != "cross_entropy":
             targets, _ = soft_targets(labels, logits.shape[-1], dtype, criterion=criterion)
-            loss = F.mse_loss if criterion == "mse" else F.binary_cross_entropy_with_logits
-            return loss(logits, targets)
+            if criterion == "mse":
+                return F.mse_loss(logits, targets)
+            return F.binary_cross_entropy_with_logits(mask_infinite(logits), targets)
         count = count_valid(labels, logits)
-        if labels.shape == logits.shape:
+        if has_index_shape:
+            labels = labels.long()
+            arguments.check_class_indices(labels, logits.shape[-1])
+            labels = labels.flatten()
+        else:
+            logits = mask_infinite(logits - logits.detach().amax(dim=-1, keepdim=True))
             labels = labels.to(dtype).flatten(0, -2)
             mass = labels.sum(dim=-1, keepdim=True)
             # The label_smoothing of F.cross_entropy would turn a row of zeros into a target.
             labels = (1 - label_smoothing) * labels + label_smoothing * mass / labels.shape[-1]
             label_smoothing = 0.0
-        else:
-            labels = _check_classes(labels, logits.shape[-1]).flatten()
         total = F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", label_smoothing=label_smoothing)
         return total / count.clamp(min=torch.finfo(dtype).eps)
 
@@ -80,12 +111,13 @@ def count_valid(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_en
         >>> count_valid(torch.tensor([3, -100, 1]), torch.randn(3, 5))
         tensor(2.)
     """
+    arguments.check_settings(criterion, 0.0)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if criterion != "cross_entropy":
         return torch.tensor(float(len(labels)), dtype=dtype, device=logits.device)
     if labels.shape == logits.shape:
         return labels.sum(dtype=dtype)
-    return (labels != IGNORE_INDEX).sum(dtype=dtype)
+    return (labels.long() != IGNORE_INDEX).sum(dtype=dtype)
 
 
 def multimix_loss(
@@ -95,6 +127,7 @@ def multimix_loss(
     *,
     label_smoothing: float = 0.0,
     criterion: Criterion = "cross_entropy",
+    validate_args: bool = True,
 ) -> Tensor:
     """Compute the MultiMix loss: interpolated logits against labels interpolated by the same factors.
 
@@ -110,6 +143,7 @@ def multimix_loss(
         label_smoothing: Share of each target that is spread evenly over the classes, in [0, 1]. For "cross_entropy".
         criterion: "cross_entropy", "binary_cross_entropy" (labels (b, c) in [0, 1]) or "mse" (real numbers (b, c), or
             (b,) with one output). The latter two are averaged over the c outputs.
+        validate_args: As for [`dense_multimix_loss`].
 
     Returns:
         The mean over the n mixed examples, a scalar in float32 (float64 for float64 logits). 0 if every label is
@@ -129,8 +163,7 @@ def multimix_loss(
         >>> loss.shape, logits.grad.shape
         (torch.Size([]), torch.Size([8, 10]))
     """
-    if logits.ndim != 2:
-        raise ValueError(f"logits must have the shape (examples, classes), got {tuple(logits.shape)}.")
+    arguments.check_logits("logits", logits, "examples, classes")
     if len(factors.shape) != 2:
         raise ValueError(f"factors must have the shape (examples, mixed), got {tuple(factors.shape)}.")
     attention = logits.new_ones(len(logits), 1, dtype=torch.float32)
@@ -142,6 +175,7 @@ def multimix_loss(
         label_smoothing=label_smoothing,
         confidence_weighted=False,
         criterion=criterion,
+        validate_args=validate_args,
     )
 
 
@@ -156,6 +190,7 @@ def dense_multimix_loss(
     criterion: Criterion = "cross_entropy",
     permutations: Tensor | None = None,
     columns: slice | None = None,
+    validate_args: bool = True,
 ) -> Tensor:
     """Compute the Dense MultiMix loss: MultiMix at every location (patch or token), weighted by attention.
 
@@ -183,6 +218,9 @@ def dense_multimix_loss(
             drawn.
         columns: A slice of the mixed examples. The loss is then their contribution to the mean over all mixed examples.
             Ranks that share the work compute one slice each.
+        validate_args: Check the values of labels, attention, factors and permutations. An invalid value raises a
+            ValueError on a CPU; on other devices, `torch._assert_async` checks the values without synchronization. If
+            False, only shapes, dtypes, settings and class indices are checked.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 logits). 0 if no location is occupied by a valid example.
@@ -203,33 +241,43 @@ def dense_multimix_loss(
         >>> token_logits.grad.shape
         torch.Size([8, 49, 10])
     """
-    _check_shapes(token_logits, labels, attention, factors, permutations, criterion)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
-    if label_smoothing and criterion != "cross_entropy":
-        raise ValueError(
-            f"label_smoothing must be 0 with criterion={criterion!r}, got {label_smoothing}: it applies to class "
-            "probabilities only."
-        )
+    arguments.check_settings(criterion, label_smoothing)
+    arguments.check_logits("token_logits", token_logits, "examples, locations, classes")
+    b, r, c = token_logits.shape
+    arguments.check_label_shape(labels, b, r, c, criterion)
+    arguments.check_attention(attention, b, r)
+    arguments.check_factors(factors, b, r)
+    arguments.check_permutations(permutations, b, r, factors)
+    arguments.check_columns(columns, factors.shape[-1])
+    if validate_args:
+        arguments.check_attention_values(attention)
+        arguments.check_factor_values(factors)
+        arguments.check_permutation_values(permutations)
+        if criterion == "cross_entropy":
+            arguments.check_one_hot_is_unambiguous(labels, r, c)
     dtype = torch.promote_types(token_logits.dtype, torch.float32)
     with torch.autocast(token_logits.device.type, enabled=False):
-        b, r, c = token_logits.shape
-        if labels.dtype == torch.bool or (labels.shape == (b, c) and r != c):
-            labels = labels.to(dtype)  # one-hot labels
-        if labels.is_floating_point() or criterion != "cross_entropy":
+        labels = arguments.convert_labels(labels, r, c) if criterion == "cross_entropy" else labels.to(dtype)
+        if labels.is_floating_point():
+            if validate_args:
+                arguments.check_targets(labels, criterion)
             targets, is_valid = soft_targets(labels, c, dtype, criterion=criterion)
         else:
+            arguments.check_class_indices(labels, c)
             is_valid = (labels != IGNORE_INDEX).to(dtype)
-            targets = _check_classes(labels, c).masked_fill(labels == IGNORE_INDEX, 0)
+            targets = labels.masked_fill(labels == IGNORE_INDEX, 0)
         if is_valid.ndim == 1:
             is_valid = is_valid[:, None]
-        confidence = (attention.to(dtype) * is_valid).T
-        # The loss depends only on ratios within a location: scaling the largest to 1 keeps small attention from
-        # underflow.
-        confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-        factors = factors.detach().to(dtype)
+        # The loss depends only on ratios within a location. They are kept in float64 on a CPU; MPS devices have none.
+        confidence = attention.to(torch.float64 if attention.device.type == "cpu" else dtype)
+        confidence = (confidence * is_valid).T
+        confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(
+            min=torch.finfo(confidence.dtype).tiny
+        )
         options = LossOptions(criterion, label_smoothing, confidence_weighted, columns)
-        return DenseMixingLoss.apply(token_logits, confidence, targets, factors, permutations, options)
+        return DenseMixingLoss.apply(
+            token_logits, confidence, targets, factors.detach().to(dtype), permutations, options
+        )
 
 
 def soft_targets(
@@ -256,10 +304,13 @@ def soft_targets(
         (tensor([[0., 1.],
                 [1., 0.]]), tensor([1., 0.]))
     """
+    arguments.check_settings(criterion, 0.0)
     if criterion == "cross_entropy" and not labels.is_floating_point():
+        labels = labels.long()
+        arguments.check_class_indices(labels, num_classes)
         is_valid = (labels != IGNORE_INDEX).to(dtype)
         targets = is_valid.new_zeros(*labels.shape, num_classes)
-        targets.scatter_(-1, labels.masked_fill(labels == IGNORE_INDEX, 0)[..., None].long(), 1.0)
+        targets.scatter_(-1, labels.masked_fill(labels == IGNORE_INDEX, 0)[..., None], 1.0)
     else:
         targets = labels.to(dtype)
         targets = targets[:, None] if targets.ndim == 1 else targets
@@ -267,65 +318,3 @@ def soft_targets(
         if criterion == "cross_entropy":
             is_valid = (targets.sum(dim=-1) > 0).to(dtype)
     return targets, is_valid
-
-
-def _check_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """Convert class indices to int64 and check their range on a CPU; on a GPU the check would synchronize."""
-    labels = labels.long()
-    if labels.device.type == "cpu":
-        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
-        if len(wrong):
-            raise ValueError(
-                f"labels must be class indices from 0 to {num_classes - 1}, or {IGNORE_INDEX} to be ignored, for "
-                f"logits of {num_classes} classes; got {int(wrong[0])}."
-            )
-    return labels
-
-
-def _check_shapes(
-    token_logits: Tensor,
-    labels: Tensor,
-    attention: Tensor,
-    factors: Tensor | SparseFactors,
-    permutations: Tensor | None,
-    criterion: str,
-) -> None:
-    if token_logits.ndim != 3:
-        raise ValueError(
-            f"token_logits must have the shape (examples, locations, classes), got {tuple(token_logits.shape)}."
-        )
-    b, r, c = token_logits.shape
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}.")
-    if criterion == "cross_entropy":
-        if labels.shape not in ((b,), (b, c), (b, r), (b, r, c)):
-            raise ValueError(
-                f"labels must be class indices of shape ({b},) or class probabilities of shape ({b}, {c}), or those of "
-                f"each location, of shape ({b}, {r}) or ({b}, {r}, {c}), for logits of {b} examples, {r} locations and "
-                f"{c} classes; got shape {tuple(labels.shape)}."
-            )
-        if labels.is_floating_point() and (labels.ndim == 1 or labels.shape[-1] != c):
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)} must be integers, got {labels.dtype}; class probabilities must "
-                f"have the shape ({b}, {c})."
-            )
-    elif labels.shape not in ((b, c), (b, r, c), *([(b,)] if c == 1 else [])):
-        raise ValueError(
-            f"labels must have the shape ({b}, {c}) or ({b}, {r}, {c}) for criterion={criterion!r} and {c} outputs, "
-            f"got {tuple(labels.shape)}."
-        )
-    if attention.shape != (b, r):
-        raise ValueError(
-            f"attention must have the shape (examples, locations) = ({b}, {r}), got {tuple(attention.shape)}."
-        )
-    shape = tuple(factors.shape)
-    if len(shape) not in (2, 3) or shape[-2] != b or (len(shape) == 3 and shape[0] != r):
-        raise ValueError(
-            f"factors must have the shape (locations, examples, mixed) = ({r}, {b}, n), or (examples, mixed) = ({b}, "
-            f"n); got {shape}."
-        )
-    if permutations is not None and (permutations.shape != (r, b) or len(shape) != 2):
-        raise ValueError(
-            f"permutations must have the shape (locations, examples) = ({r}, {b}), with factors of shape (examples, "
-            f"mixed); got {tuple(permutations.shape)} with factors of shape {shape}."
-        )

@@ -274,7 +274,9 @@ class MultiMix(Mixing):
             # 1/r of the draws.
             b, r, _ = logits.shape
             permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
-        loss = dense_multimix_loss(logits, labels, attention, factors, permutations=permutations, **options)
+        # The factors and permutations are valid, and on a GPU an assertion would end a step that a gradient scaler skips.
+        options = {**options, "permutations": permutations, "validate_args": False}
+        loss = dense_multimix_loss(logits, labels, attention, factors, **options)
         if batch is not None:
             loss = loss * batch.world_size
         count = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]

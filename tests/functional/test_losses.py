@@ -294,7 +294,7 @@ def test_ignored_examples_do_not_change_the_loss_of_the_others():
     )
     torch.testing.assert_close(
         dense_multimix_loss(logits, labels, attention, factors),
-        dense_multimix_loss(logits[rest], labels[rest], attention[rest], factors[:, rest]),
+        dense_multimix_loss(logits[rest], labels[rest], attention[rest], factors[:, rest], validate_args=False),
     )
     torch.testing.assert_close(
         multimix_loss(logits[:, 0], labels, factors[0]), multimix_loss(logits[rest, 0], labels[rest], remaining[0])
@@ -387,7 +387,7 @@ def test_rows_of_zeros_are_ignored(smoothing):
         ({"factors": torch.rand(5, 7, 3)}, "factors must have the shape"),
         ({"token_logits": torch.rand(6, 4)}, "token_logits must have the shape"),
         ({"permutations": torch.zeros(5, 6, dtype=torch.long)}, "permutations must have the shape"),
-        ({"label_smoothing": 1.5}, "label_smoothing must be in"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be a number in"),
         (
             {"label_smoothing": 0.1, "criterion": "mse", "labels": torch.rand(6, 4)},
             "label_smoothing must be 0 with criterion='mse'",
