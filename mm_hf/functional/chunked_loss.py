@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .criteria import CRITERIA, ClassTargets, mask_infinite
+from .criteria import CRITERIA, ClassTargets, mask_infinite, masked_logit
 from .factors import SparseFactors
 from .mixers import Mixer, make_mixer
 
@@ -53,7 +53,7 @@ from .mixers import Mixer, make_mixer
 FEW_CLASSES = 64
 # In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
 # products with the largest logits do not overflow.
-CONFIDENCE_SCALE = {torch.float32: 1.0, torch.float64: 2.0**512}
+CONFIDENCE_SCALE = 2.0**512
 MAX_CONFIDENCE_GRAD = 1e30
 
 
@@ -145,7 +145,7 @@ class _Chunk:
         inputs: The inputs that the chunk is taken from.
         locations: The locations.
         logits: (q, b, c).
-        confidence: (q, b), scaled by `CONFIDENCE_SCALE`.
+        confidence: (q, b), in float64 multiplied by `CONFIDENCE_SCALE`.
         classes: (q, b), class indices whose shares are added up; or None.
         targets: (q or 1, b, c), for other labels; or None.
         mass: (q, n), the mass of each mixed example; 0 if it is too small to divide by.
@@ -234,14 +234,17 @@ class _Inputs:
     def chunk(self, locations: slice) -> _Chunk:
         """Take the tensors at some locations, pack them for the mixer and compute the mass of the mixed examples."""
         options, mixer, num_classes = self.options, self.mixer, self.logits.shape[-1]
-        confidence = (self.confidence[locations] * CONFIDENCE_SCALE[self.dtype]).to(self.dtype)
+        confidence = self.confidence[locations].to(self.dtype)
+        if self.dtype == torch.float64:
+            confidence = confidence * CONFIDENCE_SCALE
         logits = self._take(self.logits, locations, per_location=True).to(self.dtype)
-        absent = (confidence == 0)[..., None]  # logits at padding may be infinite or not a number
-        logits = logits.masked_fill(absent & ~logits.isfinite() if self.need_confidence else absent, 0)
+        absent = (confidence == 0)[..., None]
+        if logits.device.type != "cpu" or bool(absent.any()):  # logits at padding may be infinite or not a number
+            logits = logits.masked_fill(absent & ~logits.isfinite() if self.need_confidence else absent, 0)
         if options.criterion == "cross_entropy":
             # The loss does not depend on a common shift of all classes, and a large one would cost precision.
-            logits = logits - logits.amax(dim=-1, keepdim=True)
-        if options.criterion != "mse":
+            logits = (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=masked_logit(self.dtype))
+        elif options.criterion == "binary_cross_entropy":
             logits = mask_infinite(logits)
         classes, targets, packed_targets = None, None, None
         if self.targets.is_floating_point():
@@ -257,8 +260,7 @@ class _Inputs:
         masses = [
             mixer.unpack_weights(mixer.mix(packed_confidence, locations, mixed)[:, 0]) for mixed in self.mixed_slices
         ]
-        mass = torch.cat(masses, dim=1)
-        mass.masked_fill_(mass < _smallest_mass(self.dtype), 0)
+        mass = F.threshold_(torch.cat(masses, dim=1), _smallest_mass(self.dtype), 0)
         packed_logits = mixer.pack(confidence[..., None] * logits)
         return _Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
 
@@ -319,9 +321,9 @@ def _loss_and_grads(chunk: _Chunk) -> _ChunkResult:
             )
             confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
         # The gradient of padding in a mixed example of small mass may be too large for float32.
-        confidence_grad = (confidence_grad * CONFIDENCE_SCALE[inputs.dtype]).clamp(
-            -MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD
-        )
+        if inputs.dtype == torch.float64:
+            confidence_grad = confidence_grad * CONFIDENCE_SCALE
+        confidence_grad = confidence_grad.clamp(-MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD)
     occupied = (mass > 0).any(dim=1).sum()
     return _ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
 

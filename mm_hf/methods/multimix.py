@@ -274,7 +274,7 @@ class MultiMix(Mixing):
             # 1/r of the draws.
             b, r, _ = logits.shape
             permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
-        # The factors and permutations are valid, and on a GPU an assertion would end a step that a gradient scaler skips.
+        # The draws are valid. On a GPU, an assertion would stop a training run whose gradient scaler skips the step.
         options = {**options, "permutations": permutations, "validate_args": False}
         loss = dense_multimix_loss(logits, labels, attention, factors, **options)
         if batch is not None:
