@@ -178,7 +178,7 @@ def test_locations_that_are_no_grid_are_rejected_at_the_first_mini_batch():
     step.mix_inputs(models.batch("vit"), models.labels(), models.build("vit"))
     output.token_logits = torch.zeros(6, 15, 5)
     with pytest.raises(LocationError, match="15 locations are no grid of square patches"):
-        step.loss(output, torch.rand(6, 5))
+        step.loss(output, torch.rand(6, 5).softmax(dim=1))
 
 
 # ---- Checkpoints ----
