@@ -260,7 +260,7 @@ class _Inputs:
         masses = [
             mixer.unpack_weights(mixer.mix(packed_confidence, locations, mixed)[:, 0]) for mixed in self.mixed_slices
         ]
-        mass = F.threshold_(torch.cat(masses, dim=1), _smallest_mass(self.dtype), 0)
+        mass = F.threshold(torch.cat(masses, dim=1), _smallest_mass(self.dtype), 0, inplace=True)
         packed_logits = mixer.pack(confidence[..., None] * logits)
         return _Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
 
