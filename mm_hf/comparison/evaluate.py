@@ -158,7 +158,7 @@ def _missing_representation(error: Exception) -> str:
 
 
 def _subset(data: Any, size: int) -> Any:
-    """Return up to `size` examples, spread over the data set, the same ones in each call."""
+    """Return up to `size` examples, spread over the dataset, the same ones in each call."""
     if len(data) <= size:
         return data
     chosen = sorted(np.random.default_rng(0).permutation(len(data))[:size].tolist())

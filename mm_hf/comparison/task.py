@@ -45,7 +45,7 @@ class Task:
         settings: Other settings that identify the task, in JSON types. A comparison with other settings is not resumed.
 
     Raises:
-        ValueError: A data set has no length or is empty, or `training_args` has a field that the comparison sets.
+        ValueError: A dataset has no length or is empty, or `training_args` has a field that the comparison sets.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Task:
 
 
 class _AugmentationSeed(TrainerCallback):
-    """Seed the augmentation of the data set at the beginning of each epoch."""
+    """Seed the augmentation of the dataset at the beginning of each epoch."""
 
     def __init__(self, data: Any):
         self.data = data

@@ -141,7 +141,7 @@ class MultiMixTrainer(SafePushTrainer):
         return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a check of all labels of the data set if that is cheap.
+        """Train, after a check of all labels of the dataset if that is cheap.
 
         Args:
             resume_from_checkpoint: Directory of a checkpoint; or True for the newest complete checkpoint in
@@ -185,7 +185,7 @@ class MultiMixTrainer(SafePushTrainer):
         classes = getattr(features[name], "num_classes", None)
         if classes is not None and classes > model.config.num_labels:
             raise ValueError(
-                f"The data set has {classes} classes in its column {name!r} and {type(model).__name__} has only "
+                f"The dataset has {classes} classes in its column {name!r} and {type(model).__name__} has only "
                 f"{model.config.num_labels} labels: build the model with num_labels={classes}."
             )
         dtype = str(getattr(features[name], "dtype", ""))
@@ -323,7 +323,7 @@ class MultiMixTrainer(SafePushTrainer):
             return
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *existing_tags(path)]))
-        # Trainer takes the names of readers (parquet, imagefolder) for names of data sets.
+        # Trainer takes the names of readers (parquet, imagefolder) for names of datasets.
         given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
         summary = TrainingSummary.from_trainer(self, language, license, tags, **given)
         write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)

@@ -1,4 +1,4 @@
-"""Streamed data sets, workers, uneven last mini-batches and ranks that run out of data, with one and two processes."""
+"""Streamed datasets, workers, uneven last mini-batches and ranks that run out of data, with one and two processes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The script for audio classification on synthetic tones, and its data set of recordings if that is installed."""
+"""The script for audio classification on synthetic tones, and its dataset of recordings if that is installed."""
 
 import json
 

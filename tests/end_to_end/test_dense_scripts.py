@@ -1,4 +1,4 @@
-"""The scripts for token classification and semantic segmentation, and their offline data sets."""
+"""The scripts for token classification and semantic segmentation, and their offline datasets."""
 
 import doctest
 import importlib.util

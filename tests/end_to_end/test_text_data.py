@@ -1,4 +1,4 @@
-"""Labels, columns, metrics and offline data sets of the script for text classification."""
+"""Labels, columns, metrics and offline datasets of the script for text classification."""
 
 import doctest
 import inspect

@@ -112,7 +112,7 @@ def test_evaluations_are_read_from_the_log():
         {"step": 2, "training loss": 2.0, "validation loss": 1.5, "accuracy": 0.4},
         {"step": 4, "training loss": 1.0, "validation loss": 1.7, "accuracy": 0.3},
     ]
-    # Several data sets at one step.
+    # Several datasets at one step.
     both = [{"step": 2, "eval_a_loss": 1.0}, {"step": 2, "eval_b_loss": 2.0}]
     assert read_evaluations(both) == [{"step": 2, "a_loss": 1.0, "b_loss": 2.0}]
 

@@ -15,7 +15,7 @@ from mm_hf.data.offline import FASHION_MNIST, load_digits, load_fashion_mnist
 
 
 def gray_images(rows: Any) -> Tensor:
-    """Return the images of a data set as a tensor (n, 1, h, w) in [0, 1]."""
+    """Return the images of a dataset as a tensor (n, 1, h, w) in [0, 1]."""
     return torch.tensor(np.stack([np.asarray(image) for image in rows["image"]]))[:, None].float() / 255
 
 
