@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -111,7 +112,7 @@ class DenseMixingLoss(torch.autograd.Function):
         for locations in inputs.location_slices:
             chunk = inputs.chunk(locations)
             if may_underflow and _underflows(chunk, options.confidence_weighted and not need_confidence):
-                chunk = inputs.in_float64().chunk(locations)
+                chunk = inputs.in_float64.chunk(locations)
             result = _loss_and_grads(chunk)
             loss, occupied = loss + result.loss, occupied + result.occupied
             permutation = None if permutations is None else permutations[locations]
@@ -219,17 +220,13 @@ class _Inputs:
         values = self.factors.weight if isinstance(self.factors, SparseFactors) else self.factors
         return _smallest_positive(self.confidence) * _smallest_positive(values) < _smallest_mass(self.dtype)
 
+    @cached_property
     def in_float64(self) -> _Inputs:
-        """Return the inputs to compute in float64, with the same chunks."""
-        if self._in_float64 is None:
-            double = copy.copy(self)
-            double.dtype = torch.float64
-            double.factors = self.factors.to(torch.float64)
-            double.mixer = make_mixer(double.factors, self.logits.device)
-            self._in_float64 = double
-        return self._in_float64
-
-    _in_float64: _Inputs | None = None
+        """The inputs to compute in float64, with the same chunks."""
+        double = copy.copy(self)
+        double.dtype, double.factors = torch.float64, self.factors.to(torch.float64)
+        double.mixer = make_mixer(double.factors, self.logits.device)
+        return double
 
     def chunk(self, locations: slice) -> _Chunk:
         """Take the tensors at some locations, pack them for the mixer and compute the mass of the mixed examples."""
