@@ -19,12 +19,12 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     directory = tmp_path / "killed"
     assert crash_recovery.kill_after(directory, 1, steps=10, seconds=0.01)
     codes, _ = crash_recovery.finish(directory, 1, "optimizer.pt")
-    newest, flaw = crash_recovery.newest(directory, 1)
-    assert codes == [-signal.SIGKILL] and flaw.startswith("optimizer.pt, of")
+    newest, error = crash_recovery.newest(directory, 1)
+    assert codes == [-signal.SIGKILL] and error.startswith("optimizer.pt, of")
     codes, result = crash_recovery.finish(directory, 1)
     assert codes == [0] and result["digest"] == reference["digest"]
     assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
-    assert f"Skipping the checkpoint {directory / newest}: {flaw}" in (directory / "log.txt").read_text()
+    assert f"Skipping the checkpoint {directory / newest}: {error}" in (directory / "log.txt").read_text()
 
 
 def test_training_resumes_after_one_of_two_processes_is_killed_while_writing(tmp_path):
@@ -34,10 +34,10 @@ def test_training_resumes_after_one_of_two_processes_is_killed_while_writing(tmp
     directory = tmp_path / "killed"
     done = launch.torchrun([crash_recovery.__file__, "--train", directory, "--die_writing", "rng_state_1"], timeout=240)
     assert done.returncode != 0 and "Signal 9 (SIGKILL) received" in done.stderr
-    newest, flaw = crash_recovery.newest(directory, 2)
+    newest, error = crash_recovery.newest(directory, 2)
     assert find_checkpoint_error(directory / newest, rank=1, world_size=2).startswith("rng_state_1.pth, of")
-    assert flaw == "trainer_state.json is missing"  # what the first process has not written, since it waited
+    assert error == "trainer_state.json is missing"  # the first process writes it last
     codes, result = crash_recovery.finish(directory, 2)
     assert codes == [0, 0] and result["digest"] == reference["digest"] and reference["processes"] == 2
     assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
-    assert (directory / "log.txt").read_text().count(f"Skipping the checkpoint {directory / newest}: {flaw}") > 0
+    assert (directory / "log.txt").read_text().count(f"Skipping the checkpoint {directory / newest}: {error}") > 0
