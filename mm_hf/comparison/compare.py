@@ -18,7 +18,7 @@ from ..evaluation.metrics import compared_metrics, example_scores
 from ..evaluation.statistics import REPLICATES, Interval, mean_interval, paired_bootstrap
 from ..locations import LocationError
 from ..methods import Mixing
-from .evaluate import EvaluationOptions
+from .evaluate import EvaluationOptions, check_packages
 from .run import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, write_json
 from .task import Task, as_methods, baseline_of, slug
 
@@ -162,6 +162,7 @@ def run_comparison(
     Raises:
         ValueError: `output_dir` contains another comparison, an argument is invalid, or the baseline cannot train this
             model.
+        ImportError: The evaluation needs a package that is not installed.
 
     Example:
         >>> import tempfile, torch
@@ -187,6 +188,7 @@ def run_comparison(
     if keep_models not in ("best", "none", "all"):
         raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
     evaluation = evaluation or EvaluationOptions()
+    check_packages(task, evaluation)
     directory = Path(output_dir)
     settings = describe(task, chosen, evaluation)
     check_settings(directory, settings)

@@ -110,6 +110,17 @@ def evaluate_model(
     return result
 
 
+def check_packages(task: Task, options: EvaluationOptions) -> None:
+    """Raise an ImportError if the options need a package that is not installed, before anything is trained.
+
+    Args:
+        task: The task; only tasks with a normalization are evaluated on corrupted images.
+        options: Options of the evaluation.
+    """
+    if task.normalization is not None and options.robustness_samples:
+        import kornia  # noqa: F401
+
+
 def _features_and_predictions(
     model: nn.Module, trainer: Trainer, task: Task, result: EvaluationResult
 ) -> tuple[Tensor | None, Tensor, Tensor]:

@@ -97,7 +97,7 @@ def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
 
 def test_missing_package_error_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
-    message = command_error(capsys, "compare", *OPTIONS, "--augmentation", "randaugment")
+    message = command_error(capsys, "compare", *OPTIONS)
     assert "kornia is required but not installed: pip install 'mm-hf[analysis]'" in message
 
 
