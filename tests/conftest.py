@@ -19,15 +19,25 @@ torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
 MARKED_DIRECTORIES = {"distributed", "end_to_end"}
+# Complete trainings, pushes and comparisons in other directories. `make test-fast` leaves them out.
+END_TO_END = {
+    "cli/test_train.py",
+    "comparison/test_runs.py",
+    "training/test_hub.py",
+    "training/test_push.py",
+    "training/test_streaming.py",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark
 def pytest_collection_modifyitems(items):
-    """Mark all tests of a directory with the directory's name."""
+    """Mark all tests of a directory with the directory's name, and complete runs with `end_to_end`."""
     for item in items:
         room = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if room in MARKED_DIRECTORIES:
             item.add_marker(room)
+        elif room and (str(item.path.relative_to(TESTS)) in END_TO_END or "compile" in item.name):  # compiling is slow
+            item.add_marker("end_to_end")
 
 
 def pytest_collection_finish():
