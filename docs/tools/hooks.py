@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import posixpath
 import re
@@ -88,5 +89,6 @@ def on_post_build(config: Any) -> None:
     documented = {name for page in pages for name in re.findall(r'id="mm_hf\.(?:[\w.]+\.)?(\w+)"', page)}
     for module in map(importlib.import_module, PUBLIC):
         for name in module.__all__:
-            if callable(getattr(module, name)) and name not in documented:
+            value = getattr(module, name)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and name not in documented:
                 LOG.warning("%s.%s is public but has no entry in docs/api.", module.__name__, name)

@@ -31,10 +31,10 @@ class TransMix(CutMix):
         attention_share: Weight of the attention's share in the mean, in [0, 1]: 0.5 as in the authors' code, 1 for the
             attention only as in the paper's formula; 0 is CutMix.
 
-    Raises: ValueError: A setting does not lie in its range; or, at the first mini-batch, the inputs are not only
-        images. LocationError: (at the first mini-batch) the model's head reads no single token, its attention cannot be
-        read, or
-            the locations are no grid of patches.
+    Raises:
+        ValueError: A setting does not lie in its range; or, at the first mini-batch, the inputs are not only images.
+        LocationError: (at the first mini-batch) the model's head reads no single token, its attention cannot be read,
+            or the locations are no grid of patches.
 
     Source:
         Chen et al., "TransMix: Attend to Mix for Vision Transformers", CVPR 2022, and

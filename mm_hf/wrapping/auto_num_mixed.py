@@ -82,9 +82,9 @@ class AutoNumMixed:
 def choose_size(steps: list[tuple[int, float, float]]) -> int:
     """Return the largest number of mixed examples whose loss takes `BUDGET` of a plain step.
 
-    Args: steps: Number of mixed examples, seconds of the loss and seconds of the complete step, for each timed step.
-        There
-            are two different numbers of mixed examples.
+    Args:
+        steps: Number of mixed examples, seconds of the loss and seconds of the complete step, for each timed step.
+            There are two different numbers of mixed examples.
 
     Returns:
         A number of two significant digits between the smaller of the two numbers and `MOST`.

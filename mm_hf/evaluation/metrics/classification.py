@@ -177,7 +177,7 @@ class Reliability:
         confidence: (bins,) mean probability of the predicted class; NaN in empty bins.
         accuracy: (bins,) share of correct predictions; NaN in empty bins.
         share: (bins,) share of the examples in each bin.
-        calibration_error: The [`calibration_error`] with these bins, the mean gap between accuracy and confidence.
+        calibration_error: Calibration error with these bins: the mean gap between accuracy and confidence.
     """
 
     edges: np.ndarray

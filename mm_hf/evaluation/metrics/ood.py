@@ -85,7 +85,7 @@ def auroc(in_scores: Any, out_scores: Any) -> float:
 def fpr95(in_scores: Any, out_scores: Any) -> float:
     """Return the false positive rate at a true positive rate of at least 95 %.
 
-    It is the share of unknown examples whose score reaches [`threshold95`].
+    It is the share of unknown examples whose score reaches `threshold95`.
 
     Args:
         in_scores: (n,) scores of examples of known classes.

@@ -22,7 +22,7 @@ LABELS = {
 def plot_history(history: list[dict[str, Any]], path: str | Path) -> Figure:
     """Plot the training and evaluation losses, the loss terms, and one evaluation metric against training steps.
 
-    The metric is the first one in [`~mm_hf.evaluation.metrics.METRICS`] that was evaluated at least twice.
+    The metric is the first one in `mm_hf.evaluation.metrics.METRICS` that was evaluated at least twice.
 
     Args:
         history: `trainer.state.log_history`.
