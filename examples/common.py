@@ -15,12 +15,17 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
-from mm_hf.data.images import image_size
 from mm_hf.data.models import configuration
 from mm_hf.methods import METHODS
 
-__all__ = ["image_size"]
 logger = logging.getLogger("mm_hf.examples")
+
+
+def image_size(processor: Any) -> tuple[int, int]:
+    """Return the height and width that an image processor resizes to; a square if it has only a shortest edge."""
+    size = dict(processor.size)
+    side: int = size.get("shortest_edge", 224)
+    return size.get("height", side), size.get("width", side)
 
 
 @dataclass

@@ -20,13 +20,6 @@ CROP_SCALE, CROP_RATIO = (0.6, 1.0), (3 / 4, 4 / 3)  # share of the area, and wi
 Augmentation = Callable[[Image.Image], Image.Image]
 
 
-def image_size(processor: Any) -> tuple[int, int]:
-    """Return the height and width that an image processor resizes to; a square if it has only a shortest edge."""
-    size = dict(processor.size)
-    side: int = size.get("shortest_edge", 224)
-    return size.get("height", side), size.get("width", side)
-
-
 def convert_image(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image to 8 bits per channel.
 

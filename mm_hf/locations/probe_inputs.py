@@ -37,7 +37,7 @@ def pad_id(model: nn.Module) -> int | None:
 def few_examples(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first examples of a batch, without labels."""
     batch = batch_size(inputs)
-    # Clone, because tensors created in inference mode cannot take part in a backward pass.
+    # Clone, because tensors created in inference mode cannot be used in a backward pass.
     return {
         k: v[:PROBE_EXAMPLES].clone() if _has_examples(v, batch) else v
         for k, v in inputs.items()
