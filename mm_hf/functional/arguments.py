@@ -104,14 +104,16 @@ def check_targets(labels: Tensor, criterion: str, partial_rows: bool = False) ->
     if criterion == "mse":
         require(labels.isfinite().all(), lambda: f"labels must be finite, got {_first(labels, ~labels.isfinite())}.")
         return
-    outside = ~((labels >= 0) & (labels <= 1 + _tolerance(labels)))
+    outside = ~((labels >= 0) & (labels <= 1 + tolerance_of(labels)))
     require(
         ~outside.any(),
         lambda: f"labels must be probabilities in [0, 1] or class indices, got {_first(labels, outside)}.",
     )
     if criterion == "cross_entropy":
         sums = labels.sum(dim=-1, dtype=torch.promote_types(labels.dtype, torch.float32))
-        wrong = sums > 1 + _tolerance(labels) if partial_rows else ((sums - 1).abs() > _tolerance(labels)) & (sums != 0)
+        wrong = (
+            sums > 1 + tolerance_of(labels) if partial_rows else ((sums - 1).abs() > tolerance_of(labels)) & (sums != 0)
+        )
         require(
             ~wrong.any(),
             lambda: (
@@ -183,7 +185,7 @@ def check_factor_values(factors: Tensor | SparseFactors) -> None:
     else:
         values, dim = factors.detach(), -2
     sums = values.sum(dim=dim, dtype=torch.promote_types(values.dtype, torch.float32))
-    deviation, tolerance = (sums - 1).abs(), _tolerance(values)
+    deviation, tolerance = (sums - 1).abs(), tolerance_of(values)
     require(
         (values.amin() >= 0) & (deviation.amax() <= tolerance),
         lambda: (
@@ -242,16 +244,26 @@ def check_columns(columns: slice | None, num_mixed: int) -> None:
         )
 
 
-def require(condition: Tensor, message: Callable[[], str]) -> None:
-    """Raise a ValueError on a CPU if a condition is false; assert it without synchronization on other devices."""
+def require(
+    condition: Tensor,
+    message: Callable[[], str],
+    on_device: str = "An argument of an mm_hf loss has an invalid value; the CPU reports which one.",
+) -> None:
+    """Raise a ValueError on a CPU if a condition is false; assert it without synchronization on other devices.
+
+    Args:
+        condition: A boolean scalar.
+        message: Function that returns the message of the ValueError. It may read values.
+        on_device: Message of the assertion.
+    """
     if condition.device.type == "cpu":
         if not bool(condition):
             raise ValueError(message())
     elif condition.device.type not in WITHOUT_ASSERT:
-        torch._assert_async(condition, "An argument of an mm_hf loss has an invalid value; the CPU reports which one.")
+        torch._assert_async(condition, on_device)
 
 
-def _tolerance(x: Tensor) -> float:
+def tolerance_of(x: Tensor) -> float:
     """Return the tolerance of sums of `x`."""
     return max(TOLERANCE, 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else TOLERANCE
 

@@ -5,9 +5,10 @@ The life of a batch, in the order of the calls. `mixing` is the method of the tr
     MultiMixTrainer.compute_loss(model, inputs)             training/trainer.py
       model(**inputs)                                       wrapping/step.py, in training mode and with labels
         first batch only                                    wrapping/state.py
-          check_labels(model, labels)                       select the criterion
+          label_kind(model, labels)                         select the criterion
           mixing.check_inputs(inputs, model)                raise if the inputs cannot be mixed
           mixing.requirements                               probe the model and install the hooks they name
+        labels = convert_labels(labels)                     check them, and convert them to what the losses use
         method = mixing.for_batch(inputs, labels)           select the method of this mini-batch
         inputs, labels = method.mix_inputs(inputs, labels)  mix in input space
         outputs = forward(**inputs)                         the model's own forward, once and without labels

@@ -13,7 +13,6 @@ from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
 from ..methods import ERM, DenseMultiMix, Mixing, get_method
-from ..wrapping.labels import check_labels
 from ..wrapping.state import STATE
 from ..wrapping.wrapper import MixingHandle, wrap_model
 from .checkpoints import (
@@ -25,6 +24,7 @@ from .checkpoints import (
     load_weights,
     raise_if_missing,
 )
+from .dataset_labels import check_dataset_labels, missing_labels_message
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
 from .model_card import card_tags, existing_tags, is_user_edited, write_card
 from .push import SafePushTrainer
@@ -150,8 +150,8 @@ class MultiMixTrainer(SafePushTrainer):
         Raises:
             ValueError: The checkpoint is incomplete, or no checkpoint is complete.
         """
-        if self.mixes:
-            self._check_dataset()
+        if self.mixes and self.model is not None:
+            check_dataset_labels(self.train_dataset, self.model, self.data_collator)
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -173,29 +173,6 @@ class MultiMixTrainer(SafePushTrainer):
             )
         return str(wanted)
 
-    def _check_dataset(self) -> None:
-        """Raise a ValueError for labels that are out of range now and not only when their batch is drawn."""
-        features = getattr(self.train_dataset, "features", None) or {}
-        name = next((n for n in ("labels", "label", "label_ids") if n in features), None)
-        model: Any = self.model
-        dataset: Any = self.train_dataset
-        transformed = (getattr(dataset, "format", None) or {}).get("type") == "custom"
-        if name is None or model is None or transformed:  # a transform may change the labels
-            return
-        classes = getattr(features[name], "num_classes", None)
-        if classes is not None and classes > model.config.num_labels:
-            raise ValueError(
-                f"The dataset has {classes} classes in its column {name!r} and {type(model).__name__} has only "
-                f"{model.config.num_labels} labels: build the model with num_labels={classes}."
-            )
-        dtype = str(getattr(features[name], "dtype", ""))
-        if dtype.startswith(("int", "uint")) and hasattr(dataset, "with_format"):
-            try:
-                column = dataset.with_format("torch", columns=[name])[:][name]
-            except TypeError:  # a stream cannot be read ahead
-                return
-            check_labels(model, column)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -212,7 +189,8 @@ class MultiMixTrainer(SafePushTrainer):
                 "trainer, or make this one again."
             )
         if inputs.get("labels") is None:
-            check_labels(self.accelerator.unwrap_model(model), None)
+            name = type(self.accelerator.unwrap_model(model)).__name__
+            raise ValueError(missing_labels_message(self.train_dataset, name))
         if not self.mixing_handle.prepared:  # before the first call of a compiled model, which fixes its hooks
             self.mixing_handle.prepare(inputs)
         self.mixing_handle.epoch = self.state.epoch

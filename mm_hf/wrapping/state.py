@@ -18,7 +18,7 @@ from ..locations.recording import record
 from ..locations.sharded import unsharded
 from ..methods import Mixing
 from .auto_num_mixed import AutoNumMixed
-from .labels import check_labels
+from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
 
 STATE = "mm_hf_state"  # the attribute of a wrapped model
 
@@ -36,9 +36,8 @@ class MixingState:
         self.processing_class = processing_class
         self.owned_by_trainer = False
         self.ready = False
-        self.shapes_checked = False
         self.adapters: Any = None
-        self.criterion: Criterion = "cross_entropy"
+        self.label_kind: LabelKind | None = None
         self.before: dict[str, Any] = {}
         self.plan: Plan | None = plan
         self.hooks: LocationHooks | None = None
@@ -81,18 +80,29 @@ class MixingState:
                 self.blocks = None
             self.blocks = BlockHooks(model, _agreed_blocks(model, inputs))
         self.adapters = _active_adapter(model)
-        self.shapes_checked = False
         self.ready = True
 
+    @property
+    def criterion(self) -> Criterion:
+        """Criterion that the labels call for."""
+        return "cross_entropy" if self.label_kind is None else self.label_kind.criterion
+
+    def convert_labels(self, labels: Any) -> Tensor:
+        """Convert and check the labels of a mini-batch, after `prepare`."""
+        assert self.label_kind is not None
+        return convert_labels(labels, self.label_kind)
+
     def _check_labels(self, model: nn.Module, labels: Any) -> None:
-        self.criterion = check_labels(model, labels)
+        if self.label_kind is None:  # the model's loss in evaluation may configure another one later
+            self.label_kind = label_kind(model, labels)
+            configure(model, self.label_kind)
+        labels = self.convert_labels(labels)
         if self.label_smoothing and self.criterion != "cross_entropy":
             raise ValueError(
                 f"label_smoothing spreads class probabilities, and {type(model).__name__} is trained by "
                 f"{self.criterion}: leave it at 0."
             )
-        dense = labels.ndim > 1 and not labels.is_floating_point() and self.criterion == "cross_entropy"
-        if dense and not self.mixing.requirements.dense_labels:
+        if has_location_shape(labels) and not self.mixing.requirements.dense_labels:
             raise ValueError(
                 f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label per "
                 'example. Use DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'

@@ -85,7 +85,8 @@ def _prepare(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> No
 def _mix(
     model: nn.Module, state: MixingState, inputs: dict[str, Any], labels: Tensor
 ) -> tuple[Mixing, dict[str, Any], Tensor]:
-    """Select the method of this mini-batch and let it mix the inputs and the labels."""
+    """Convert the labels, select the method of this mini-batch, and let it mix the inputs and the labels."""
+    labels = state.convert_labels(labels)
     mixing = state.mixing
     if state.auto_num_mixed is not None:
         mixing = mixing.with_num_mixed(state.auto_num_mixed.begin(labels.device))
@@ -124,11 +125,10 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, output: Location
     """Return the method's loss and log its terms."""
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.check(model)
-    if not state.shapes_checked:  # the first batch decides: the shapes of later ones differ in the batch size only
-        check_shapes(model, output.logits, labels, state.criterion)
-        state.shapes_checked = True
+    check_shapes(model, output.logits, labels, state.criterion)
     if output.logits.ndim > 2:
-        output, labels = at_locations(model, output, labels)
+        assert state.label_kind is not None
+        output, labels = at_locations(output, labels, state.label_kind.ignored)
     timed = state.auto_num_mixed if isinstance(method, type(state.mixing)) else None
     if timed is not None:
         timed.loss_begins(labels.device)

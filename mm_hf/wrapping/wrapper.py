@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..locations import Plan
 from ..methods import Mixing
+from .labels import check_task
 from .state import STATE, MixingState
 from .step import mixing_forward
 
@@ -143,8 +144,8 @@ def wrap_model(
 
     Raises:
         ValueError: The model is wrapped already, or was prepared by accelerate before.
-        LocationError: (now with `example_inputs`, else at the first training step) the model does not provide what the
-            method requires.
+        LocationError: The model is a language model; or, now with `example_inputs` and else at the first training step,
+            it does not provide what the method requires.
 
     Example:
         >>> import torch
@@ -172,6 +173,7 @@ def wrap_model(
             f"{type(model).__name__} has been prepared, or its forward replaced, and mixing would be lost or run "
             "outside mixed precision."
         )
+    check_task(model)
     state = MixingState(mixing, label_smoothing, processing_class, plan)
     state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}
     model.__dict__[STATE] = state

@@ -335,4 +335,4 @@ def test_soft_and_multi_label_targets_are_mixed(name, problem):
         output = model(**images, labels=labels)
         output.loss.backward()
     assert output.loss.isfinite() and handle.pop_logs()[f"loss_{name}"] == pytest.approx(float(output.loss.detach()))
-    assert model.config.problem_type == (problem or "single_label_classification")
+    assert model.config.problem_type == problem

@@ -150,12 +150,15 @@ def test_hooks_are_called_in_the_order_of_the_life_of_a_batch(monkeypatch):
     assert places == sorted(places)
 
 
-def test_labels_and_shapes_are_checked_once_and_the_model_once_per_step(monkeypatch):
+def test_kind_of_labels_is_determined_once_and_labels_are_converted_in_each_step(monkeypatch):
     calls, model = [], models.build("vit").train()
-    record_calls(monkeypatch, state, ["check_labels"], calls)
+    record_calls(monkeypatch, state, ["label_kind"], calls)
     record_calls(monkeypatch, step, ["check_shapes"], calls)
     record_calls(monkeypatch, state.MixingState, ["is_ready"], calls)
     with wrap_model(model, DenseMultiMix(num_mixed=5)):
+        record_calls(monkeypatch, state.MixingState, ["convert_labels"], calls)
         for _ in range(3):
             model(**models.batch("vit"), labels=models.labels())
-    assert calls == ["is_ready", "check_labels", "check_shapes", "is_ready", "is_ready"]
+    first, later = calls[:-6], calls[-6:]
+    assert first == ["is_ready", "label_kind", "convert_labels", "convert_labels", "check_shapes"]
+    assert later == ["is_ready", "convert_labels", "check_shapes"] * 2

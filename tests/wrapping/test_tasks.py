@@ -185,7 +185,8 @@ def test_labels_that_do_not_fit_raise_a_value_error():
     raises("integer labels have the shape", model, inputs, labels[:, :4], DenseMultiMix(num_mixed=5))
     several = (torch.rand(6, 5) < 0.5).float()
     several[0] = 1
-    raises('no class probabilities.*problem_type = "multi_label', vit, images, several, DenseMultiMix(num_mixed=5))
+    single = models.build("vit", problem_type="single_label_classification")
+    raises('no class probabilities.*problem_type = "multi_label', single, images, several, DenseMultiMix(num_mixed=5))
     multi = models.build("vit", problem_type="multi_label_classification")
     raises("labels lie in", multi, images, several * 3, DenseMultiMix(num_mixed=5))
     raises("label_smoothing spreads", multi, images, several, DenseMultiMix(num_mixed=5), label_smoothing=0.1)

@@ -1,0 +1,108 @@
+"""Labels of a dataset, checked before training where that is cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..locations.modes import restore_random_state
+from ..wrapping.labels import convert_labels, label_kind
+
+SCALAR_TYPES = ("int", "uint", "bool", "float", "string", "large_string")
+LABEL_NAMES = ("labels", "label", "label_ids")  # in the order of Transformers' collators
+
+
+def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[..., Any]) -> None:
+    """Raise a ValueError for labels that do not fit the model, now and not only when their mini-batch is drawn.
+
+    Datasets of `datasets` and lists are read, if they have one label per row and no transform; of others, the first row
+    is. Strings and missing labels are errors with Transformers' collators only; another collator may convert them.
+    """
+    is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
+    name, labels = read_labels(dataset)
+    if name is None and is_plain:
+        name, labels = read_labels([_first_row(dataset)])
+    if name is None or not labels:
+        return
+    error = find_label_error(name, labels) if is_plain else None
+    if error is not None:
+        raise ValueError(error)
+    types = (int, float) if is_plain else (int,)
+    if not all(isinstance(label, types) for label in labels):
+        return
+    config: Any = model.config
+    classes = getattr((getattr(dataset, "features", None) or {}).get(name), "names", None) or []
+    if len(classes) == 1 and config.num_labels == 1:
+        raise ValueError(
+            f"The dataset has a single class in its column {name!r}, {classes[0]!r}, and {type(model).__name__} has "
+            "one output, which is a regression: a classification needs at least 2 classes."
+        )
+    if len(classes) > config.num_labels and max(labels) >= config.num_labels:
+        raise ValueError(
+            f"The dataset has {len(classes)} classes in its column {name!r} and {type(model).__name__} has only "
+            f"{config.num_labels} labels: build the model with num_labels={len(classes)}."
+        )
+    column = torch.tensor(labels)
+    convert_labels(column, label_kind(model, column))
+
+
+def read_labels(dataset: Any) -> tuple[str | None, list[Any]]:
+    """Return the name and the values of a dataset's label column; None and [] if they cannot be read cheaply.
+
+    Example:
+        >>> read_labels([{"text": "yes", "label": 1}, {"text": "no", "label": None}])
+        ('label', [1, None])
+    """
+    if isinstance(dataset, (list, tuple)) and dataset and all(isinstance(row, Mapping) for row in dataset):
+        name = next((n for n in LABEL_NAMES if n in dataset[0]), None)
+        return name, [] if name is None else [row.get(name) for row in dataset]
+    features = getattr(dataset, "features", None) or {}
+    name = next((n for n in LABEL_NAMES if n in features), None)
+    is_transformed = (getattr(dataset, "format", None) or {}).get("type") == "custom"
+    if name is None or is_transformed or not str(getattr(features[name], "dtype", "")).startswith(SCALAR_TYPES):
+        return None, []
+    try:
+        return name, dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
+    except (TypeError, AttributeError):  # a stream cannot be read ahead
+        return None, []
+
+
+def find_label_error(name: str, labels: list[Any]) -> str | None:
+    """Return a sentence about the first missing label or string among labels, or None."""
+    for row, label in enumerate(labels):
+        if label is None:
+            return (
+                f"The label of row {row} is None in the column {name!r} of the training data: remove such rows, or set "
+                "their label to -100 to ignore it."
+            )
+        if isinstance(label, str):
+            return (
+                f"The labels in the column {name!r} of the training data are strings, and that of row {row} is "
+                f"{label!r}: convert them to integers from 0, for example with "
+                f"dataset.class_encode_column({name!r})."
+            )
+    return None
+
+
+def missing_labels_message(dataset: Any, model_name: str) -> str:
+    """Return a sentence about why the mini-batches have no labels."""
+    row = _first_row(dataset)
+    name = next((n for n in LABEL_NAMES if n in row), None)
+    found = None if name is None else find_label_error(name, [row[name]])
+    if found is not None:
+        return found
+    columns = f" The first row has {', '.join(map(repr, row))}." if row else ""
+    return f"The batch for {model_name} has no labels. Mixing needs a column named `labels` (or `label`).{columns}"
+
+
+def _first_row(dataset: Any) -> Mapping[str, Any]:
+    """Return the first row of a dataset, without a change of the random state; an empty one if it cannot be read."""
+    try:
+        with restore_random_state():
+            row = dataset[0]
+    except Exception:  # any error of the dataset, which the data loader reports
+        return {}
+    return row if isinstance(row, Mapping) else {}

@@ -1,0 +1,94 @@
+"""Labels of a dataset that do not fit are reported before training, with the row and the remedy."""
+
+import datasets
+import pytest
+import torch
+from transformers import DataCollatorWithPadding, default_data_collator
+
+from mm_hf import MultiMix, MultiMixTrainer
+from mm_hf.training.dataset_labels import check_dataset_labels, read_labels
+from tests.helpers import digits, models
+
+
+def rows(labels, name="label"):
+    images = torch.randn(len(labels), 3, 32, 32).tolist()
+    return [{"pixel_values": image, name: label} for image, label in zip(images, labels, strict=True)]
+
+
+def table(labels, name="label", feature=None):
+    data = datasets.Dataset.from_dict({"pixel_values": [[[0.0]]] * len(labels), name: labels})
+    return data if feature is None else data.cast_column(name, feature)
+
+
+ERRORS = {
+    "strings": (["cat", "dog"], {}, "are strings, and that of row 0 is 'cat'.*class_encode_column"),
+    "None first": ([None, 1, 2], {}, "label of row 0 is None.*-100"),
+    "None later": ([1, 2, None], {}, "label of row 2 is None"),
+    "-1": ([0, 1, -1], {}, "Label -1 does not fit"),
+    "too large": ([0, 5], {}, "Label 5 does not fit ViTForImageClassification with 5 labels"),
+    "class numbers as floats": ([0.0, 1.0], {}, "Give class indices as integers"),
+    "NaN": ([0.5, float("nan")], {"num_labels": 1}, "a label is nan"),
+    "multi-label": ([0, 1], {"problem_type": "multi_label_classification"}, "labels have the shape"),
+}
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "label_ids"])
+@pytest.mark.parametrize("make", [rows, table], ids=["list", "dataset"])
+@pytest.mark.parametrize(("labels", "config", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_invalid_labels_are_reported_before_training(make, labels, config, message, name):
+    with pytest.raises(ValueError, match=message):
+        check_dataset_labels(make(labels, name), models.build("vit", **config), default_data_collator)
+
+
+@pytest.mark.parametrize("labels", [[0, 4, -100], [True, False]])
+@pytest.mark.parametrize("make", [rows, table], ids=["list", "dataset"])
+def test_valid_labels_are_accepted(make, labels):
+    check_dataset_labels(make(labels), models.build("vit"), DataCollatorWithPadding(None))
+
+
+def test_names_of_classes_that_the_data_lack_are_accepted():
+    """A filtered dataset keeps the names of all classes."""
+    names = datasets.ClassLabel(names=[f"class {i}" for i in range(9)])
+    data = table([0, 1, 7, 8, 4], feature=names)
+    model = models.build("vit")
+    check_dataset_labels(data.filter(lambda row: row["label"] < 5), model, default_data_collator)
+    with pytest.raises(ValueError, match="9 classes in its column 'label'.*num_labels=9"):
+        check_dataset_labels(data, model, default_data_collator)
+
+
+def test_single_class_with_one_output_is_no_regression():
+    one = table([0, 0], feature=datasets.ClassLabel(names=["only"]))
+    with pytest.raises(ValueError, match="a single class in its column 'label', 'only'.*at least 2 classes"):
+        check_dataset_labels(one, models.build("vit", num_labels=1), default_data_collator)
+    check_dataset_labels(table([0, 7]), models.build("vit", num_labels=1), default_data_collator)  # integers to regress
+
+
+def test_labels_that_a_collator_or_a_transform_converts_are_accepted():
+    check_dataset_labels(rows(["cat", None]), models.build("vit"), lambda examples: {})
+    data = table(["cat", "dog"]).with_transform(lambda batch: {"labels": [0] * len(batch["label"])})
+    check_dataset_labels(data, models.build("vit"), default_data_collator)
+    assert read_labels(table([0, 1]).to_iterable_dataset()) == (None, [])
+
+
+class Strings(torch.utils.data.Dataset):
+    """A dataset that only its rows describe."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return {"pixel_values": torch.zeros(1, 16, 16), **({} if self.label is None else {"label": self.label})}
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("cat", "strings, and that of row 0 is 'cat'"), (None, "has no labels.*first row has 'pixel_values'")],
+)
+def test_mini_batches_without_labels_name_the_cause(tmp_path, label, message):
+    args = digits.arguments(tmp_path, max_steps=1)
+    trainer = MultiMixTrainer(digits.vit(), args, mixing=MultiMix(num_mixed=5), train_dataset=Strings(label))
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
