@@ -1,18 +1,25 @@
-"""Options of commands: dataclasses, option files, and the fields of TrainingArguments."""
+"""Options of commands: dataclasses, option files, and the fields of TrainingArguments.
+
+The module imports neither torch nor Transformers, so that an invalid command line is reported at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from ..methods.settings import Setting, nearest, read_classes, read_methods, read_settings, setting, settings_of
 
 OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = """training: all fields of transformers.TrainingArguments
@@ -30,18 +37,28 @@ ADVANCED_OPTIONS = frozenset(
         *("examples_per_mix", "detach_attention", "confidence_weighted", "gather_across_devices"),
     )
 )
+# Fields of TrainingArguments that a comparison sets itself (`comparison.task.FIXED_ARGUMENTS`), with the remedy.
+FIXED_OPTIONS = dict.fromkeys(
+    (
+        *("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint"),
+        *("push_to_hub", "hub_model_id", "hub_token", "full_determinism"),
+    ),
+    "remove it",
+)
+# Short names of fields of TrainingArguments in other training programs.
+SHORT_NAMES = {
+    "learning_rate": "--lr",
+    "per_device_train_batch_size": "--batch_size",
+    "num_train_epochs": "--epochs",
+}
 
 
-@dataclasses.dataclass
+@dataclass
 class RobustnessOptions:
     """Evaluation of robustness."""
 
-    robustness_samples: int = dataclasses.field(
-        default=500, metadata={"help": "Number of test images to attack and corrupt; 0 to skip."}
-    )
-    epsilon: float = dataclasses.field(
-        default=8 / 255, metadata={"help": "Maximum FGSM perturbation of pixels in [0, 1]. Default: 8/255."}
-    )
+    robustness_samples: int = setting(500, "Number of test images to attack and corrupt; 0 to skip.", within="[0, inf)")
+    epsilon: float = setting(8 / 255, "Maximum FGSM perturbation of pixels in [0, 1]. Default: 8/255.", within="[0, 1]")
 
 
 class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -53,26 +70,23 @@ class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return action.option_strings[-1] if action.option_strings else super()._format_action_invocation(action)
+        one: Setting = action.setting  # type: ignore[attr-defined]
         several = " ..." if action.nargs in ("+", "*") else ""
-        kind = "N" if action.type in (int, float) else (action.metavar or "X")
-        if action.choices and len(list(action.choices)) < 6 and action.type is not int:
-            kind = "|".join(str(choice) for choice in action.choices)
-        return f"{action.option_strings[0]} {'[yes|no]' if _is_flag(action) else f'{kind}{several}'}"
+        kind = "X" if "str" in one.types or not one.types else "N"
+        if 0 < len(one.choices) < 6:
+            kind = "|".join(map(str, one.choices))
+        return f"{action.option_strings[0]} {'[yes|no]' if one.is_flag else f'{kind}{several}'}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        default = action.default
+        default = action.setting.default if hasattr(action, "setting") else None
         if default in (None, argparse.SUPPRESS, "", False) or "efault" in text or not action.option_strings:
             return text
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
         return f"{text} [{shown}]".replace("%", "%%") if "%%" not in text else f"{text} [{shown}]"
 
 
-def _is_flag(action: argparse.Action) -> bool:
-    return action.nargs == "?" and action.const is True
-
-
-class CommandParser(HfArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Parser that raises ValueError for invalid command lines and has a short and a complete help text.
 
     Attributes:
@@ -83,13 +97,14 @@ class CommandParser(HfArgumentParser):
 
     def error(self, message: str) -> Any:
         """Raise a ValueError for an invalid command line."""
-        raise ValueError(f"{message[:1].upper()}{message[1:]}. --help lists the options.")
+        message = re.sub(r"^argument (--\w+)[^:]*: ", r"\1 ", message)
+        raise ValueError(message if message.endswith(".") else f"{message}. --help lists the options.")
 
     def format_help(self) -> str:
         """Return the help text without the advanced options."""
         hidden = {}
         for action in self._actions:
-            # HfArgumentParser adds --no_NAME for a flag that defaults to True; the help shows it as --NAME [yes|no].
+            # The help shows a flag as --NAME [yes|no], without --no_NAME.
             if action.dest in ADVANCED_OPTIONS or action.option_strings[:1] == [f"--no_{action.dest}"]:
                 hidden[action], action.help = action.help, argparse.SUPPRESS
         try:
@@ -103,10 +118,10 @@ class CommandParser(HfArgumentParser):
         text = super().format_help()
         if not self.trains:
             return text
-        trainer = _training_parser()
         formatter = self._get_formatter()
         formatter.start_section("training (fields of transformers.TrainingArguments)")
-        formatter.add_arguments([a for a in trainer._actions if not a.option_strings[0].startswith("--no_")])
+        actions = _training_parser()._actions
+        formatter.add_arguments([a for a in actions if not a.option_strings[0].startswith("--no_")])
         formatter.end_section()
         return f"{text}\n{formatter.format_help()}"
 
@@ -118,30 +133,32 @@ class _HelpAll(argparse.Action):
 
 
 def make_parser(
-    command: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any
+    program: str, usage: str, description: str, epilog: str, *, trains: bool = True, **groups: Any
 ) -> CommandParser:
     """Create a parser with one group of options per dataclass.
 
     Args:
-        command: Name of the command.
+        program: Name of the program, such as "mm-hf train".
         usage: Usage line.
         description: Text before the options: the purpose of the command, and an example.
         epilog: Text after the options.
         trains: Accept the fields of TrainingArguments as options, too.
-        groups: Dataclasses by the titles of their groups.
+        groups: By the titles of the groups, dataclasses or settings by name.
     """
     parser = CommandParser(
-        [], prog=f"mm-hf {command}", usage=usage, description=description, epilog=epilog,
-        formatter_class=CompactHelpFormatter, allow_abbrev=False, add_help=False,
+        prog=program, usage=usage, description=description, epilog=epilog, formatter_class=CompactHelpFormatter,
+        allow_abbrev=False, add_help=False,
     )  # fmt: skip
     parser.trains = trains
+    own = set()
     for title, options in groups.items():
-        options._argument_group_name = title
-        parser._add_dataclass_arguments(options)
-        parser.dataclass_types = [*parser.dataclass_types, options]
-    own = {f.name for options in groups.values() for f in dataclasses.fields(options)}
+        group = parser.add_argument_group(title)
+        settings = options if isinstance(options, Mapping) else settings_of(options)
+        for one in settings.values():
+            _add_option(group, one)
+        own |= set(settings)
     more = [f"{len(own & ADVANCED_OPTIONS)} more"] if own & ADVANCED_OPTIONS else []
-    more += [f"the {len(_training_parser()._option_names)} fields of TrainingArguments"] if trains else []
+    more += [f"the {len(training_settings())} fields of TrainingArguments"] if trains else []
     shown = parser.add_argument_group("help")
     shown.add_argument("-h", "--help", action="help", help="Show this help.")
     if more:
@@ -152,36 +169,137 @@ def make_parser(
     return parser
 
 
+def _add_option(group: Any, one: Setting) -> None:
+    names = list(dict.fromkeys([f"--{one.name}", f"--{one.name.replace('_', '-')}"]))
+    names += [SHORT_NAMES[one.name]] if one.name in SHORT_NAMES else []
+    given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": str(one.metadata.get("help") or "")}
+    if one.is_flag:
+        given |= {"nargs": "?", "const": True}
+    elif one.metadata.get("nargs") or one.many:
+        given |= {"nargs": one.metadata.get("nargs") or "+", "const": one.metadata.get("const")}
+    action = group.add_argument(*names, type=_converter(one), action=_Store, **given)
+    action.setting = one
+    if one.is_flag and one.default is True:
+        off = [f"--no_{one.name}", f"--no-{one.name.replace('_', '-')}"]
+        group.add_argument(*off, action="store_false", dest=one.name, default=argparse.SUPPRESS)
+
+
+class _Store(argparse.Action):
+    """Store a value: a list of one value as this value if the setting accepts both."""
+
+    setting: Setting
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        single = isinstance(values, list) and len(values) == 1 and self.setting.single
+        setattr(namespace, self.dest, values[0] if single else values)
+
+
+def _converter(one: Setting) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return one.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{str(error).removeprefix(one.name).strip()}") from None
+
+    return convert
+
+
 def parse(
     parser: CommandParser,
     arguments: Sequence[str],
-    command: str,
+    program: str,
     fixed: Mapping[str, str],
     misplaced: Mapping[str, str] = {},
-) -> tuple[Any, ...]:
-    """Parse a command line into dataclasses and a dict of the given training arguments.
+) -> dict[str, Any]:
+    """Parse a command line into the values that it gives, by the name of the option.
 
     Args:
         parser: Parser from [`make_parser`].
         arguments: Command-line arguments after the expansion of option files.
-        command: Name of the command in error messages.
+        program: Name of the program in error messages.
         fixed: Fields of TrainingArguments that the command sets itself, with the remedy.
         misplaced: Options that belong elsewhere, with the end of the error message.
 
     Raises:
         ValueError: An option is unknown, or a value is invalid.
     """
-    *parsed, rest = parser.parse_args_into_dataclasses(
-        list(arguments), return_remaining_strings=True, look_for_args_file=False
-    )
+    found, rest = parser.parse_known_args(list(arguments))
     for option in rest:
-        if option in misplaced:
-            raise ValueError(f"{option} {misplaced[option]}")
-    training = training_arguments(rest, command, parser)
-    for name in training:
+        if option.partition("=")[0] in misplaced:
+            raise ValueError(f"{option} {misplaced[option.partition('=')[0]]}")
+    values = vars(found)
+    trainer = _training_parser()
+    if parser.trains and rest:
+        training, rest = trainer.parse_known_args(rest)
+        values |= vars(training)
+    if rest:
+        raise ValueError(_unknown_option(rest[0], program, [parser, *([trainer] if parser.trains else [])]))
+    for name in values:
         if name in fixed:
-            raise ValueError(f"--{name} is set by {command}: {fixed[name]}.")
-    return (*parsed, training)
+            raise ValueError(f"--{name} is set by {program}: {fixed[name]}.")
+    return values
+
+
+def take(values: Mapping[str, Any], dataclass_: Any) -> Any:
+    """Return a dataclass with the values of its fields."""
+    return dataclass_(**{f.name: values[f.name] for f in dataclasses.fields(dataclass_) if f.name in values})
+
+
+def training_values(values: Mapping[str, Any], *taken: Any) -> dict[str, Any]:
+    """Return the fields of TrainingArguments among the values, without those of the dataclasses or settings `taken`."""
+    own = {name for options in taken for name in (options if isinstance(options, Mapping) else settings_of(options))}
+    return {name: value for name, value in values.items() if name in training_settings() and name not in own}
+
+
+def _unknown_option(option: str, program: str, parsers: Sequence[CommandParser]) -> str:
+    if not option.startswith("-"):
+        return f"{option!r} is not an option of {program}: options begin with --, and --help lists them."
+    own = [s for p in parsers for action in p._actions for s in action.option_strings if s.startswith("--")]
+    near = difflib.get_close_matches(option.partition("=")[0], own, n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the options."
+    fields = " or a field of TrainingArguments" if len(parsers) > 1 else ""
+    return f"{option.partition('=')[0]} is not an option of {program}{fields}: {hint}"
+
+
+def check_method(name: str) -> dict[str, Setting]:
+    """Return the settings of a mixing method.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    methods = read_methods()
+    if name not in methods:
+        raise ValueError(
+            f"There is no mixing method {name!r}{nearest(name, methods)}. The methods are {', '.join(methods)}."
+        )
+    return methods[name]
+
+
+@functools.cache
+def training_settings() -> dict[str, Setting]:
+    """Return the fields of TrainingArguments by name, read from its source."""
+    spec = importlib.util.find_spec("transformers")
+    folder = Path(str(spec and spec.origin)).parent
+    classes = read_classes([folder / "training_args.py", folder / "trainer_utils.py"])
+    enums = {
+        name: tuple(
+            part.value.value
+            for part in node.body
+            if isinstance(part, ast.Assign) and isinstance(part.value, ast.Constant)
+        )
+        for name, node in classes.items()
+        if any(isinstance(base, ast.Name) and base.id.endswith("Enum") for base in node.bases)
+    }
+    return read_settings("TrainingArguments", classes, enums)
+
+
+@functools.cache
+def _training_parser() -> Any:
+    """Create a parser of the fields of TrainingArguments that returns only those that are given."""
+    parser = CommandParser(allow_abbrev=False, add_help=False, formatter_class=CompactHelpFormatter)
+    for one in training_settings().values():
+        _add_option(parser, one)
+    return parser
 
 
 def expand_option_file(arguments: Sequence[str]) -> list[str]:
@@ -193,13 +311,7 @@ def expand_option_file(arguments: Sequence[str]) -> list[str]:
     given = list(arguments)
     if not given or not given[0].endswith(OPTION_FILES):
         return given
-    text = Path(given[0]).read_text(encoding="utf-8")
-    try:
-        options = yaml.safe_load(text)  # JSON is YAML
-    except yaml.YAMLError as error:
-        raise ValueError(f"{given[0]} is not valid YAML: {str(error).splitlines()[0]}.") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{given[0]} must contain options as lines of the form `name: value`.")
+    options = read_option_file(Path(given[0]))
     found: list[str] = []
     for name, value in options.items():
         if value is None:
@@ -209,43 +321,37 @@ def expand_option_file(arguments: Sequence[str]) -> list[str]:
     return found + given[1:]
 
 
+def read_option_file(path: Path) -> dict[str, Any]:
+    """Read options from a YAML or JSON file.
+
+    Raises:
+        ValueError: The file does not exist or does not contain options.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"The option file {path} does not exist: give a file with lines of the form `name: value`.")
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not valid YAML: {reason}.") from None
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ValueError(f"{path} must contain options as lines of the form `name: value`.")
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if value == [] or any(isinstance(v, list) or (isinstance(v, dict) and _has_dict(v)) for v in values):
+            raise ValueError(f"{path}: the option {name} must be a value, a list of values or a mapping of values.")
+    return options
+
+
+def _has_dict(values: dict[Any, Any]) -> bool:
+    return any(isinstance(value, dict) for value in values.values())
+
+
 def expand_arguments(arguments: Sequence[str], option: str) -> list[str]:
     """Expand an optional positional argument, the value of `option`, and an optional option file after it."""
     given = list(arguments)
     if not given or given[0].startswith("-") or given[0].endswith(OPTION_FILES):
         return expand_option_file(given)
     return [*expand_option_file(given[1:]), option, given[0]]
-
-
-def _training_parser() -> Any:
-    """Create a parser of the fields of TrainingArguments that returns only those that are given."""
-    parser: Any = CommandParser(
-        [TrainingArguments],  # type: ignore[list-item]
-        allow_abbrev=False,
-        add_help=False,
-        formatter_class=CompactHelpFormatter,
-    )
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-        action.required = False
-    parser._option_names = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    return parser
-
-
-def training_arguments(rest: Sequence[str], command: str, parser: CommandParser) -> dict[str, Any]:
-    """Parse the fields of TrainingArguments among the arguments that `parser` did not recognize.
-
-    Raises:
-        ValueError: There are other options among them.
-    """
-    trainer = _training_parser()
-    found, unknown = trainer.parse_known_args(list(rest)) if parser.trains else (argparse.Namespace(), list(rest))
-    if unknown:
-        own = {
-            s for p in (parser, trainer)[: 1 + parser.trains] for action in p._actions for s in action.option_strings
-        }
-        near = difflib.get_close_matches(unknown[0], own, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options."
-        fields = " or a field of TrainingArguments" if parser.trains else ""
-        raise ValueError(f"{unknown[0]} is not an option of {command}{fields}: {hint}")
-    return vars(found)

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
-from transformers.utils import cached_file
+from ..data.options import DataOptions, ModelOptions
+from ._options import (
+    FIXED_OPTIONS,
+    RobustnessOptions,
+    expand_arguments,
+    make_parser,
+    parse,
+    take,
+    training_values,
+)
 
-from ..comparison import Comparison, EvaluationOptions, Run, evaluate_model, write_report
-from ..comparison.compare import describe
-from ..comparison.run import weights_digest
-from ..comparison.task import FIXED_ARGUMENTS
-from ..data.build import ModelOptions, build_task
-from ..data.splits import DataOptions
-from ..evaluation.metrics import metrics_of
-from ..methods import Mixing
-from ..training.hub import MIXING_FILE, load_mixing
-from ._options import RobustnessOptions, expand_arguments, make_parser, parse
-from ._progress import quiet
+if TYPE_CHECKING:
+    from ..methods import Mixing
 
 USAGE = "mm-hf analyze MODEL [OPTIONS.yaml] --dataset_name NAME [--output_dir DIR] [options]"
 DESCRIPTION = """\
@@ -32,7 +31,6 @@ example:
 EPILOG = (
     "batch size, device and precision: fields of TrainingArguments, such as --per_device_eval_batch_size 64 --use_cpu"
 )
-FIXED = dict.fromkeys(FIXED_ARGUMENTS, "remove it")
 
 
 @dataclass
@@ -45,13 +43,36 @@ class AnalyzeOptions:
 def main(arguments: Sequence[str]) -> int:
     """Evaluate a model from command-line arguments."""
     parser = make_parser(
-        "analyze", USAGE, DESCRIPTION, EPILOG,
+        "mm-hf analyze", USAGE, DESCRIPTION, EPILOG,
         report=AnalyzeOptions, robustness=RobustnessOptions, data=DataOptions, model=ModelOptions,
     )  # fmt: skip
+    kinds = (AnalyzeOptions, RobustnessOptions, DataOptions, ModelOptions)
     given = expand_arguments(arguments, "--model_name_or_path")
-    options, robustness, data, model, training = parse(parser, given, "mm-hf analyze", FIXED)
+    values = parse(parser, given, "mm-hf analyze", FIXED_OPTIONS)
+    options, robustness, data, model = (take(values, kind) for kind in kinds)
     if model.model_name_or_path is None:
         raise ValueError("MODEL is missing: mm-hf analyze MODEL requires a directory or a Hub name.")
+    data.check()
+    model.check()
+    return _analyze(options, robustness, data, model, training_values(values, *kinds))
+
+
+def _analyze(
+    options: AnalyzeOptions,
+    robustness: RobustnessOptions,
+    data: DataOptions,
+    model: ModelOptions,
+    training: dict[str, Any],
+) -> int:
+    import transformers
+
+    from ..comparison import Comparison, EvaluationOptions, Run, evaluate_model, write_report
+    from ..comparison.compare import describe
+    from ..comparison.run import weights_digest
+    from ..data.build import build_task
+    from ..evaluation.metrics import metrics_of
+    from ._progress import quiet
+
     quiet()
     directory = Path(options.output_dir)
     evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
@@ -60,8 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     trained: Any = task.model_init()
     trained.to(task.arguments(str(directory), 0).device)
     result = evaluate_model(trained, task, evaluation, str(directory))
-    title = name_of(model.model_name_or_path)
-    mixing = _mixing(model.model_name_or_path, model.hub)
+    name = str(model.model_name_or_path)
+    title, mixing = name_of(name), _mixing(name, model.hub)
     settings = describe(task, {}, evaluation)
     for unused in ("training_examples", "validation_examples"):
         settings["task"].pop(unused)
@@ -92,5 +113,9 @@ def name_of(model: str) -> str:
 
 def _mixing(model: str, hub: dict[str, Any]) -> Mixing | None:
     """Return the method that the model was trained with, or None if the model has no mixing.json."""
+    from transformers.utils import cached_file
+
+    from ..training.hub import MIXING_FILE, load_mixing
+
     found = cached_file(model, MIXING_FILE, _raise_exceptions_for_missing_entries=False, **hub)
     return None if found is None else load_mixing(Path(found).parent)

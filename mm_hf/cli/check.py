@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import transformers
+from ..data.options import check_path
+from ..methods.settings import setting
+from ._options import check_method, expand_arguments, make_parser, parse, take
 
-from ..data.dummy_inputs import detect_task, example_batch, load
-from ..evaluation.model_check import NUM_MIXED, ModelCheck, check_model
-from ..locations.tolerance import within_rounding
-from ..methods import ERM, METHODS, get_method
-from ._options import expand_arguments, make_parser, parse
-from ._progress import quiet
+if TYPE_CHECKING:
+    import torch
+
+    from ..evaluation.model_check import ModelCheck
 
 USAGE = "mm-hf check MODEL [OPTIONS.yaml] [--task image|text|audio] [--mixing METHOD] [options]"
 DESCRIPTION = """Loads MODEL (a directory or a Hub name), generates a small batch and reports whether logits computed
@@ -41,8 +40,8 @@ class CheckOptions:
         default=None, metadata={"help": "Kind of the model's inputs. Default: from its configuration."}
     )
     mixing: str = field(default="dense_multimix", metadata={"help": "The method that decides the exit code."})
-    batch_size: int = field(default=8, metadata={"help": "Examples in the batch; the cost of a step depends on it."})
-    rounds: int = field(default=5, metadata={"help": "Timed steps per method; 0: none."})
+    batch_size: int = setting(8, "Examples in the batch; the cost of a step depends on it.", within="[2, inf)")
+    rounds: int = setting(5, "Timed steps per method; 0: none.", within="[0, inf)")
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Default: a GPU if there is one."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Directory of downloaded files."})
@@ -51,20 +50,29 @@ class CheckOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Check a model; return 0 if the method trains it, else 1."""
-    parser = make_parser("check", USAGE, DESCRIPTION, EPILOG, trains=False, check=CheckOptions)
-    options, _ = parse(parser, expand_arguments(arguments, "--model"), "mm-hf check", {})
+    parser = make_parser("mm-hf check", USAGE, DESCRIPTION, EPILOG, trains=False, check=CheckOptions)
+    options = take(parse(parser, expand_arguments(arguments, "--model"), "mm-hf check", {}), CheckOptions)
     if options.model is None:
         raise ValueError("MODEL is missing: mm-hf check MODEL, a directory or a Hub name.")
-    get_method(options.mixing)
-    if options.batch_size < 2:
-        raise ValueError(f"--batch_size must be at least 2, because examples are mixed, but is {options.batch_size}.")
-    if options.rounds < 0:
-        raise ValueError(f"--rounds must not be negative, but is {options.rounds}.")
+    check_method(options.mixing)
+    check_path("model", options.model)
+    return _check(options)
+
+
+def _check(options: CheckOptions) -> int:
+    import torch
+    import transformers
+
+    from ..data.dummy_inputs import detect_task, example_batch, load
+    from ..evaluation.model_check import check_model
+    from ._progress import quiet
+
     quiet()
     transformers.utils.logging.set_verbosity_error()
     hub = {"revision": options.model_revision, "cache_dir": options.cache_dir, "token": options.token}
-    task = options.task or detect_task(options.model, **hub)
-    model, processor = load(options.model, task, **hub)
+    name = str(options.model)
+    task = options.task or detect_task(name, **hub)
+    model, processor = load(name, task, **hub)
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     batch, other = (
         example_batch(model, processor, task, size, seed) for seed, size in enumerate((options.batch_size, 3))
@@ -72,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     result = check_model(
         model, batch, other_inputs=other, rounds=options.rounds, processing_class=processor if task == "text" else None
     )
-    print(heading(options.model, model, batch), "", sep="\n")
+    print(heading(name, model, batch), "", sep="\n")
     print(*summary(result, options.mixing, model.dtype), "", *cost_table(result), sep="\n")
     return 1 if result.problems[options.mixing] else 0
 
@@ -95,6 +103,8 @@ def summary(result: ModelCheck, mixing: str, dtype: torch.dtype) -> list[str]:
 
 
 def _plan_lines(result: ModelCheck, dtype: torch.dtype) -> list[str]:
+    from ..locations.tolerance import within_rounding
+
     plan = result.plan
     if plan is None:
         return [f"Locations: none. {result.reason}"]
@@ -110,6 +120,9 @@ def _plan_lines(result: ModelCheck, dtype: torch.dtype) -> list[str]:
 
 
 def _mixing_line(result: ModelCheck, dtype: torch.dtype) -> str:
+    from ..evaluation.model_check import NUM_MIXED
+    from ..locations.tolerance import within_rounding
+
     if result.mixed_error is None:
         return "Mixing: the head is not linear, so mixing features does not equal mixing logits."
     equal = "equal" if within_rounding(result.mixed_error, dtype) else "do NOT equal"
@@ -121,6 +134,8 @@ def _mixing_line(result: ModelCheck, dtype: torch.dtype) -> str:
 
 def cost_table(result: ModelCheck) -> list[str]:
     """Format a table of the methods: whether each trains the model, and the time of a step."""
+    from ..methods import ERM, METHODS
+
     width = max(map(len, METHODS))
     lines = [f"{'method':<{width}}  trains  forward and backward pass (plain training = 1)"]
     for name, problem in result.problems.items():

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import transformers
+from ..data.options import DataOptions, ModelOptions
+from ..methods.settings import nearest, parse_specification, parse_values, read_methods
+from ._options import (
+    FIXED_OPTIONS,
+    SMALL_VIT,
+    TRAINING,
+    RobustnessOptions,
+    check_method,
+    expand_option_file,
+    make_parser,
+    parse,
+    take,
+    training_values,
+)
 
-from ..comparison import EvaluationOptions, as_methods, run_comparison
-from ..comparison.compare import Comparison
-from ..comparison.task import FIXED_ARGUMENTS
-from ..data.build import ModelOptions, build_task
-from ..data.splits import DataOptions
-from ..methods import METHODS
-from ._options import SMALL_VIT, TRAINING, RobustnessOptions, expand_option_file, make_parser, parse
-from ._progress import ProgressTable, quiet
+if TYPE_CHECKING:
+    from ..comparison import Comparison
 
 USAGE = """mm-hf compare [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                      --methods erm mixup dense_multimix --seeds 5 --output_dir DIR [options]"""
@@ -28,12 +35,12 @@ The same command resumes an interrupted comparison. OPTIONS.yaml contains option
 example without downloads:
   mm-hf compare --dataset_name digits {SMALL_VIT} \\
     --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3"""
-EPILOG = f"""methods: {", ".join(sorted(METHODS))}
+EPILOG = f"""methods: {", ".join(read_methods())}
   with settings and a custom name:  --methods erm 'few=dense_multimix:num_mixed=100,attention=gap'
 
 {TRAINING}
   --save_strategy epoch  resume an interrupted run from its last epoch"""
-FIXED = {**dict.fromkeys(FIXED_ARGUMENTS, "remove it"), "seed": "use --seeds", "data_seed": "use --seeds"}
+FIXED = {**FIXED_OPTIONS, "seed": "use --seeds", "data_seed": "use --seeds"}
 
 
 @dataclass
@@ -59,13 +66,51 @@ class CompareOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run a comparison from command-line arguments."""
     parser = make_parser(
-        "compare", USAGE, DESCRIPTION, EPILOG,
+        "mm-hf compare", USAGE, DESCRIPTION, EPILOG,
         comparison=CompareOptions, robustness=RobustnessOptions, data=DataOptions, model=ModelOptions,
     )  # fmt: skip
-    options, robustness, data, model, training = parse(parser, expand_option_file(arguments), "mm-hf compare", FIXED)
+    kinds = (CompareOptions, RobustnessOptions, DataOptions, ModelOptions)
+    values = parse(parser, expand_option_file(arguments), "mm-hf compare", FIXED)
+    options, robustness, data, model = (take(values, kind) for kind in kinds)
+    names = [check_specification(text) for text in options.methods]
+    if options.baseline is not None and options.baseline not in names:
+        raise ValueError(
+            f"baseline must be one of the methods, {', '.join(names)}, got {options.baseline!r}"
+            f"{nearest(options.baseline, names)}."
+        )
+    seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
+    data.check()
+    model.check()
+    return _compare(options, seeds, robustness, data, model, training_values(values, *kinds))
+
+
+def check_specification(text: str) -> str:
+    """Return the name of a method of the comparison.
+
+    Raises:
+        ValueError: The method or a setting is unknown, or a value invalid.
+    """
+    name, method, texts = parse_specification(text)
+    parse_values(check_method(method), texts, method)
+    return name
+
+
+def _compare(
+    options: CompareOptions,
+    seeds: list[int],
+    robustness: RobustnessOptions,
+    data: DataOptions,
+    model: ModelOptions,
+    training: dict[str, Any],
+) -> int:
+    import transformers
+
+    from ..comparison import EvaluationOptions, as_methods, run_comparison
+    from ..data.build import build_task
+    from ._progress import ProgressTable, quiet
+
     methods = as_methods(options.methods)
     evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
-    seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
     quiet()
     task = build_task(data, model, training)
     if training.get("log_level") is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import transformers
+from ._options import expand_arguments, make_parser, parse, take
 
-from ..data.supported_models import SupportedModel, installed
-from ._options import expand_arguments, make_parser, parse
+if TYPE_CHECKING:
+    from ..data.supported_models import SupportedModel
 
 USAGE = "mm-hf models [NAME] [OPTIONS.yaml] [--task TASK] [--method METHOD]"
 DESCRIPTION = """\
@@ -43,8 +43,11 @@ class ModelsOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """List classes from command-line arguments."""
-    parser = make_parser("models", USAGE, DESCRIPTION, EPILOG, trains=False, filter=ModelsOptions)
-    options, _ = parse(parser, expand_arguments(arguments, "--name"), "mm-hf models", {})
+    parser = make_parser("mm-hf models", USAGE, DESCRIPTION, EPILOG, trains=False, filter=ModelsOptions)
+    options = take(parse(parser, expand_arguments(arguments, "--name"), "mm-hf models", {}), ModelsOptions)
+
+    from ..data.supported_models import installed
+
     classes = installed()
     rows = select(classes, options.name, options.task, options.method)
     if not rows:
@@ -59,6 +62,7 @@ def select(
     """Return the rows that match a name, a task and a method.
 
     Example:
+        >>> from mm_hf.data.supported_models import installed
         >>> [row.name for row in select(installed(), "swinv2", method="dense_multimix")]
         ['Swinv2ForImageClassification']
     """
@@ -74,6 +78,8 @@ def select(
 
 def format_table(rows: Sequence[SupportedModel]) -> str:
     """Return the rows as a plain-text table with a summary."""
+    import transformers
+
     width = max(len(row.name) for row in rows)
     titles = ("class", "task", *METHODS, "auto", "head reads")
     lines = [f"{titles[0]:<{width}}  {titles[1]:<5}  {'  '.join(titles[2:5])}  {titles[5]:<4}  {titles[6]}"]

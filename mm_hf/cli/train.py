@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from transformers import HfArgumentParser, PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from ..data.options import DataOptions, ModelOptions
+from ..methods.settings import read_methods
+from ._options import (
+    SMALL_VIT,
+    TRAINING,
+    check_method,
+    expand_option_file,
+    make_parser,
+    parse,
+    take,
+    training_values,
+)
 
-from ..data.build import ModelOptions, build_task
-from ..data.models import CLASSES
-from ..data.splits import DataOptions
-from ..evaluation.metrics import metrics_of
-from ..methods import METHODS, Mixing, get_method
-from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
-from ..training.hub import MIXING_FILE, load_mixing
-from ._options import SMALL_VIT, TRAINING, expand_option_file, make_parser, parse
-from ._progress import TrainingProgress, quiet
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import TrainingArguments
+
+    from ..methods import Mixing
 
 USAGE = """mm-hf train [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                    [--mixing METHOD and its settings] [--output_dir DIR] [options]"""
@@ -35,7 +37,7 @@ Transformers model with its processor or tokenizer and mixing.json. OPTIONS.yaml
 example without downloads:
   mm-hf train --dataset_name digits {SMALL_VIT} \\
     --mixing dense_multimix --num_mixed 1000 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
-EPILOG = f"""methods: {", ".join(sorted(METHODS))}
+EPILOG = f"""methods: {", ".join(read_methods())}
   --mixing METHOD --help shows the settings of a method; erm is plain training.
 
 {TRAINING}
@@ -65,18 +67,45 @@ class TrainOptions:
 def main(arguments: Sequence[str]) -> int:
     """Train a model from command-line arguments."""
     given = expand_option_file(arguments)
-    method = get_method(_method_name(given))
-    settings: dict[str, Any] = {f"settings of {method.name}": method} if fields(method) else {}
+    method = method_name(given)
+    settings = check_method(method)
+    groups: dict[str, Any] = {f"settings of {method}": settings} if settings else {}
     parser = make_parser(
-        "train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **settings, data=DataOptions, model=ModelOptions
+        "mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups, data=DataOptions, model=ModelOptions
     )
-    options, *found, training = parse(parser, given, "mm-hf train", {}, _other_settings(method))
-    mixing, data, model = found if settings else (method(), *found)
+    values = parse(parser, given, "mm-hf train", {}, other_settings(method))
+    options, data, model = (take(values, kind) for kind in (TrainOptions, DataOptions, ModelOptions))
     if data.ood_dataset_name is not None:
         raise ValueError(
             "--ood_dataset_name applies to the evaluation of a trained model: "
             "use mm-hf analyze MODEL --ood_dataset_name ..."
         )
+    data.check()
+    model.check()
+    checkpoint = options.resume_from_checkpoint
+    if checkpoint not in (None, "last") and not Path(str(checkpoint)).is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint} is not a directory: give a checkpoint, or omit the value to use "
+            "the newest one."
+        )
+    training = training_values(values, TrainOptions, settings, DataOptions, ModelOptions)
+    return _train(options, {name: values[name] for name in settings if name in values}, data, model, training)
+
+
+def _train(
+    options: TrainOptions, settings: dict[str, Any], data: DataOptions, model: ModelOptions, training: dict[str, Any]
+) -> int:
+    from ..methods import get_method
+
+    mixing = get_method(options.mixing)(**settings)  # an invalid combination of settings is an error before the imports
+
+    import transformers
+    from rich.console import Console
+    from transformers import PrinterCallback, ProgressCallback
+
+    from ..data.build import build_task
+    from ._progress import TrainingProgress, quiet
+
     args = training_arguments(options, training)
     checkpoint = _checkpoint(options, mixing, args)
     quiet()
@@ -118,6 +147,10 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     Raises:
         ValueError: A value is invalid, or a tracker is not installed.
     """
+    import torch
+    from transformers import TrainingArguments
+    from transformers.integrations import get_available_reporting_integrations
+
     for name in ("do_train", "do_eval", "do_predict"):  # option files for the example scripts contain them
         if not given.pop(name, True):
             raise ValueError(f"--{name} must not be False: mm-hf train always trains, validates and tests.")
@@ -136,23 +169,25 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     return args
 
 
-def _method_name(arguments: Sequence[str]) -> str:
-    """Return the value of --mixing."""
-    first: Any = HfArgumentParser([TrainOptions], add_help=False, allow_abbrev=False)  # type: ignore[list-item]
-    return first.parse_known_args(list(arguments))[0].mixing
+def method_name(arguments: Sequence[str]) -> str:
+    """Return the value of --mixing, or its default."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--mixing", default=TrainOptions.mixing, nargs="?")
+    return str(first.parse_known_args(list(arguments))[0].mixing)
 
 
-def _other_settings(method: type[Mixing]) -> dict[str, str]:
+def other_settings(method: str) -> dict[str, str]:
     """Return the settings that only other methods have, each with the end of its error message."""
-    own = {f.name for f in fields(method)}
+    methods = read_methods()
+    own = methods[method]
     owners: dict[str, list[str]] = {}
-    for name, other in METHODS.items():
-        for f in fields(other):
-            if f.name not in own:
-                owners.setdefault(f"--{f.name}", []).append(name)
+    for name, settings in methods.items():
+        for setting in settings:
+            if setting not in own:
+                owners.setdefault(f"--{setting}", []).append(name)
     has = f"whose settings are {', '.join(sorted(own))}" if own else "which has no settings"
     return {
-        option: f"is a setting of {' and '.join(names)}, not of --mixing {method.name}, {has}."
+        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, {has}."
         for option, names in owners.items()
     }
 
@@ -161,9 +196,12 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
     """Return the checkpoint to resume from, or None.
 
     Raises:
-        ValueError: The checkpoint does not exist or was trained with another method, or the output directory of a new
-            training run has checkpoints.
+        ValueError: There is no complete checkpoint, the checkpoint was trained with another method, or the output
+            directory of a new training run has checkpoints.
     """
+    from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
+    from ..training.hub import MIXING_FILE, load_mixing
+
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
     if given is None:
         existing = list_checkpoints(directory)
@@ -181,11 +219,6 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
             raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
     else:
         found = Path(given)
-        if not found.is_dir():
-            raise ValueError(
-                f"--resume_from_checkpoint {found} is not a directory: give a checkpoint, or omit the value to use the "
-                "newest one."
-            )
     if (found / MIXING_FILE).exists() and load_mixing(found) != mixing:
         raise ValueError(
             f"{found} was trained with {load_mixing(found)}, but the options give {mixing}: use the same method and "
@@ -195,6 +228,11 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
 
 
 def _table(metrics: dict[str, float], examples: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from ..evaluation.metrics import metrics_of
+
     table = Table(title=f"{examples:,} test examples", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -206,6 +244,9 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
 
 
 def _closing_message(args: TrainingArguments, kind: str) -> str:
+    from ..data.models import CLASSES
+    from ..training.hub import MIXING_FILE
+
     lines = [
         f"Wrote the model, {MIXING_FILE} and test_results.json to {args.output_dir}. Load the model with",
         f"    {CLASSES[kind].__name__}.from_pretrained({str(args.output_dir)!r})",

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ..evaluation.metrics import Normalization, classification_metrics
 from ..methods import ERM, Mixing, get_method
+from ..methods.settings import parse_specification, parse_values, settings_of
 from ..training.trainer import MultiMixTrainer
 
 # Arguments that the comparison sets itself, so that all methods of a seed train under equal conditions.
@@ -170,10 +171,10 @@ def parse_method(specification: str) -> tuple[str, Mixing]:
     """Return name and method of a specification `method`, `method:setting=value,...` or
     `name=method:setting=value,...`.
 
-    Values are numbers, true, false, null, lists in brackets, or text.
+    Values are numbers, yes or no, null, lists in brackets, or text.
 
     Raises:
-        ValueError: A method or setting is unknown, or a setting has no value.
+        ValueError: A method or setting is unknown, or a setting has no value or an invalid one.
 
     Example:
         >>> parse_method("few=dense_multimix:num_mixed=10,attention=gap")[1].attention
@@ -181,21 +182,9 @@ def parse_method(specification: str) -> tuple[str, Mixing]:
         >>> parse_method("mixup")[0]
         'mixup'
     """
-    import json
-
-    head, _, tail = specification.partition(":")
-    name, _, method = head.rpartition("=")
-    kind = get_method(method.strip())
-    settings: dict[str, Any] = {}
-    for part in re.split(r",(?![^\[]*\])", tail) if tail else []:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"methods: {specification!r} has {part!r} instead of setting=value.")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except ValueError:
-            settings[key.strip()] = {"True": True, "False": False, "None": None}.get(value.strip(), value.strip())
-    return name.strip() or specification.strip(), kind.from_dict(settings)
+    name, method, texts = parse_specification(specification)
+    kind = get_method(method)
+    return name, kind(**parse_values(settings_of(kind), texts, kind.__name__))
 
 
 def baseline_of(methods: Mapping[str, Mixing], given: str | None = None) -> str:

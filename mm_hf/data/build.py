@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,11 @@ from ..comparison import Task
 from ..evaluation.metrics import Normalization
 from .images import ImageDataset, ImageTransform
 from .models import CLASSES, from_pretrained, image_processor, model_factory, tokenizer
-from .splits import DataOptions, Splits, align, load_splits
+from .options import DataOptions, ModelOptions
+from .splits import Splits, align, load_splits
 from .text import tokenize
 
 SPLITS = ("train", "validation", "test", "ood")
-
-
-@dataclass
-class ModelOptions:
-    """Model to train or evaluate."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained model: a Hub name or a directory."}
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": "Architecture of a model trained from scratch, such as vit or bert."}
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Configuration of a model trained from scratch: hidden_size=64,image_size=8,... or JSON."},
-    )
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the model's."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace the head if its number of classes differs."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Directory for downloads."})
-    token: str | None = field(
-        default=None, metadata={"help": "Hub token. Default: the token stored by `hf auth login`."}
-    )
-
-    @property
-    def hub(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` that concern the Hub."""
-        return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
 
 
 def build_task(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,9 @@ from transformers import (
     AutoTokenizer,
     ViTImageProcessorPil,
 )
+
+from ..methods.settings import nearest
+from .options import check_architecture, read_overrides
 
 CLASSES: dict[str, Any] = {
     "image": AutoModelForImageClassification,
@@ -46,20 +48,33 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
         ) from error
 
 
-def override(config: Any, overrides: str) -> None:
+def override(config: Any, overrides: str) -> list[str]:
     """Update a configuration from `name=value,name=value`, or from JSON, which supports lists.
 
+    Returns:
+        The names of the changed attributes.
+
     Raises:
-        ValueError: The configuration does not have an attribute of that name.
+        ValueError: The text has another form, or the configuration does not have an attribute of that name.
     """
-    if not overrides.startswith("{"):
-        if overrides:
-            config.update_from_string(overrides)
-        return
-    for name, value in json.loads(overrides).items():
+    values = read_overrides(overrides)
+    for name, value in values.items():
         if not hasattr(config, name):
-            raise ValueError(f"--config_overrides has {name!r}, but {type(config).__name__} has not: remove it.")
-        setattr(config, name, value)
+            raise ValueError(
+                f"--config_overrides has {name!r}, but {type(config).__name__} has not"
+                f"{nearest(name, config.to_dict())}: remove it."
+            )
+        if not overrides.lstrip().startswith("{"):
+            try:
+                config.update_from_string(f"{name}={value}")
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"--config_overrides has {name}={value}, but {name} is {getattr(config, name)!r}: give a value of "
+                    f"the type {type(getattr(config, name)).__name__}, or JSON."
+                ) from None
+        else:
+            setattr(config, name, value)
+    return list(values)
 
 
 def configuration(model_type: str, overrides: str = "", **settings: Any) -> Any:
@@ -73,19 +88,19 @@ def configuration(model_type: str, overrides: str = "", **settings: Any) -> Any:
         settings: Defaults that the overrides replace.
 
     Raises:
-        ValueError: The configuration does not have an overridden attribute.
+        ValueError: The configuration does not have an overridden attribute, or does not accept its value.
 
     Example:
         >>> configuration("llama", "hidden_size=64,num_attention_heads=4").num_key_value_heads
         4
     """
     config = CONFIG_MAPPING[model_type](**settings)
-    override(config, overrides)
-    given = (
-        json.loads(overrides) if overrides.startswith("{") else [part.split("=")[0] for part in overrides.split(",")]
-    )
-    changed = {name: getattr(config, name) for name in given if name}
-    config = CONFIG_MAPPING[model_type](**{**settings, **changed})
+    changed = {name: getattr(config, name) for name in override(config, overrides)}
+    try:
+        config = CONFIG_MAPPING[model_type](**{**settings, **changed})
+    except Exception as error:  # a configuration validates its values with errors of its own
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--config_overrides {overrides} is not valid for {model_type}: {reason}") from error
     config.architectures = None
     return config
 
@@ -126,12 +141,8 @@ def model_factory(
         return lambda: from_pretrained(
             auto, name_or_path, config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **hub
         )
-    if model_type is None or model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"--model_type {model_type!r} is not an architecture of Transformers: give one, such as "
-            f"{'vit' if kind == 'image' else 'bert'}, or --model_name_or_path for a pretrained model."
-        )
-    config = configuration(model_type, config_overrides or "", **labels, **(settings or {}))
+    check_architecture(model_type, CONFIG_MAPPING)
+    config = configuration(str(model_type), config_overrides or "", **labels, **(settings or {}))
     if type(config) not in auto._model_mapping:
         raise ValueError(f"--model_type {model_type} has no {kind} classification model: choose another architecture.")
     return lambda: auto.from_config(config)

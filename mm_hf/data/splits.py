@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +12,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
-from ..methods.base import nearest
+from ..methods.settings import nearest
 from .folders import load_image_folders
 from .offline import OFFLINE, load_offline
+from .options import DataOptions
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DataOptions:
-    """Data to train and evaluate on."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, directory, or offline dataset: {', '.join(OFFLINE)}."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Directory of training images with one subdirectory per class."}
-    )
-    validation_dir: str | None = field(default=None, metadata={"help": "Directory of validation images."})
-    test_dir: str | None = field(default=None, metadata={"help": "Directory of test images."})
-    test_split: str = field(
-        default="test", metadata={"help": "Split for the final evaluation after training. It is used once."}
-    )
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training set for validation if there is no validation split."}
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Column with images. Default: the first with the feature Image."}
-    )
-    text_column_names: list[str] | None = field(
-        default=None,
-        metadata={"help": "One or two columns with texts. Default: text, sentence, or the only one or two."},
-    )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column with labels. Default: label, labels, or the first with classes."}
-    )
-    augmentation: str = field(
-        default="none", metadata={"help": "Augmentation of training images: none, crop, crop_flip, randaugment."}
-    )
-    max_length: int | None = field(default=None, metadata={"help": "Maximum number of tokens of a text."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training examples."})
-    max_validation_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of validation examples."}
-    )
-    max_test_samples: int | None = field(default=None, metadata={"help": "Maximum number of test examples."})
-    ood_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Dataset of unknown classes for the evaluation of out-of-distribution detection."},
-    )
-    ood_classes: list[str] | None = field(
-        default=None,
-        metadata={"help": "Classes to exclude from training; their test examples serve as unknown classes."},
-    )
 
 
 @dataclass

@@ -24,15 +24,16 @@ evaluation mode, or without labels, the model's own forward runs and no method i
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from ..functional import Criterion
 from ..locations import BlockMixing, LocationOutput
+from .settings import nearest
 
 METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
@@ -207,14 +208,9 @@ def get_method(name: str) -> type[Mixing]:
         >>> get_method("dense_multimix").__name__
         'DenseMultiMix'
     """
+    import_module(__package__).load_methods()
     if name not in METHODS:
         raise ValueError(
             f"There is no mixing method {name!r}{nearest(name, METHODS)}. The methods are {', '.join(sorted(METHODS))}."
         )
     return METHODS[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean ...?)`` with the known name that is most similar, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

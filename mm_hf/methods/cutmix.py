@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations.pools import MASKS
-from .pairs import PairMixing, check_beta, draw_factor, draw_partners, targets_of
+from .pairs import PairMixing, draw_factor, draw_partners, targets_of
+from .settings import check_settings, setting
 
 Span = tuple[int, int]  # start and end on one axis
 Box = tuple[int, int, int, int]  # top, bottom, left and right of a rectangle
@@ -54,12 +55,10 @@ class CutMix(PairMixing):
 
     name: ClassVar[str] = "cutmix"
 
-    alpha: float = field(
-        default=1.0, metadata={"help": "Parameter of the Beta distribution of the share that is kept."}
-    )
+    alpha: float = setting(1.0, "Parameter of the Beta distribution of the share that is kept.", within="(0, inf)")
 
     def __post_init__(self) -> None:
-        check_beta(self.alpha)
+        check_settings(self)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         signal_of(inputs, model, type(self).__name__)

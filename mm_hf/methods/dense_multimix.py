@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..distributed import GlobalBatch
 from ..locations import LocationOutput
-from ..locations.attention.weights import KINDS
 from .base import Requirements
-from .multimix import DEFAULTS, PAPER, MultiMix, Term, setting
+from .multimix import DEFAULTS, PAPER, MultiMix, Term
+from .settings import setting
 
 
 @dataclass
@@ -51,7 +51,9 @@ class DenseMultiMix(MultiMix):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}}
     default_input_mixing: ClassVar[str] = "mixup"
 
-    dense_weight: float = setting(None, "Weight of the loss of mixed features at every location. Default: 1.")
+    dense_weight: float = setting(
+        None, "Weight of the loss of mixed features at every location. Default: 1.", within="[0, inf)"
+    )
     attention: Literal["auto", "cls", "mean", "gap", "cam", "uniform"] = setting(
         "auto", "Weight of an example's label at a location."
     )
@@ -59,11 +61,6 @@ class DenseMultiMix(MultiMix):
     confidence_weighted: bool = setting(
         True, "Weight a mixed example by the total attention of its examples at the location."
     )
-
-    def _validate(self) -> None:
-        super()._validate()
-        if self.attention not in KINDS:
-            raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {self.attention!r}.")
 
     @property
     def requirements(self) -> Requirements:

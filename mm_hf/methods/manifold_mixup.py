@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,8 @@ from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations import BlockMixing
 from .base import Requirements
-from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
+from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_of
+from .settings import check_settings, setting
 
 
 @dataclass
@@ -44,10 +45,10 @@ class ManifoldMixup(PairMixing):
 
     name: ClassVar[str] = "manifold_mixup"
 
-    alpha: float = field(default=2.0, metadata={"help": "Parameter of the Beta distribution of the factor."})
+    alpha: float = setting(2.0, "Parameter of the Beta distribution of the factor.", within="(0, inf)")
 
     def __post_init__(self) -> None:
-        check_beta(self.alpha)
+        check_settings(self)
         self._mixing: BlockMixing | None = None
 
     @property

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..distributed import rank_generator
 from ..functional import Criterion
-from .pairs import PairMixing, check_beta, draw_factor, draw_partners, joint_masks, targets_of
+from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_of
+from .settings import check_settings, setting
 
 
 @dataclass
@@ -33,10 +34,10 @@ class Mixup(PairMixing):
 
     name: ClassVar[str] = "mixup"
 
-    alpha: float = field(default=1.0, metadata={"help": "Parameter of the Beta distribution of the factor."})
+    alpha: float = setting(1.0, "Parameter of the Beta distribution of the factor.", within="(0, inf)")
 
     def __post_init__(self) -> None:
-        check_beta(self.alpha)
+        check_settings(self)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]

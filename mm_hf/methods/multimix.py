@@ -17,6 +17,7 @@ from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_p
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable
+from .settings import check_settings, setting, settings_of
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -43,11 +44,6 @@ PAPER = {
     "input_mixing_prob": 0.5,
     "input_mixing_start": 0.0,
 }
-
-
-def setting(default: Any, help: str, **metadata: Any) -> Any:
-    """Return a dataclass field with the help text of its command-line option."""
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -101,37 +97,47 @@ class MultiMix(Mixing):
     default_input_mixing: ClassVar[str] = "none"
 
     num_mixed: Count = setting(
-        1000, "Mixed examples per step and rank, or 'auto': as many as keep a step within 1.05 times the time."
-    )
+        1000, "Mixed examples per step and rank, or 'auto': as many as keep a step within 1.05 times the time.",
+        within="[1, inf)", words=("auto",),
+    )  # fmt: skip
     alpha: Alpha | None = setting(
         None, "Concentration of the Dirichlet distribution of the factors: a number, or the two ends of an interval.",
-        nargs="+",
+        nargs="+", within="(1e-30, 1e30)",
+        requirement="must be a positive number or an interval (low, high) with 1e-30 < low <= high < 1e30",
     )  # fmt: skip
     effective_examples: float | None = setting(
-        None, "Effective number of examples in a mixed example, instead of alpha. Default: 3."
+        None, "Effective number of examples in a mixed example, instead of alpha. Default: 3.", within="(1, inf)"
     )
     examples_per_mix: int | None = setting(
-        None, "Examples drawn for each mixed example. Default: all; with effective_examples k, 2 k + 2."
-    )
+        None, "Examples drawn for each mixed example. Default: all; with effective_examples k, 2 k + 2.",
+        within="[2, inf)",
+    )  # fmt: skip
     # None selects the value of the preset or else of `defaults`; none of these is None after construction.
-    clean_weight: float = setting(None, "Weight of the cross-entropy of the clean examples. Default: 1.")
-    pooled_weight: float = setting(None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).")
+    clean_weight: float = setting(
+        None, "Weight of the cross-entropy of the clean examples. Default: 1.", within="[0, inf)"
+    )
+    pooled_weight: float = setting(
+        None, "Weight of the loss of mixed pooled features. Default: 1 (dense_multimix: 0).", within="[0, inf)"
+    )
     # None is the method's default, which depends on the inputs.
     input_mixing: Literal["none", "mixup", "cutmix", "mixup_cutmix"] | None = setting(
         None,
         "Mixing in input space that some mini-batches get instead. Default: none (dense_multimix: mixup of images, "
         "videos and audio with one label per example).",
     )
-    input_mixing_prob: float = setting(None, "Share of the mini-batches that get input mixing. Default: 0.5.")
-    input_mixing_start: float = setting(None, "Epochs of training before input mixing begins. Default: 3.")
+    input_mixing_prob: float = setting(
+        None, "Share of the mini-batches that get input mixing. Default: 0.5.", within="[0, 1]"
+    )
+    input_mixing_start: float = setting(
+        None, "Epochs of training before input mixing begins. Default: 3.", within="[0, inf]"
+    )
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all ranks as one.")
     preset: Literal["paper"] | None = field(
         default=None, compare=False, metadata={"help": "'paper' selects the paper's recipe."}
     )
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in list(self.presets):
-            raise ValueError(f"preset must be one of {', '.join(self.presets)}, got {self.preset!r}.")
+        settings_of(self)["preset"].check(self.preset)
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
         for name, value in defaults.items():
             excluded = name == "alpha" and self.effective_examples is not None
@@ -149,35 +155,13 @@ class MultiMix(Mixing):
         self._validate()
 
     def _validate(self) -> None:
-        if self.num_mixed != "auto" and not _is_int(self.num_mixed, 1):
-            raise ValueError(f"num_mixed must be an integer of at least 1 or 'auto', got {self.num_mixed!r}.")
+        check_settings(self)
         if self.alpha is not None:
             check_alpha(self.alpha)
-        k = self.effective_examples
-        if k is not None and (not _is_number(k) or not 1 < k < float("inf")):
-            raise ValueError(f"effective_examples must be a finite number greater than 1, got {k!r}.")
-        if self.examples_per_mix is not None:
-            if not _is_int(self.examples_per_mix, 2):
-                raise ValueError(f"examples_per_mix must be an integer of at least 2, got {self.examples_per_mix!r}.")
-            if k is not None and k >= self.examples_per_mix:
-                raise ValueError(
-                    f"examples_per_mix must be greater than effective_examples, got {self.examples_per_mix} and {k}."
-                )
-        if self.input_mixing is not None and self.input_mixing not in list(INPUT_METHODS):
-            raise ValueError(f"input_mixing must be one of {', '.join(INPUT_METHODS)}, got {self.input_mixing!r}.")
-        if not _is_number(self.input_mixing_prob) or not 0 <= self.input_mixing_prob <= 1:
-            raise ValueError(f"input_mixing_prob must lie in [0, 1], got {self.input_mixing_prob!r}.")
-        if not _is_number(self.input_mixing_start) or not self.input_mixing_start >= 0:
-            raise ValueError(
-                f"input_mixing_start must be a number of epochs of at least 0, got {self.input_mixing_start!r}."
-            )
-        for name in [f.name for f in fields(self) if isinstance(f.default, bool)]:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        k, most = self.effective_examples, self.examples_per_mix
+        if k is not None and most is not None and k >= most:
+            raise ValueError(f"examples_per_mix must be greater than effective_examples, got {most} and {k}.")
         weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_weight")}
-        for name, weight in weights.items():
-            if not _is_number(weight) or not 0 <= weight < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}.")
         if not any(weights.values()):
             raise ValueError(
                 f"At least one of {', '.join(weights)} must be positive: with all of them 0 the loss is 0."
@@ -343,11 +327,3 @@ def mean_largest_factor(factors: Tensor | SparseFactors) -> Tensor:
     if isinstance(factors, SparseFactors):
         return factors.weight.amax(dim=1).mean()
     return factors.amax(dim=-2).mean()
-
-
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -31,18 +31,6 @@ class PairMixing(Mixing):
         return MixingLoss(loss, {f"loss_{self.name}": loss.detach()})
 
 
-def check_beta(alpha: float) -> None:
-    """Raise a ValueError unless alpha is a parameter of a Beta distribution."""
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be a positive number, got {alpha!r}.")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise a ValueError unless a setting is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
-
-
 def draw_factor(alpha: float, generator: torch.Generator) -> float:
     """Draw from Beta(alpha, alpha), the Dirichlet distribution of two examples: the share that an example keeps."""
     return float(sample_factors(2, 1, alpha, generator=generator)[0, 0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,8 @@ from ..functional import Criterion, clean_loss
 from ..locations import LocationOutput
 from .base import MixingLoss, Requirements
 from .cutmix import Box, area, draw_box, image_of
-from .pairs import PairMixing, check_share, targets_of
+from .pairs import PairMixing, targets_of
+from .settings import check_settings, setting
 from .transmix import grid_of
 
 MEMORY = ("images", "targets", "logits")
@@ -64,16 +65,13 @@ class RecursiveMix(PairMixing):
 
     name: ClassVar[str] = "recursivemix"
 
-    max_area: float = field(default=0.5, metadata={"help": "Largest share of an image that is pasted over."})
-    consistency_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the consistency of the pasted region's prediction; 0 omits the term."}
+    max_area: float = setting(0.5, "Largest share of an image that is pasted over.", within="[0, 1]")
+    consistency_weight: float = setting(
+        0.5, "Weight of the consistency of the pasted region's prediction; 0 omits the term.", within="[0, inf)"
     )
 
     def __post_init__(self) -> None:
-        check_share("max_area", self.max_area)
-        weight = self.consistency_weight
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-            raise ValueError(f"consistency_weight must be a finite number of at least 0, got {weight!r}.")
+        check_settings(self)
         self._memory: dict[str, Tensor] = {}  # shared with the copies for mini-batches
         self._images = torch.empty(0)
         self._box: Box | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,8 @@ from ..functional import Criterion
 from ..locations import LocationError, LocationOutput
 from .base import MixingLoss, Requirements
 from .cutmix import Box, CutMix, area, image_of
-from .pairs import check_share, targets_of
+from .pairs import targets_of
+from .settings import setting
 
 
 @dataclass
@@ -48,13 +49,12 @@ class TransMix(CutMix):
 
     name: ClassVar[str] = "transmix"
 
-    attention_share: float = field(
-        default=0.5, metadata={"help": "Weight of the attention in the weight of the label; the rest is the area's."}
+    attention_share: float = setting(
+        0.5, "Weight of the attention in the weight of the label; the rest is the area's.", within="[0, 1]"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("attention_share", self.attention_share)
         self.pasted: tuple[Tensor, Box, tuple[int, int]] | None = None
 
     @property

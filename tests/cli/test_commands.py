@@ -68,12 +68,12 @@ def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
     assert "is not an architecture of Transformers" in command_error(
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )
-    assert "invalid choice: 'some'" in command_error(capsys, "compare", *OPTIONS, "--keep_models", "some")
+    assert "--keep_models must be one of best, none, all, got 'some'" in command_error(capsys, "compare", *OPTIONS, "--keep_models", "some")
     assert "baseline must be one of the methods" in command_error(
         capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
     )
     assert "mm-hf analyze MODEL requires a directory" in command_error(capsys, "analyze", "--dataset_name", "digits")
-    assert "No such file" in command_error(capsys, "compare", tmp_path / "none.yaml")
+    assert "none.yaml does not exist" in command_error(capsys, "compare", tmp_path / "none.yaml")
 
 
 def test_data_without_a_test_split_are_rejected(capsys, tmp_path):

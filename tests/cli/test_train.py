@@ -16,7 +16,7 @@ from transformers import (
     pipeline,
 )
 
-from mm_hf import ERM, DenseMultiMix, Mixup
+from mm_hf import DenseMultiMix
 from mm_hf.cli import main, train
 from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions
@@ -116,7 +116,9 @@ def test_building_a_task_creates_no_training_arguments(monkeypatch):
 
 def test_options_override_the_option_file(tmp_path, monkeypatch):
     parsed = {}
-    monkeypatch.setattr(train, "build_task", lambda data, model: parsed.update(data=data, model=model) or 1 / 0)
+    monkeypatch.setattr(
+        "mm_hf.data.build.build_task", lambda data, model: parsed.update(data=data, model=model) or 1 / 0
+    )
     options = {"dataset_name": "digits", "mixing": "mixup", "alpha": 0.5, "do_train": True, "do_eval": True}
     options |= {"config_overrides": {"depths": [1, 1]}, "logging_steps": 5, "output_dir": str(tmp_path / "out")}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
@@ -137,13 +139,13 @@ def test_settings_of_other_methods_are_rejected():
     from mm_hf.methods import METHODS
 
     for name, method in METHODS.items():
-        assert train._method_name(["--num_mixed", "3", f"--mixing={name}"]) == name
-        others = train._other_settings(method)
+        assert train.method_name(["--num_mixed", "3", f"--mixing={name}"]) == name
+        others = train.other_settings(name)
         assert not {f"--{f.name}" for f in fields(method)} & set(others)
-    assert train._other_settings(Mixup)["--num_mixed"] == (
+    assert train.other_settings("mixup")["--num_mixed"] == (
         "is a setting of multimix and dense_multimix, not of --mixing mixup, whose settings are alpha."
     )
-    assert "which has no settings" in train._other_settings(ERM)["--alpha"]
+    assert "which has no settings" in train.other_settings("erm")["--alpha"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_settings_of_other_methods_are_rejected():
         (["--dataset_name", "digts"], "no dataset 'digts' (did you mean digits?): it is neither a directory"),
         (["--model_name_or_path", "no/where"], "couldn't connect"),
         (["--image_column_name", "picture"], "no column 'picture': choose one of its columns image, label"),
-        (["--num_train_epochs", "many"], "invalid float value: 'many'"),
+        (["--num_train_epochs", "many"], "--num_train_epochs must be a number, got 'many'"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence_before_training(given, sentence, capsys, monkeypatch, tmp_path):
