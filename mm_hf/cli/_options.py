@@ -227,17 +227,16 @@ def parse(
     for option in rest:
         if option.partition("=")[0] in misplaced:
             raise ValueError(f"{option} {misplaced[option.partition('=')[0]]}")
-    values = vars(found)
+    training = argparse.Namespace()
     trainer = _training_parser()
     if parser.trains and rest:
         training, rest = trainer.parse_known_args(rest)
-        values |= vars(training)
     if rest:
         raise ValueError(_unknown_option(rest[0], program, [parser, *([trainer] if parser.trains else [])]))
-    for name in values:
+    for name in vars(training):
         if name in fixed:
             raise ValueError(f"--{name} is set by {program}: {fixed[name]}.")
-    return values
+    return {**vars(training), **vars(found)}
 
 
 def take(values: Mapping[str, Any], dataclass_: Any) -> Any:

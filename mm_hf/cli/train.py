@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,10 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     for name in ("do_train", "do_eval", "do_predict"):  # option files for the example scripts contain them
         if not given.pop(name, True):
             raise ValueError(f"--{name} must not be False: mm-hf train always trains, validates and tests.")
+    for f in fields(TrainingArguments):
+        choices = list(f.metadata.get("choices") or ())
+        if choices and f.name in given and given[f.name] not in choices:
+            raise ValueError(f"--{f.name} must be one of {', '.join(map(str, choices))}, got {given[f.name]!r}.")
     defaults: dict[str, Any] = {"save_total_limit": 1, "disable_tqdm": False}
     defaults["dataloader_pin_memory"] = torch.cuda.is_available()
     for event in ("logging", "eval", "save"):

@@ -141,7 +141,7 @@ def architectures() -> list[str]:
     folder = Path(str(spec and spec.origin)).parent / "models" / "auto"
     files = [folder / "auto_mappings.py", folder / "configuration_auto.py"]
     text = "".join(path.read_text(encoding="utf-8") for path in files if path.exists())
-    return sorted(set(re.findall(r'\("([\w-]+)", *"\w+Config"\)', text)))
+    return sorted(set(re.findall(r'"([\w.-]+)"\s*[,:\]]\s*=?\s*"\w+"', text)))
 
 
 def check_architecture(name: str | None, known: Collection[str] | None = None) -> None:

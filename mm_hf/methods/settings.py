@@ -189,7 +189,7 @@ def _make(
 ) -> Setting:
     """Read the annotation of a field. Values of annotations with other names than those of types are not checked."""
     types: list[str] = []
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Any, ...] = tuple(metadata.get("choices") or ())
     optional, many, single, other = False, metadata.get("nargs") in ("+", "*"), False, False
     for part in _alternatives(ast.parse(annotation, mode="eval").body):
         text = ast.unparse(part)

@@ -68,7 +68,9 @@ def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
     assert "is not an architecture of Transformers" in command_error(
         capsys, "compare", "--dataset_name", "digits", "--model_type", "vat"
     )
-    assert "--keep_models must be one of best, none, all, got 'some'" in command_error(capsys, "compare", *OPTIONS, "--keep_models", "some")
+    assert "--keep_models must be one of best, none, all, got 'some'" in command_error(
+        capsys, "compare", *OPTIONS, "--keep_models", "some"
+    )
     assert "baseline must be one of the methods" in command_error(
         capsys, "compare", *OPTIONS, "--baseline", "plain", "--output_dir", tmp_path
     )

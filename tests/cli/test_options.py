@@ -45,6 +45,8 @@ def test_training_arguments_are_parsed_as_by_hf_argument_parser():
     given = []
     for one in kinds.values():
         value = one.choices[-1] if one.choices else VALUES[one.types[0]] if one.types else None
+        if one.name.startswith("log_level"):
+            value = "error"
         if value is not None and one.name not in ("include_num_input_tokens_seen", "trackio_static_space_id", "debug"):
             given += [f"--{one.name}", str(value)]
     parser = _options.make_parser("mm-hf train", "", "", "")

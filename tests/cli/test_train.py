@@ -120,7 +120,12 @@ def test_options_override_the_option_file(tmp_path, monkeypatch):
         "mm_hf.data.build.build_task", lambda data, model: parsed.update(data=data, model=model) or 1 / 0
     )
     options = {"dataset_name": "digits", "mixing": "mixup", "alpha": 0.5, "do_train": True, "do_eval": True}
-    options |= {"config_overrides": {"depths": [1, 1]}, "logging_steps": 5, "output_dir": str(tmp_path / "out")}
+    options |= {
+        "model_type": "vit",
+        "config_overrides": {"depths": [1, 1]},
+        "logging_steps": 5,
+        "output_dir": str(tmp_path / "out"),
+    }
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
     created = []
     original = train.training_arguments
@@ -143,7 +148,7 @@ def test_settings_of_other_methods_are_rejected():
         others = train.other_settings(name)
         assert not {f"--{f.name}" for f in fields(method)} & set(others)
     assert train.other_settings("mixup")["--num_mixed"] == (
-        "is a setting of multimix and dense_multimix, not of --mixing mixup, whose settings are alpha."
+        "is a setting of dense_multimix and multimix, not of --mixing mixup, whose settings are alpha."
     )
     assert "which has no settings" in train.other_settings("erm")["--alpha"]
 
@@ -153,7 +158,7 @@ def test_settings_of_other_methods_are_rejected():
     [
         (["--mixing", "dense_multimx"], "no mixing method 'dense_multimx' (did you mean dense_multimix?)"),
         (["--num_mixd", "3"], "--num_mixd is not an option of mm-hf train .* did you mean --num_mixed?"),
-        (["--mixing", "mixup", "--num_mixed", "3"], "--num_mixed is a setting of multimix and dense_multimix, not of"),
+        (["--mixing", "mixup", "--num_mixed", "3"], "--num_mixed is a setting of dense_multimix and multimix, not of"),
         (["--num_mixed", "-3"], "num_mixed must be"),
         (["--learning_rte", "1"], "did you mean --learning_rate?"),
         (["--report_to", "tensorbord"], "--report_to tensorbord is not an installed tracker"),
