@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -34,9 +35,13 @@ from benchmarks import harness, tables
 from mm_hf.distributed import GlobalBatch
 from mm_hf.functional import dense_multimix_loss
 from mm_hf.functional.mixers import DenseMixer
+from mm_hf.locations.operations import ForwardSize
+from mm_hf.methods import DenseMultiMix
+from mm_hf.wrapping.auto_num_mixed import AutoNumMixed
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MODELS = {  # hidden size, layers, heads, intermediate size, patch
+    "ViT-S/16": (384, 12, 6, 1536, 16),
     "ViT-B/16": (768, 12, 12, 3072, 16),
     "ViT-L/16": (1024, 24, 16, 4096, 16),
     "ViT-H/14": (1280, 32, 16, 5120, 14),
@@ -174,6 +179,22 @@ def step() -> list[list[str]]:
     return table
 
 
+def num_mixed() -> list[list[str]]:
+    """Return the table of the numbers that `num_mixed="auto"` selects, with the cost of mixing."""
+    table = [["model", "device", "b", *(f"c = {c:,}" for c in CLASSES)]]
+    for name in ("ViT-S/16", "ViT-B/16"):
+        m = counted(name)
+        for device, b in itertools.product(("cpu", "cuda"), (4, 8, 16, 32, BATCH)):
+            cells = []
+            for c in CLASSES:
+                auto = AutoNumMixed()
+                auto.count(b, ForwardSize(m["flops"], int(m["r"]), c))
+                number = auto.select(DenseMultiMix(), torch.device(device))
+                cells.append(f"{number:,} ({auto.share:.1%})")
+            table.append([name, {"cpu": "CPU", "cuda": "accelerator"}[device], f"{b}", *cells])
+    return table
+
+
 def gather() -> list[list[str]]:
     """Return the table of `gather_across_devices` with ViT-B/16, per GPU and step."""
     m = counted("ViT-B/16")
@@ -201,7 +222,7 @@ def checks() -> list[list[str]]:
 
 def write() -> None:
     """Update docs/scaling.md."""
-    tables.update(PAGE, models, step, gather, checks)
+    tables.update(PAGE, models, num_mixed, step, gather, checks)
 
 
 # ---- the checks ----
@@ -270,7 +291,6 @@ def count_on_meta_device(b: int, r: int, c: int, n: int, logit: int, processes: 
 def run_process(rank: int, processes: int, port: int, sizes: tuple[int, int, int, int], results: Any) -> None:
     """Run a step in one of several processes; put the numbers sent and the peak bytes into `results`."""
     from mm_hf.locations import LocationOutput
-    from mm_hf.methods import DenseMultiMix
 
     torch.set_num_threads(1)
     sent = {"received": 0, "reduced": 0}

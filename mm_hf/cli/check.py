@@ -99,7 +99,7 @@ def summary(result: ModelCheck, mixing: str, dtype: torch.dtype) -> list[str]:
     """Report whether the method trains the model, and what it requires of the model."""
     problem = result.problems[mixing]
     verdict = f"{mixing} does not train this model: {problem}" if problem else f"{mixing} trains this model."
-    return [verdict, "", *_plan_lines(result, dtype), _mixing_line(result, dtype)]
+    return [verdict, "", *_plan_lines(result, dtype), _mixing_line(result, dtype), *_number_lines(result, mixing)]
 
 
 def _plan_lines(result: ModelCheck, dtype: torch.dtype) -> list[str]:
@@ -130,6 +130,14 @@ def _mixing_line(result: ModelCheck, dtype: torch.dtype) -> str:
         f"Mixing: the logits of {NUM_MIXED:,} mixed features {equal} the mixed logits "
         f"(relative error {result.mixed_error:.1e})."
     )
+
+
+def _number_lines(result: ModelCheck, mixing: str) -> list[str]:
+    number, share = result.num_mixed.get(mixing), result.mixing_share.get(mixing)
+    if number is None:
+        return []
+    price = "" if share is None else f", an expected {share:.1%} of the operations of a training step"
+    return [f"Mixed examples: for this batch, num_mixed='auto' selects {number:,} per step{price}."]
 
 
 def cost_table(result: ModelCheck) -> list[str]:

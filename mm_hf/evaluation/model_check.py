@@ -43,6 +43,8 @@ class ModelCheck:
         problems: For each method, the reason why it does not train the model; "" if it does.
         cost: For each method that trains the model, the time of its forward and backward pass relative to plain
             training.
+        num_mixed: For each method with `num_mixed="auto"` that trains the model, the number that this batch selects.
+        mixing_share: The expected cost of these mixed examples, as a share of the operations of a training step.
         reason: The reason why there is no plan, or "".
     """
 
@@ -54,6 +56,8 @@ class ModelCheck:
     attention: str | None = None
     problems: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    num_mixed: dict[str, int] = field(default_factory=dict)
+    mixing_share: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -112,9 +116,7 @@ def check_model(
             result.reason = _first_line(error)
         for name, method in METHODS.items():
             timed = 0 if name == ERM.name else rounds
-            result.problems[name], cost = _try_method(model, inputs, method(), processing_class, timed)
-            if cost is not None:
-                result.cost[name] = cost
+            result.problems[name] = _try_method(result, model, inputs, method(), processing_class, timed)
     return result
 
 
@@ -183,25 +185,36 @@ def pooled_error(model: nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> tup
 
 
 def _try_method(
-    model: nn.Module, inputs: Mapping[str, Any], method: Mixing, processing_class: Any, rounds: int
-) -> tuple[str, float | None]:
-    """Train one step with a method.
+    result: ModelCheck,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    method: Mixing,
+    processing_class: Any,
+    rounds: int,
+) -> str:
+    """Train one step with a method, and set its cost and its number of mixed examples in the result.
 
     Returns:
-        The reason why it fails, or "", and the median of its time relative to a plain step's, or None.
+        The reason why it fails, or "".
     """
-    with wrap_model(model, method, processing_class=processing_class):
+    with wrap_model(model, method, processing_class=processing_class) as handle:
         try:
             loss = _training_step(model, model, inputs)  # not timed, because it includes the probe
         except ValueError as error:
-            return _first_line(error), None
+            return _first_line(error)
         except Exception as error:  # any failure is a result of the check
-            return f"{type(error).__name__}: {_first_line(error)}", None
+            return f"{type(error).__name__}: {_first_line(error)}"
         if not bool(loss.isfinite()):
-            return "The loss is not finite.", None
+            return "The loss is not finite."
+        if handle.num_mixed is not None:
+            result.num_mixed[method.name] = handle.num_mixed
+        if handle.mixing_share is not None:
+            result.mixing_share[method.name] = handle.mixing_share
         plain = functools.partial(type(model).forward, model)
         ratios = [_step_seconds(model, model, inputs) / _step_seconds(model, plain, inputs) for _ in range(rounds)]
-    return "", statistics.median(ratios) if ratios else None
+        if ratios:
+            result.cost[method.name] = statistics.median(ratios)
+    return ""
 
 
 def _step_seconds(model: nn.Module, forward: Callable[..., Any], inputs: Mapping[str, Any]) -> float:

@@ -6,11 +6,13 @@ on, as their gradient shows. No architecture is named.
 
     probe
       record, check_head                   one forward; the head ends in a linear layer
-      _candidates                          registered mechanisms, then plans traced back from the logits
-        _trace_back <-> _trace_call        from a vector to the calls that return it, and from a call to its argument
-      _with_pools                          each pool that reads the tokens with a gradient
-      _plan_error                          the plan's logits against the model's
-      with_attention                       attention/selection.py
+      _search
+        _candidates                        registered mechanisms, then plans traced back from the logits
+          _trace_back <-> _trace_call      from a vector to the calls that return it, and from a call to its argument
+        _with_pools                        each pool that reads the tokens with a gradient
+        _plan_error                        the plan's logits against the model's
+        with_attention                     attention/selection.py
+      forward_size                         operations and locations, for num_mixed="auto"
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from .attention.selection import with_attention
 from .head import averaged_heads, check_head, location_scorers
 from .modes import nonzero_head_weights, probing_mode
+from .operations import ForwardSize
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .pools import MASKS, pool_rows, pool_tokens
 from .probe_inputs import pad_id
@@ -65,20 +68,44 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
     Raises:
         LocationError: No plan explains the model's logits, or `plan` does not fit; the message says what was found.
     """
+    return probe_with_size(model, inputs, processing_class, plan)[0]
+
+
+def probe_with_size(
+    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None
+) -> tuple[Plan, ForwardSize]:
+    """Return the plan of [`probe`], and the size of the forward that it recorded."""
     without_autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), without_autocast, nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
-        if plan is not None:
-            return _verify(recording, plan)
-        rejected: list[tuple[float, Plan]] = []
-        for candidate in _candidates(recording):
-            for pooled, tokens in _with_pools(recording, candidate):
-                error = _plan_error(recording, pooled, tokens)
-                if within_rounding(error, recording.logits.dtype):
-                    return _complete(recording, pooled, tokens, processing_class)
-                rejected.append((error, pooled))
-    raise LocationError(_describe_failure(type(model).__name__, rejected))
+        plan = _search(recording, processing_class) if plan is None else _verify(recording, plan)
+        return plan, forward_size(recording, plan)
+
+
+def forward_size(recording: Recording, plan: Plan | None = None) -> ForwardSize:
+    """Return the size of a recorded forward, for one example. Its locations are those of a plan."""
+    logits, locations = recording.logits, 1
+    classes = logits.shape[1 if logits.ndim == 4 else -1]
+    if plan is not None and plan.pool == EVERY:
+        locations = logits[0].numel() // classes
+    elif plan is not None:
+        source = _source(recording, plan)
+        assert source is not None
+        locations = as_tokens(source, plan.layout).shape[1] - plan.prefix
+    return ForwardSize(recording.operations / len(logits), locations, classes)
+
+
+def _search(recording: Recording, processing_class: Any) -> Plan:
+    """Return the first candidate that reproduces the logits."""
+    rejected: list[tuple[float, Plan]] = []
+    for candidate in _candidates(recording):
+        for pooled, tokens in _with_pools(recording, candidate):
+            error = _plan_error(recording, pooled, tokens)
+            if within_rounding(error, recording.logits.dtype):
+                return _complete(recording, pooled, tokens, processing_class)
+            rejected.append((error, pooled))
+    raise LocationError(_describe_failure(type(recording.model).__name__, rejected))
 
 
 def _describe_failure(name: str, rejected: list[tuple[float, Plan]]) -> str:

@@ -4,7 +4,7 @@ record(model, batch)
     few examples, varied so that different pools read different tokens      probe_inputs.py
     one forward in evaluation mode, with hooks on all modules               modes.py
     every call of an attention function                                     attention/recording.py
-  -> Recording(model, inputs, logits, calls, attention_calls)
+  -> Recording(model, inputs, logits, calls, attention_calls, operations)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .attention.recording import AttentionCall, OpenCall, record_attention
 from .modes import probing_mode
+from .operations import OperationCounter
 from .plan import LocationError
 from .probe_inputs import batch_size, few_examples, varied_examples
 from .tolerance import relative_error, within_rounding
@@ -83,13 +84,14 @@ class Call:
 
 @dataclass
 class Recording:
-    """One recorded forward on a few examples."""
+    """One recorded forward on a few examples, and the number of its floating-point operations."""
 
     model: nn.Module
     inputs: dict[str, Any]
     logits: Tensor
     calls: list[Call]
     attention_calls: list[AttentionCall]
+    operations: int
 
     @property
     def input_pointers(self) -> set[int]:
@@ -142,11 +144,13 @@ def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
                 if name:
                     handles.append(module.register_forward_pre_hook(on_begin(name), with_kwargs=True))
                     handles.append(module.register_forward_hook(on_end, with_kwargs=True))
-            output = original_forward(model, inputs)
+            with OperationCounter() as counter:
+                output = original_forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(model, inputs, _checked_logits(model, output, inputs), calls, attention_calls)
+    logits = _checked_logits(model, output, inputs)
+    return Recording(model, inputs, logits, calls, attention_calls, counter.operations)
 
 
 def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:

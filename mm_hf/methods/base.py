@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..functional import Criterion
@@ -103,12 +104,18 @@ class Mixing:
 
     @property
     def is_auto(self) -> bool:
-        """True if the number of mixed examples is to be determined during training: see `with_num_mixed`."""
+        """True if the number of mixed examples is determined from the first mini-batch: see `with_num_mixed`."""
         return False
 
     def with_num_mixed(self, num_mixed: int) -> Mixing:
         """Return the method with a number of mixed examples."""
         return self
+
+    def operations_per_mixed_example(
+        self, num_examples: int, num_locations: int, num_classes: int, device: torch.device
+    ) -> float:
+        """Return the cost of each mixed example, in operations of the model: see `mm_hf.functional.cost`."""
+        return 0.0
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         """Raise a ValueError if the inputs of the first mini-batch cannot be mixed."""

@@ -72,6 +72,9 @@ class DenseMultiMix(MultiMix):
             detach_attention=self.detach_attention,
         )
 
+    def _mixed_locations(self, num_locations: int) -> int:
+        return super()._mixed_locations(num_locations) + (num_locations if self.dense_weight else 0)
+
     def _terms(
         self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
     ) -> dict[str, Term]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed import GlobalBatch, is_distributed, rank_generator
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss, sample_factors
+from ..functional.cost import operations_per_mixed_example
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
@@ -33,10 +34,17 @@ else:  # HfArgumentParser takes one type for an argument; nargs="+" lets it read
 
 
 DEFAULT_EFFECTIVE_EXAMPLES = 3.0
-DEFAULTS = {"clean_weight": 1.0, "pooled_weight": 1.0, "input_mixing_prob": 0.5, "input_mixing_start": 3.0}
-# The paper states: mixed examples only, alpha of each mixed example from U[0.5, 2], and a probability of input mixing.
-# That this probability is 0.5 and that the inputs get mixup is our reading.
+DEFAULTS = {
+    "num_mixed": "auto",
+    "clean_weight": 1.0,
+    "pooled_weight": 1.0,
+    "input_mixing_prob": 0.5,
+    "input_mixing_start": 3.0,
+}
+# The paper states: 1,000 mixed examples only, alpha of each from U[0.5, 2], and a probability of input mixing. That
+# this probability is 0.5 and that the inputs get mixup is our reading.
 PAPER = {
+    "num_mixed": 1000,
     "alpha": (0.5, 2.0),
     "clean_weight": 0.0,
     "pooled_weight": 1.0,
@@ -54,8 +62,9 @@ class MultiMix(Mixing):
     cross-entropy of the mixed examples. It supports every model whose last layer is linear.
 
     Args:
-        num_mixed: Number of mixed examples per step and rank (n). "auto" takes as many as keep a step within 1.05 times
-            the time of plain training, measured in the first steps (`mm_hf.wrapping.auto_num_mixed`).
+        num_mixed: Number of mixed examples per step and rank (n). "auto", the default, selects the largest number from
+            32 to 1,000 whose mixing takes at most 3 % of the operations of a training step, counted in the first
+            mini-batch (`mm_hf.wrapping.auto_num_mixed`).
         alpha: Concentration of the Dirichlet distribution of the interpolation factors. A pair of numbers draws it
             uniformly from that interval for each mixed example. Give `alpha` or `effective_examples`, not both.
         effective_examples: Effective number of examples in a mixed example. It sets alpha from the batch size, and so
@@ -75,8 +84,8 @@ class MultiMix(Mixing):
             without it, the epoch is 0.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
-        preset: "paper" selects the paper's recipe: mixed examples only, alpha from (0.5, 2), and input mixup in half of
-            the mini-batches (our reading). Arguments that are given override it.
+        preset: "paper" selects the paper's recipe: 1,000 mixed examples only, alpha from (0.5, 2), and input mixup in
+            half of the mini-batches (our reading). Arguments that are given override it.
 
     Raises:
         ValueError: A setting is invalid; or, at the first mini-batch, `input_mixing` does not support the inputs.
@@ -96,8 +105,11 @@ class MultiMix(Mixing):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
     default_input_mixing: ClassVar[str] = "none"
 
+    # None selects the value of the preset or else of `defaults`. No setting in `defaults` is None after construction.
     num_mixed: Count = setting(
-        1000, "Mixed examples per step and rank, or 'auto': as many as keep a step within 1.05 times the time.",
+        None,
+        "Mixed examples per step and rank, or 'auto': 32 to 1,000, by counted operations at most 3 percent of a step. "
+        "Default: auto.",
         within="[1, inf)", words=("auto",),
     )  # fmt: skip
     alpha: Alpha | None = setting(
@@ -112,7 +124,6 @@ class MultiMix(Mixing):
         None, "Examples drawn for each mixed example. Default: all; with effective_examples k, 2 k + 2.",
         within="[2, inf)",
     )  # fmt: skip
-    # None selects the value of the preset or else of `defaults`; none of these is None after construction.
     clean_weight: float = setting(
         None, "Weight of the cross-entropy of the clean examples. Default: 1.", within="[0, inf)"
     )
@@ -272,11 +283,7 @@ class MultiMix(Mixing):
         """Draw factors (b, n) for a mini-batch of b examples, by default from a generator of this rank."""
         if self.num_mixed == "auto":
             raise ValueError("num_mixed='auto' is determined during training: call with_num_mixed before sample.")
-        drawn = num_examples
-        if self.examples_per_mix is not None:
-            drawn = min(num_examples, self.examples_per_mix)
-        elif self.effective_examples is not None:
-            drawn = min(num_examples, math.ceil(2 * self.effective_examples) + 2)
+        drawn = self._examples_drawn(num_examples)
         alpha = self.alpha
         if alpha is None:
             assert self.effective_examples is not None
@@ -285,6 +292,14 @@ class MultiMix(Mixing):
         if drawn == num_examples:
             return sample_factors(num_examples, self.num_mixed, alpha, **where)
         return sample_sparse_factors(num_examples, self.num_mixed, alpha, examples_per_mix=drawn, **where)
+
+    def _examples_drawn(self, num_examples: int) -> int:
+        """Return the number of examples that are drawn for each mixed example."""
+        if self.examples_per_mix is not None:
+            return min(num_examples, self.examples_per_mix)
+        if self.effective_examples is not None:
+            return min(num_examples, math.ceil(2 * self.effective_examples) + 2)
+        return num_examples
 
     @property
     def gathers(self) -> bool:
@@ -299,6 +314,19 @@ class MultiMix(Mixing):
         method = copy.copy(self)
         method.num_mixed = num_mixed
         return method
+
+    def operations_per_mixed_example(
+        self, num_examples: int, num_locations: int, num_classes: int, device: torch.device
+    ) -> float:
+        ranks = torch.distributed.get_world_size() if self.gathers else 1
+        return operations_per_mixed_example(
+            num_examples, self._mixed_locations(num_locations), num_classes,
+            examples_per_mix=self._examples_drawn(num_examples * ranks), ranks=ranks, device=device,
+        )  # fmt: skip
+
+    def _mixed_locations(self, num_locations: int) -> int:
+        """Return the number of losses of each mixed example in a model with this number of locations."""
+        return int(bool(self.pooled_weight))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the method's name and its settings, those of the preset included."""

@@ -26,7 +26,7 @@ def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None,
         directory: Directory of the model.
         mixing: The method.
         plan: Plan of the model's locations.
-        num_mixed: Number that `num_mixed="auto"` has determined, which a resumed training keeps.
+        num_mixed: Number that `num_mixed="auto"` has selected, which a resumed training keeps.
     """
     from .. import __version__
 
@@ -74,7 +74,7 @@ def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
 
 
 def load_num_mixed(directory: str | Path) -> int | None:
-    """Load the number that `num_mixed="auto"` had determined when a checkpoint was written; None before that."""
+    """Load the number that `num_mixed="auto"` had selected when a checkpoint was written; None before that."""
     path = Path(directory) / MIXING_FILE
     return json.loads(path.read_text()).get("num_mixed") if path.exists() else None
 

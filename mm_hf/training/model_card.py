@@ -179,7 +179,7 @@ def method_section(mixing: Mixing, num_mixed: int | None = None) -> str:
 
     Args:
         mixing: The method.
-        num_mixed: The value that was chosen for `num_mixed="auto"`.
+        num_mixed: The number that `num_mixed="auto"` has selected.
     """
     values = {"method": _method(mixing, num_mixed), "paper": Markup(PAPER)}
     return render(TEMPLATES / "method_section.md.jinja", **values).strip() + "\n"
@@ -194,7 +194,7 @@ def _method(mixing: Mixing, num_mixed: int | None) -> dict[str, Any]:
         if name != "method"
     ]
     if num_mixed is not None:
-        settings.append((code_span("num_mixed"), code_span(num_mixed), "Value that was chosen for auto."))
+        settings.append((code_span("num_mixed"), code_span(num_mixed), "Number that auto has selected."))
     return {
         "description": re.sub(r"\[`~?([^`]*)`\]|`", r"\1", summary),
         "interpolates_embeddings": isinstance(mixing, MultiMix),
@@ -283,7 +283,7 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
         trainer: The trainer.
         mixing: The mixing method.
         summary: Trainer's `TrainingSummary`, with what only the caller knows (datasets, language, ...).
-        num_mixed: The value that was chosen for `num_mixed="auto"`.
+        num_mixed: The number that `num_mixed="auto"` has selected.
     """
     from huggingface_hub import ModelCard
 

@@ -1,124 +1,87 @@
-"""Number of mixed examples of `num_mixed="auto"`, determined by timing the first steps of a training."""
+"""Number of mixed examples of `num_mixed="auto"`: the largest one whose mixing costs a small share of a training step.
+
+Both costs are counted operations and not times, so that the number is the same in every run and on every rank. The
+operations of the model are counted in the forward that probes it, on the first mini-batch or `example_inputs`; the
+backward pass takes twice as many. `mm_hf.functional.cost` gives the cost of mixing, weighted by what an exponential
+costs on the kind of device that trains.
+"""
 
 from __future__ import annotations
 
 import logging
-import statistics
-import time
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
 from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
+from ..locations.operations import ForwardSize
+from ..methods import Mixing
 
 logger = logging.getLogger(__name__)
 
-# A step may take 1.05 times the time of plain training. The rest of that is for work that does not depend on the number
-# of mixed examples: the head at every location, and one row of attention.
-BUDGET = 0.04
-SIZES = (200, 1000)  # in turn: two sizes separate the cost per mixed example from the fixed cost
-WARM_UP = 2  # steps in which caches fill and kernels are selected or compiled
-ROUNDS = 4
-MOST = 100_000
+BUDGET = 0.03  # share of a training step without mixing
+LEAST, MOST = 32, 1000
 
 
+@dataclass
 class AutoNumMixed:
-    """Timer of the first steps of a training, which then determines the number of mixed examples per step.
+    """Number of mixed examples that `num_mixed="auto"` has selected.
 
-    A complete step lies between two calls of `begin`, data and optimizer included. On a GPU, its own clock is read
-    once, after the last timed step, so that no step before synchronizes.
+    Attributes:
+        num_mixed: The number; None before the first training step.
+        share: Expected cost of mixing, as a share of the operations of a training step without mixing. None for a
+            number that was restored from a checkpoint, and for a model whose operations cannot be counted.
     """
 
-    def __init__(self, num_mixed: int | None = None):
-        self.num_mixed = num_mixed
-        self._begun = 0
-        self._size = 0
-        self._marks: list[Any] = []  # of this step: its beginning, the loss's, the loss's end
-        self._steps: list[tuple[int, list[Any]]] = []  # sizes, and marks with the next step's beginning
+    num_mixed: int | None = None
+    share: float | None = None
+    _forwards: list[tuple[int, ForwardSize]] = field(default_factory=list)  # examples and size on each rank
 
-    def __deepcopy__(self, memo: Any) -> AutoNumMixed:
-        """Return a copy for a copy of the model (EMA), without the timings: events of a GPU cannot be copied."""
-        return AutoNumMixed(self.num_mixed)
+    def count(self, num_examples: int, size: ForwardSize) -> None:
+        """Keep the size of the mini-batch and the operations of its forward on each rank."""
+        if self.num_mixed is not None:
+            return
+        if is_distributed():
+            raise_if_uneven_inputs("num_mixed='auto' at the first mini-batch", "give wrap_model example_inputs")
+        self._forwards = all_gather_object((num_examples, size))
 
-    def begin(self, device: torch.device) -> int:
-        """Begin a step, and return its number of mixed examples."""
+    def select(self, mixing: Mixing, device: torch.device) -> int:
+        """Return the number, which the first call selects: the smallest that the mini-batch of any rank allows.
+
+        If PyTorch cannot count any operation of the model, because it consists of custom kernels, the number is
+        `LEAST`. Operations that it cannot count make the number smaller, never larger.
+        """
         if self.num_mixed is not None:
             return self.num_mixed
-        now = _mark(device)
-        if self._begun > WARM_UP and len(self._marks) == 3:  # fewer marks: the step had no mixed examples
-            self._steps.append((self._size, [*self._marks, now]))
-        if self._begun >= WARM_UP + ROUNDS * len(SIZES):
-            # From this step on, the ranks ask each other until all of them have timed enough steps: with input mixing,
-            # some mix in embedding space more often than others.
-            timed = [size for size, _ in self._steps]
-            enough = min(timed.count(size) for size in SIZES) >= ROUNDS
-            self.num_mixed = _agreed(choose_size(self._seconds(device)) if enough else None)
-            if self.num_mixed is not None:
-                logger.info("num_mixed='auto': %s mixed examples per step.", f"{self.num_mixed:,}")
-                return self.num_mixed
-        self._size = SIZES[self._begun % len(SIZES)]
-        self._begun += 1
-        self._marks = [now]
-        return self._size
-
-    def loss_begins(self, device: torch.device) -> None:
-        """Mark the end of the forward."""
-        if self.num_mixed is None:
-            self._marks.append(_mark(device))
-
-    def loss_ends(self, device: torch.device) -> None:
-        """Mark the end of the loss and its gradient."""
-        if self.num_mixed is None:
-            self._marks.append(_mark(device))
-
-    def _seconds(self, device: torch.device) -> list[tuple[int, float, float]]:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return [
-            (size, _between(loss, loss_end), _between(start, end)) for size, (start, loss, loss_end, end) in self._steps
+        steps = [3 * num_examples * size.operations for num_examples, size in self._forwards]
+        each = [
+            mixing.operations_per_mixed_example(num_examples, size.num_locations, size.num_classes, device)
+            for num_examples, size in self._forwards
         ]
+        self.num_mixed = min(map(choose_num_mixed, steps, each))
+        if not all(steps):
+            reason = "the smallest number, because PyTorch cannot count the operations of this model"
+        else:
+            self.share = self.num_mixed * max(e / step for e, step in zip(each, steps))
+            reason = f"whose expected cost is {self.share:.1%} of the operations of a training step"
+        logger.info("num_mixed='auto': %s mixed examples per step, %s.", f"{self.num_mixed:,}", reason)
+        return self.num_mixed
 
 
-def choose_size(steps: list[tuple[int, float, float]]) -> int:
-    """Return the largest number of mixed examples whose loss takes `BUDGET` of a plain step.
+def choose_num_mixed(step: float, each: float) -> int:
+    """Return the largest number of mixed examples, of one significant digit, that costs at most `BUDGET` of a step.
 
     Args:
-        steps: Number of mixed examples, seconds of the loss and seconds of the complete step, for each timed step.
-            There are two different numbers of mixed examples.
+        step: Operations of a training step without mixing.
+        each: Operations of each mixed example.
 
     Returns:
-        A number of two significant digits between the smaller of the two numbers and `MOST`.
+        A number between `LEAST` and `MOST`.
 
     Example:
-        >>> choose_size([(200, 0.003, 1.003), (1000, 0.007, 1.007)])  # 2 ms, and 5 microseconds for each
-        7600
+        >>> choose_num_mixed(step=1e12, each=1e8), choose_num_mixed(step=1e12, each=1e9), choose_num_mixed(1e12, 1e7)
+        (300, 32, 1000)
     """
-    losses = {size: statistics.median(loss for s, loss, _ in steps if s == size) for size, _, _ in steps}
-    small, large = min(losses), max(losses)
-    each = max((losses[large] - losses[small]) / (large - small), 1e-12)
-    fixed = max(losses[small] - small * each, 0.0)
-    plain = statistics.median(whole - loss for _, loss, whole in steps)
-    affordable = max(small, min(MOST, (BUDGET * plain - fixed) / each))
-    unit = 10 ** (len(str(int(affordable))) - 2)
-    return int(affordable * (1 + 1e-9)) // unit * unit
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(start: Any, end: Any) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
-
-
-def _agreed(size: int | None) -> int | None:
-    """Return the smallest number of all ranks, or None until each has one."""
-    if not is_distributed():
-        return size
-    raise_if_uneven_inputs("num_mixed='auto'", "give a number")
-    sizes = all_gather_object(size)
-    return None if None in sizes else min(sizes)
+    affordable = BUDGET * step
+    candidates = [digit * unit for unit in (10, 100, 1000) for digit in range(1, 10)]
+    return max((n for n in candidates if LEAST < n <= MOST and n * each <= affordable), default=LEAST)

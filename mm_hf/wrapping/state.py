@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
 from ..functional import Criterion
-from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, probe, resolve_attention
+from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, resolve_attention
 from ..locations.head import check_head
+from ..locations.operations import ForwardSize
+from ..locations.probe import forward_size, probe_with_size
+from ..locations.probe_inputs import batch_size
 from ..locations.recording import record
 from ..locations.sharded import unsharded
 from ..methods import Mixing
@@ -69,11 +72,16 @@ class MixingState:
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
                 "attention is read from. Switch one of the two off."
             )
+        size = ForwardSize(0, 1, 1)
         if requires.locations:
-            self._install_hooks(model, inputs, requires.attention or "uniform")
+            size = self._install_hooks(model, inputs, requires.attention or "uniform")
         elif requires.linear_head:
             with unsharded(model, inputs) as whole_inputs:
-                check_head(record(model, whole_inputs))
+                recording = record(model, whole_inputs)
+                check_head(recording)
+                size = forward_size(recording)
+        if self.auto_num_mixed is not None:
+            self.auto_num_mixed.count(batch_size(inputs), size)
         if requires.blocks:
             if self.blocks is not None:
                 self.blocks.remove()
@@ -108,14 +116,15 @@ class MixingState:
                 'example. Use DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'
             )
 
-    def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> None:
+    def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> ForwardSize:
         given = self.plan if self.hooks is None else None  # another adapter has other modules: search again
         if self.hooks is not None:
             self.hooks.remove(model)
             self.hooks = None
-        plan = _agreed_plan(model, inputs, self.processing_class, given)
+        plan, size = _agreed_plan(model, inputs, self.processing_class, given)
         self.attention = resolve_attention(kind, plan)
         self.plan, self.hooks = plan, LocationHooks(model, plan)
+        return size
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
         """Add values to the running means, on the device."""
@@ -130,12 +139,26 @@ class MixingState:
         return means
 
 
-def _agreed_plan(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None) -> Plan:
-    """Return one plan for all ranks. They probe different batches, which may lead to different plans."""
+def _agreed_plan(
+    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any, given: Plan | None
+) -> tuple[Plan, ForwardSize]:
+    """Return one plan for all ranks, and the size of this rank's forward.
+
+    The ranks probe different batches, which may lead to different plans.
+    """
+    sizes: list[ForwardSize] = []
+
+    def find() -> dict[str, Any]:
+        plan, size = probe_with_size(model, inputs, processing_class, given)
+        sizes.append(size)
+        return plan.to_dict()
+
     with unsharded(model, inputs) as inputs:
-        plans = _on_all_ranks(lambda: probe(model, inputs, processing_class, given).to_dict())
+        plans = _on_all_ranks(find)
         first = Plan.from_dict(plans[0])
-        return probe(model, inputs, processing_class, first) if any(plan != plans[0] for plan in plans) else first
+        if any(plan != plans[0] for plan in plans):
+            return probe_with_size(model, inputs, processing_class, first)
+        return first, sizes[0]
 
 
 def _agreed_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:

@@ -89,7 +89,7 @@ def _mix(
     labels = state.convert_labels(labels)
     mixing = state.mixing
     if state.auto_num_mixed is not None:
-        mixing = mixing.with_num_mixed(state.auto_num_mixed.begin(labels.device))
+        mixing = mixing.with_num_mixed(state.auto_num_mixed.select(mixing, labels.device))
     if state.sharded is None:
         state.sharded = is_sharded(model)
     method = mixing.for_batch(inputs, labels, epoch=state.epoch, same_on_all_ranks=state.sharded)
@@ -129,12 +129,7 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, output: Location
     if output.logits.ndim > 2:
         assert state.label_kind is not None
         output, labels = at_locations(output, labels, state.label_kind.ignored)
-    timed = state.auto_num_mixed if isinstance(method, type(state.mixing)) else None
-    if timed is not None:
-        timed.loss_begins(labels.device)
     result = method.loss(output, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
-    if timed is not None:
-        timed.loss_ends(labels.device)
     state.log(result.logs)
     return result.loss
 

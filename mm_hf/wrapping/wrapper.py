@@ -24,8 +24,9 @@ class MixingHandle:
         mixing: The method.
         plan: Plan of the model's locations; None before the first training step (or `example_inputs`), and for methods
             that need none.
-        num_mixed: Number of mixed examples per step that `num_mixed="auto"` has determined. Setting it ends the search,
-            as a resumed training does.
+        num_mixed: Number of mixed examples per step that `num_mixed="auto"` has selected in the first training step. A
+            number that is set before, such as that of a resumed training, is used instead.
+        mixing_share: Expected cost of these mixed examples, as a share of the operations of a training step.
         epoch: Epochs of training so far, as a fraction; None at first. `MultiMixTrainer` sets it; a custom loop sets it
             at the start of each epoch, for methods that depend on it (`DenseMultiMix(input_mixing_start=...)`).
     """
@@ -44,13 +45,18 @@ class MixingHandle:
 
     @property
     def num_mixed(self) -> int | None:
-        """Number of mixed examples that `num_mixed="auto"` has determined; None before, and for a given number."""
+        """Number of mixed examples that `num_mixed="auto"` has selected; None before, and for a given number."""
         return None if self._state.auto_num_mixed is None else self._state.auto_num_mixed.num_mixed
 
     @num_mixed.setter
     def num_mixed(self, value: int | None) -> None:
         if self._state.auto_num_mixed is not None:
-            self._state.auto_num_mixed.num_mixed = value
+            self._state.auto_num_mixed.num_mixed, self._state.auto_num_mixed.share = value, None
+
+    @property
+    def mixing_share(self) -> float | None:
+        """Expected cost of the mixed examples that `num_mixed="auto"` has selected; None if it is not known."""
+        return None if self._state.auto_num_mixed is None else self._state.auto_num_mixed.share
 
     @property
     def epoch(self) -> float | None:

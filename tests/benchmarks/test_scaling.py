@@ -33,7 +33,7 @@ def test_formulas_agree_with_the_code(b, r, c, n, logit, processes):
 
 def test_page_shows_the_checked_values():
     page = scaling.PAGE.read_text()
-    for make in (scaling.models, scaling.step, scaling.gather, scaling.checks):
+    for make in (scaling.models, scaling.num_mixed, scaling.step, scaling.gather, scaling.checks):
         table = "\n".join(table_lines(make(), align="l"))
         assert f"<!-- begin: {make.__name__} -->\n\n{table}\n" in page, "run python -m benchmarks.scaling"
     rows = scaling.harness.read("scaling.csv")

@@ -60,7 +60,7 @@ def test_paper_preset_sets_the_papers_recipe_and_given_arguments_override_it():
 def test_default_recipe():
     method = DenseMultiMix()
     assert (method.clean_weight, method.pooled_weight, method.dense_weight) == (1.0, 0.0, 1.0)
-    assert (method.num_mixed, method.effective_examples, method.alpha) == (1000, 3.0, None)
+    assert (method.num_mixed, method.effective_examples, method.alpha) == ("auto", 3.0, None)
     assert MultiMix().pooled_weight == 1.0
     for default in (DenseMultiMix(), MultiMix()):
         assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 0.5, 3.0)

@@ -1,134 +1,233 @@
 import copy
+import json
 import logging
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from mm_hf import DenseMultiMix, Mixing, MultiMix, MultiMixTrainer, wrap_model
+from mm_hf.functional.cost import ACCELERATOR, CPU, operations_per_mixed_example
+from mm_hf.locations import operations
+from mm_hf.locations.operations import ForwardSize, OperationCounter
+from mm_hf.locations.probe import probe_with_size
 from mm_hf.training.hub import load_num_mixed
-from mm_hf.wrapping import auto_num_mixed as module
+from mm_hf.wrapping.auto_num_mixed import BUDGET, LEAST, MOST, AutoNumMixed, choose_num_mixed
 from tests.helpers import digits, models
 
 AUTO = DenseMultiMix(num_mixed="auto")
+NUMBERS = [LEAST, *range(40, 100, 10), *range(100, 1001, 100)]
 
 
-class Clock:
-    """Simulated clock: a plain step takes one second, and the loss `fixed` plus `each` per mixed example."""
-
-    def __init__(self, monkeypatch, fixed=0.0, each=1e-5, plain=1.0):
-        self.now, self.fixed, self.each, self.plain = 0.0, fixed, each, plain
-        monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.time.perf_counter", lambda: self.now)
-
-    def step(self, auto_num_mixed, mixes=True):
-        size = auto_num_mixed.begin(torch.device("cpu"))
-        self.now += self.plain / 3
-        if mixes:
-            auto_num_mixed.loss_begins(torch.device("cpu"))
-            self.now += self.fixed + size * self.each
-            auto_num_mixed.loss_ends(torch.device("cpu"))
-        self.now += 2 * self.plain / 3
-        return size
+def chosen(model, inputs, labels, method=AUTO, **options):
+    """Return the number that a training step selects."""
+    with wrap_model(model.train(), method, **options) as handle:
+        model(**inputs, labels=labels).loss.backward()
+        return handle.num_mixed
 
 
-@given(
-    st.floats(1e-4, 10), st.floats(0, 0.03), st.floats(1e-8, 1e-3), st.lists(st.integers(0, 7), max_size=1, unique=True)
-)
-def test_chosen_number_costs_at_most_the_budget(plain, fixed, each, disturbed):
-    fixed, each = fixed * plain, each * plain
-    steps = [(size, fixed + size * each, plain + fixed + size * each) for size in module.SIZES * module.ROUNDS]
-    for i in disturbed:  # by an evaluation or another program
-        steps[i] = (steps[i][0], steps[i][1] * 3, steps[i][2] + 100)
-    size = module.choose_size(steps)
-    cost = fixed + size * each
-    if size in (module.MOST, min(module.SIZES)):
-        assert cost <= module.BUDGET * plain * 1.1 or size == min(module.SIZES)
-    elif not disturbed:
-        assert 0.85 * module.BUDGET * plain <= cost <= 1.001 * module.BUDGET * plain
-    else:
-        assert cost <= 1.3 * module.BUDGET * plain
-    assert size == float(f"{size:.1e}")
+# ---- the number ----
 
 
-def test_number_is_fixed_after_the_first_steps_are_timed(monkeypatch):
-    clock, auto_num_mixed = Clock(monkeypatch, fixed=0.01), module.AutoNumMixed()
-    sizes = [clock.step(auto_num_mixed) for _ in range(20)]
-    trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
-    assert set(sizes[:trial]) == set(module.SIZES)
-    assert set(sizes[trial + 1 :]) == {3000} and auto_num_mixed.num_mixed == 3000
+@given(st.floats(1e3, 1e18), st.floats(1e-1, 1e15))
+def test_number_is_the_largest_of_one_digit_within_the_budget(step, each):
+    number = choose_num_mixed(step, each)
+    assert number in NUMBERS
+    if number > LEAST:
+        assert number * each <= BUDGET * step
+    if number < MOST:
+        assert NUMBERS[NUMBERS.index(number) + 1] * each > BUDGET * step
 
 
-def test_steps_without_mixing_are_not_timed(monkeypatch):
-    clock, auto_num_mixed = Clock(monkeypatch), module.AutoNumMixed()
-    for i in range(60):
-        clock.step(auto_num_mixed, mixes=i % 3 == 0)
-    assert auto_num_mixed.num_mixed == 4000
+@pytest.mark.parametrize("classes", [3, 300, 900, 5000])
+def test_number_follows_from_counted_operations(classes):
+    """The reference counts with PyTorch's own counter, in a complete forward of the mini-batch."""
+    model, b, r = models.build("vit", num_labels=classes, hidden_size=96, intermediate_size=384), 6, 16
+    inputs, labels = models.batch("vit", b=b), models.labels(b)
+    model.set_attn_implementation("eager")  # PyTorch's counter omits its own attention on a CPU
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    each = r * ((6 * classes + 2) * b + 500 * classes)
+    affordable = 0.03 * 3 * counter.get_total_flops() / each
+    expected = max((n for n in NUMBERS if n <= affordable), default=32)
+    model.set_attn_implementation("sdpa")
+    assert chosen(model, inputs, labels) == expected
+    assert {3: 1000, 5000: 32}.get(classes, expected) == expected and 0.9 * affordable < 1.2 * expected or classes != 300
 
 
-def test_timing_continues_until_both_sizes_are_timed(monkeypatch):
-    clock, auto_num_mixed = Clock(monkeypatch), module.AutoNumMixed()
-    for i in range(40):
-        clock.step(auto_num_mixed, mixes=i % 2 == 0)  # always with the same one of the two sizes
-    assert auto_num_mixed.num_mixed is None
-    for _ in range(2 * module.ROUNDS + 1):
-        clock.step(auto_num_mixed)
-    assert auto_num_mixed.num_mixed == 4000
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["vit", "bert", "beit"])
+def test_operations_of_a_probe_equal_those_of_pytorchs_counter(name, attention):
+    model, inputs = models.build(name, attn_implementation="eager"), models.batch(name)
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    model.set_attn_implementation(attention)
+    _, size = probe_with_size(model, inputs)
+    locations = 16 if name in models.IMAGE_MODELS else inputs["input_ids"].shape[1]
+    assert size == ForwardSize(counter.get_total_flops() / 6, locations, 5)
 
 
-def test_ranks_decide_in_the_same_step(monkeypatch):
-    """One of two ranks has mixed less often: both ask in every step until both have a number."""
-    clock, auto_num_mixed, gathered = Clock(monkeypatch), module.AutoNumMixed(), []
-
-    def gather(sizes, size):
-        gathered.append(size)
-        sizes[:] = [size, 3000 if len(gathered) > 5 else None]
-
-    monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.is_distributed", lambda: True)
-    monkeypatch.setattr("mm_hf.distributed.is_distributed", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    sizes = [clock.step(auto_num_mixed) for _ in range(30)]
-    trial = module.WARM_UP + module.ROUNDS * len(module.SIZES)
-    assert gathered == [4000] * 6 and set(sizes[trial + 5 :]) == {3000}
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_cost_of_a_mixed_example(device, ranks):
+    cost = CPU if device == "cpu" else ACCELERATOR
+    found = operations_per_mixed_example(40, 49, 100, ranks=ranks, device=device)
+    assert found == 49 * (602 * 40 * ranks * cost.product + 100 * cost.exponential) / ranks
+    few = operations_per_mixed_example(40, 49, 100, examples_per_mix=4, device=device)
+    assert few == (49 * (602 * 20 + 100 * CPU.exponential) if device == "cpu" else found * ranks) or ranks > 1
 
 
-def test_model_trains_with_the_number_that_is_determined(monkeypatch, caplog):
-    model, inputs = models.build("vit").train(), models.batch("vit")
-    with wrap_model(model, AUTO) as handle:
-        terms = []
-        for _ in range(40):
-            model(**inputs, labels=models.labels()).loss.backward()
-            terms.append(int(handle.pop_logs()["loss_terms"]))
-            if handle.num_mixed is not None:
-                break
-        assert {6 + 16 * size for size in module.SIZES} == set(terms[:-1])
-        model(**inputs, labels=models.labels()).loss.backward()
-        assert handle.pop_logs()["loss_terms"] == 6 + 16 * handle.num_mixed
-        assert copy.deepcopy(model).mm_hf_state.auto_num_mixed.num_mixed == handle.num_mixed
-    assert MultiMix(num_mixed=3).is_auto is False and AUTO.with_num_mixed(7).num_mixed == 7 and AUTO.num_mixed == "auto"
-    assert Mixing.from_dict(AUTO.to_dict()) == AUTO
+def test_terms_add_up():
+    def locations(method):
+        return method._mixed_locations(49)
+
+    assert [locations(m) for m in (AUTO, DenseMultiMix(pooled_weight=1.0), MultiMix())] == [49, 50, 1]
+    assert locations(DenseMultiMix(dense_weight=0.0, pooled_weight=1.0)) == 1
+    assert locations(MultiMix(pooled_weight=0.0)) == 0 and choose_num_mixed(1e9, 0.0) == MOST
 
 
-def test_resumed_training_keeps_the_number(tmp_path, caplog):
-    arguments = {"num_train_epochs": 8, "save_strategy": "steps", "save_steps": 12}
-    with caplog.at_level(logging.INFO, "mm_hf.wrapping.auto_num_mixed"):
-        first = MultiMixTrainer(
-            digits.vit(), digits.arguments(tmp_path, **arguments), mixing=AUTO, train_dataset=digits.dataset()
+# ---- the same number in every run, on every rank, and after anything that takes time ----
+
+
+def test_two_runs_and_evaluations_between_steps_agree():
+    numbers = set()
+    for evaluates in (False, True):
+        model, inputs = models.build("vit", num_labels=200).train(), models.batch("vit")
+        with wrap_model(model, AUTO) as handle:
+            for step in range(3):
+                model(**inputs, labels=models.labels()).loss.backward()
+                numbers.add(handle.num_mixed)
+                if evaluates:
+                    model.eval()(**inputs, labels=models.labels())
+                    model.train()
+                assert handle.pop_logs()["loss_terms"] == 6 + 16 * handle.num_mixed, step
+            assert copy.deepcopy(model).mm_hf_state.auto_num_mixed.num_mixed == handle.num_mixed
+    assert len(numbers) == 1
+
+
+def test_ranks_agree_on_the_smallest_number(monkeypatch):
+    sizes = [(8, ForwardSize(2e9, 196, 100)), (8, ForwardSize(1e9, 98, 100)), (4, ForwardSize(1e9, 196, 100))]
+    alone = []
+    for size in sizes:
+        auto = AutoNumMixed()
+        auto.count(*size)
+        alone.append(auto.select(AUTO, torch.device("cpu")))
+    assert len(set(alone)) > 1
+    monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.all_gather_object", lambda size: sizes)
+    for size in sizes:
+        auto = AutoNumMixed()
+        auto.count(*size)
+        assert auto.select(AUTO, torch.device("cpu")) == min(alone)
+        assert auto.share == auto.num_mixed * max(
+            AUTO.operations_per_mixed_example(b, s.num_locations, 100, torch.device("cpu")) / (3 * b * s.operations)
+            for b, s in sizes
         )
-        first.train()
-    chosen = first.mixing_handle.num_mixed
-    assert f"num_mixed='auto': {chosen:,} mixed examples per step" in caplog.text
-    assert load_num_mixed(tmp_path / "checkpoint-12") == chosen
-    again = MultiMixTrainer(
-        digits.vit(), digits.arguments(tmp_path, **arguments), mixing=AUTO, train_dataset=digits.dataset()
-    )
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
-    assert again.mixing_handle.num_mixed == chosen
+
+
+def test_first_mini_batch_decides_for_texts_of_all_lengths():
+    model, numbers = models.build("bert", num_labels=300).train(), []
+    with wrap_model(model, AUTO) as handle:
+        for length in (12, 40, 7):
+            model(**models.batch("bert", length=length), labels=models.labels()).loss.backward()
+            numbers.append(handle.num_mixed)
+    assert len(set(numbers)) == 1
+
+
+def test_device_of_training_counts_and_not_that_of_the_example(monkeypatch):
+    model, inputs = models.build("vit", num_labels=100), models.batch("vit")
+    with wrap_model(model.train(), AUTO, example_inputs={**inputs, "labels": models.labels()}) as handle:
+        assert handle.num_mixed is None
+        auto = model.mm_hf_state.auto_num_mixed
+        on_gpu, on_cpu = copy.deepcopy(auto), copy.deepcopy(auto)
+    assert on_gpu.select(AUTO, torch.device("cuda")) <= on_cpu.select(AUTO, torch.device("cpu"))
+    assert on_gpu.share > 10 * on_cpu.share * on_gpu.num_mixed / on_cpu.num_mixed
+
+
+def test_number_is_logged_with_its_cost(caplog):
+    model = models.build("vit", num_labels=50, hidden_size=128, intermediate_size=512)
+    with caplog.at_level(logging.INFO, "mm_hf.wrapping.auto_num_mixed"):
+        with wrap_model(model.train(), AUTO) as handle:
+            model(**models.batch("vit"), labels=models.labels()).loss.backward()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"num_mixed='auto': {handle.num_mixed} mixed examples per step, whose expected cost is "
+        f"{handle.mixing_share:.1%} of the operations of a training step."
+    ]
+    assert 0 < handle.mixing_share <= BUDGET
+
+
+# ---- models whose operations cannot be counted ----
+
+
+def test_model_of_custom_kernels_gets_the_smallest_number(monkeypatch, caplog):
+    monkeypatch.setattr(operations, "_FORMULAS", {})
+    with caplog.at_level(logging.INFO, "mm_hf.wrapping.auto_num_mixed"):
+        assert chosen(models.build("vit"), models.batch("vit"), models.labels()) == LEAST
+    assert "32 mixed examples per step, the smallest number, because PyTorch cannot count" in caplog.text
+
+
+def test_operations_that_cannot_be_counted_never_raise_the_number(monkeypatch):
+    def fails(*args, **kwargs):
+        raise TypeError("no formula for this call")
+
+    model, inputs, labels = models.build("vit", num_labels=100), models.batch("vit"), models.labels()
+    numbers = [chosen(model, inputs, labels)]
+    monkeypatch.setitem(operations._FORMULAS, torch.ops.aten.addmm, fails)
+    numbers.append(chosen(model, inputs, labels))
+    assert LEAST <= numbers[1] < numbers[0]
+
+
+def test_counter_changes_no_result():
+    x = torch.randn(3, 4, requires_grad=True)
+    with OperationCounter() as counter:
+        y = torch.linalg.qr(x @ x.T)[1].sum()
+    assert counter.operations == 2 * 3 * 4 * 3
+    assert torch.equal(y, torch.linalg.qr(x @ x.T)[1].sum()) and torch.autograd.grad(y, x)[0].isfinite().all()
+
+
+# ---- given, saved and restored numbers ----
+
+
+@pytest.mark.parametrize("method", [MultiMix, DenseMultiMix])
+def test_auto_is_the_default_and_a_number_is_used_as_given(method):
+    assert method().num_mixed == "auto" and method().is_auto and Mixing.from_dict(method().to_dict()) == method()
+    assert method(preset="paper").num_mixed == 1000 and method(preset="paper", num_mixed=7).num_mixed == 7
+    assert method(num_mixed=3).is_auto is False and method().with_num_mixed(7).num_mixed == 7
+    model = models.build("vit").train()
+    with wrap_model(model, method(num_mixed=5000, clean_weight=0.0)) as handle:
+        model(**models.batch("vit"), labels=models.labels()).loss.backward()
+        assert handle.num_mixed is None and handle.mixing_share is None
+        assert handle.pop_logs()["loss_terms"] == 5000 * method().operations_per_mixed_example(
+            1, 16, 1, torch.device("cuda")
+        ) / (ACCELERATOR.product * 8 + ACCELERATOR.exponential)
+
+
+def trainer(directory, **arguments):
+    arguments = digits.arguments(directory, num_train_epochs=4, save_strategy="steps", save_steps=3, **arguments)
+    return MultiMixTrainer(digits.vit(num_labels=200), arguments, train_dataset=digits.dataset())
+
+
+def test_resumed_training_uses_the_saved_number(tmp_path):
+    first = trainer(tmp_path)
+    first.train()
+    number, file = first.mixing_handle.num_mixed, tmp_path / "checkpoint-6" / "mixing.json"
+    assert LEAST < number < MOST and load_num_mixed(tmp_path / "checkpoint-6") == number
+    again = trainer(tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.mixing_handle.num_mixed == number
     digits.same_weights(digits.weights(first.model), digits.weights(again.model))
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({**saved, "num_mixed": 77}))  # as another version or device would have selected
+    other = trainer(tmp_path)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert other.mixing_handle.num_mixed == 77 == load_num_mixed(tmp_path / "checkpoint-12")
+    terms = [entry["loss_terms"] for entry in other.state.log_history if "loss_terms" in entry]
+    assert math.isclose(terms[-1], 32 + 16 * 77)
 
 
-@pytest.mark.parametrize("value", [0, -3, 2.5, "most", None, True])
+@pytest.mark.parametrize("value", [0, -3, 2.5, "most", True])
 def test_num_mixed_is_an_integer_or_auto(value):
     with pytest.raises(ValueError, match="num_mixed must be an integer of at least 1 or 'auto'"):
         MultiMix(num_mixed=value)
