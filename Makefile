@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast oldest check format bench model-table crash-recovery evidence docs figures dist clean
+.PHONY: demo test test-fast oldest check format bench gpu model-table crash-recovery evidence docs figures dist clean
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -18,7 +18,7 @@ test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## the tests without a mark, for the minute after a change
-	$(PYTEST) -m "not (zoo or distributed or end_to_end or slow)"
+	$(PYTEST) -m "not (zoo or distributed or end_to_end or gpu or slow)"
 
 oldest:  ## all tests with the oldest versions that setup.py allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
@@ -38,6 +38,12 @@ bench: $(VENV)/.dev  ## 25 minutes: time and memory of the loss, of drawing fact
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.tables
+
+# Installs nothing: a GPU machine has its own PyTorch, and may have no network.
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
+
+gpu:  ## 35 minutes: everything that a GPU has to report, docs/gpu.md; REHEARSE=1 runs it in miniature on a CPU
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu$(if $(REHEARSE), --rehearse)
 
 model-table: $(VENV)/.dev  ## checks every classification class of Transformers; writes docs/models.md
 	$(BIN)/python -m benchmarks.supported_models

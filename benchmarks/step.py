@@ -16,7 +16,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import kornia.augmentation
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -47,9 +46,11 @@ class Kornia:
     """Plain training on batches mixed by kornia's MixUp and CutMix alternately."""
 
     def __init__(self) -> None:
+        from kornia import augmentation
+
         self.mixes = [
-            kornia.augmentation.RandomMixUpV2(data_keys=["input", "class"], p=1.0),
-            kornia.augmentation.RandomCutMixV2(data_keys=["input", "class"], p=1.0, use_correct_lambda=True),
+            augmentation.RandomMixUpV2(data_keys=["input", "class"], p=1.0),
+            augmentation.RandomCutMixV2(data_keys=["input", "class"], p=1.0, use_correct_lambda=True),
         ]
         self.step = 0
 
@@ -72,7 +73,7 @@ def literal(model: Any, pixel_values: Tensor, labels: Tensor, n: int = 1000) -> 
     attention = output.attentions[-1][:, :, 0, 1:].mean(dim=1).detach()
     attention = attention / attention.sum(dim=1, keepdim=True)
     b, r, _ = features.shape
-    factors = torch.distributions.Dirichlet(torch.full((r, n, b), 1.0)).sample()
+    factors = torch.distributions.Dirichlet(torch.ones(r, n, b, device=features.device)).sample()
     mixing = attention.T[:, None] * factors
     mass = mixing.sum(dim=-1)
     mixing = mixing / mass[..., None]
