@@ -83,7 +83,7 @@ class _OperationCount(TorchDispatchMode):
 
 
 def count_kernels(setup: Setup, step: Callable[[], object]) -> int:
-    """Count the kernels of a step: those that a GPU ran, by PyTorch's profiler; in a rehearsal, PyTorch's operations."""
+    """Count the kernels that a GPU runs in a step, by PyTorch's profiler; in a rehearsal, PyTorch's operations."""
     if setup.device.type != "cuda":
         with _OperationCount() as counter:
             step()

@@ -44,8 +44,8 @@ def load(setup: Setup) -> dict[str, Data]:
         return {split: (torch.randn(32, 1, 28, 28), torch.randint(10, (32,))) for split in ("train", "t10k")}
     if not DIRECTORY.is_dir():
         raise FileNotFoundError(
-            f"{DIRECTORY} does not exist: install the Debian package dataset-fashion-mnist, or set FASHION_MNIST_DIR to "
-            "a directory with the four .gz files of Fashion-MNIST."
+            f"{DIRECTORY} does not exist: install the Debian package dataset-fashion-mnist, or set FASHION_MNIST_DIR "
+            "to a directory with the four .gz files of Fashion-MNIST."
         )
     data = {}
     for split in ("train", "t10k"):
@@ -125,7 +125,13 @@ def run(setup: Setup) -> None:
             start = time.monotonic()
             found = evaluate(train(setup, data, method, seed, epochs), data["t10k"])
             longest = max(longest, time.monotonic() - start)
-            row = {"method": name, "seed": seed, "epochs": epochs, **found, "seconds": f"{time.monotonic() - start:.0f}"}
+            row = {
+                "method": name,
+                "seed": seed,
+                "epochs": epochs,
+                **found,
+                "seconds": f"{time.monotonic() - start:.0f}",
+            }
             rows.add({**row, "device": describe(setup.device)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +44,8 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         formula = _FORMULAS.get(getattr(func, "_overloadpacket", None))
         if formula is not None:
-            try:
+            with contextlib.suppress(Exception):  # a formula that does not fit a call must not stop the training
                 self.operations += int(formula(*args, **kwargs, out_val=result))
-            except Exception:  # A formula that does not fit an unusual call must not stop the training.
-                pass
         return result
 
 

@@ -26,7 +26,9 @@ def test_rehearsal_runs_every_part(tmp_path, capfd):
     assert all(float(row["ms"]) > 0 and int(row["kernels"]) > 0 for row in steps)
     assert [row["n"] for row in harness.read(growth.FILE, tmp_path)] == ["0", "10", "50"]
     runs = harness.read(training.FILE, tmp_path)
-    assert [row["method"] for row in runs] == list(training.METHODS) and all(0 <= float(r["accuracy"]) <= 1 for r in runs)
+    assert [row["method"] for row in runs] == list(training.METHODS) and all(
+        0 <= float(r["accuracy"]) <= 1 for r in runs
+    )
     page = (tmp_path / "gpu.md").read_text()
     assert "Not measured." not in page and "| DenseMultiMix() |" in page and "Measured on CPU, torch" in page
     capfd.readouterr()
