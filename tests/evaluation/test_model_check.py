@@ -116,6 +116,8 @@ def test_check_command_reports_and_sets_the_exit_code(tmp_path, capsys):
     assert "auto selects 'cls'" in output and re.search(
         r"1,000 mixed features equal the mixed logits \(relative error \d", output
     )
+    number = re.search(r"num_mixed='auto' selects ([\d,]+) per step, an expected ([\d.]+)% of the operations", output)
+    assert number[1] == "32" and float(number[2]) > 3  # the smallest number, for a tiny model
     rows = dict(re.findall(r"^(\w+) +yes +([\d.]+)$", output, re.MULTILINE))
     assert set(rows) == set(METHODS) and rows["erm"] == "1" and "pixel_values 4 x 1 x 8 x 8" in output
 
