@@ -6,7 +6,10 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast oldest check format bench gpu model-table crash-recovery evidence docs figures dist clean
+.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures dist clean
+
+# torchvision and timm, in a directory of their own: without them everything works, too.
+VISION = $(abspath $(VENV))/vision
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -14,14 +17,20 @@ demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; t
 # One worker per core, one thread per worker. An idle worker takes over tests of the other ones.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test: $(VENV)/.dev  ## all tests; with the newest versions: make test VENV=.venv-newest CONSTRAINTS=/dev/null
+test: $(VENV)/.dev  ## all tests
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## the tests without a mark, for the minute after a change
 	$(PYTEST) -m "not (zoo or distributed or end_to_end or gpu or slow)"
 
-oldest:  ## all tests with the oldest versions that setup.py allows
+test-newest:  ## all tests with the newest releases of all dependencies
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
+
+test-oldest:  ## all tests with the oldest versions that setup.py allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-vision: $(VENV)/.vision  ## the tests that depend on torchvision and timm
+	PYTHONPATH=$(VISION) $(PYTEST) -m vision
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -45,8 +54,9 @@ GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),python3)
 gpu:  ## 35 minutes: everything that a GPU has to report, docs/gpu.md; REHEARSE=1 runs it in miniature on a CPU
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu$(if $(REHEARSE), --rehearse)
 
-model-table: $(VENV)/.dev  ## checks every classification class of Transformers; writes docs/models.md
-	$(BIN)/python -m benchmarks.supported_models
+model-table: $(VENV)/.vision  ## checks every class of Transformers and family of timm; docs/models.md, docs/timm_models.md
+	PYTHONPATH=$(VISION) $(BIN)/python -m benchmarks.supported_models
+	PYTHONPATH=$(VISION) $(BIN)/python -m benchmarks.timm_models
 
 crash-recovery: $(VENV)/.dev  ## half an hour: training runs killed at random times and resumed; benchmarks/results/crash_recovery.csv
 	$(BIN)/python -m benchmarks.crash_recovery
@@ -78,6 +88,12 @@ $(VENV)/.examples $(VENV)/.dev $(VENV)/.evidence $(VENV)/.docs: $(VENV)/.%: setu
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.vision: $(VENV)/.dev tests/helpers/sitecustomize.py
+	@rm -rf $(VISION)
+	@$(INSTALL) --no-deps --target $(VISION) torchvision timm
+	@cp tests/helpers/sitecustomize.py $(VISION)
 	@touch $@
 
 clean:

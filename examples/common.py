@@ -15,7 +15,7 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
-from mm_hf.data.models import configuration
+from mm_hf.data.models import configuration, from_pretrained
 from mm_hf.methods import METHODS
 
 logger = logging.getLogger("mm_hf.examples")
@@ -156,12 +156,19 @@ def train_and_validation(data: DatasetDict, data_args: DataArguments, seed: int)
 
 def load_model(auto_class: Any, model_args: ModelArguments, names: list[str], task: str, **settings: Any) -> Any:
     """Load a model of an auto class, or create one from scratch with `settings` as defaults of its configuration."""
-    labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "num_labels": len(names),
+    }
     if model_args.model_name_or_path is None:
         config = configuration(model_args.model_type, model_args.config_overrides or "", **labels, **settings)
         return auto_class.from_config(config)
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, **labels, finetuning_task=task, **model_args.hub)
-    return auto_class.from_pretrained(
+    config = from_pretrained(
+        AutoConfig, model_args.model_name_or_path, **labels, finetuning_task=task, **model_args.hub
+    )
+    return from_pretrained(
+        auto_class,
         model_args.model_name_or_path,
         config=config,
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,

@@ -37,7 +37,7 @@ from transformers import AutoModelForImageClassification, EvalPrediction, Traini
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.folders import load_image_folders
 from mm_hf.data.images import ImageTransform
-from mm_hf.data.models import image_processor
+from mm_hf.data.models import image_processor, num_channels
 from mm_hf.data.offline import OFFLINE_IMAGES
 from mm_hf.data.splits import as_classes
 from mm_hf.evaluation.metrics import load_metric
@@ -114,7 +114,7 @@ def main() -> None:
     data = load_data(data_args, model_args, training_args.seed)
     names = data["train"].features[data_args.label_column_name].names
     model, processor = load_model(model_args, names)
-    channels = getattr(model.config, "num_channels", 3)
+    channels = num_channels(model.config)
     # The transform reads the images of each batch and needs columns that the model does not accept.
     training_args = copy.copy(training_args)
     training_args.remove_unused_columns = False

@@ -51,6 +51,7 @@ from transformers import SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
 from mm_hf.data.images import ImageDataset, ImageTransform
+from mm_hf.data.models import num_channels
 from mm_hf.evaluation.metrics import load_metric
 from mm_hf.training.hub import load_mixing, load_num_mixed, save_mixing
 from mm_hf.training.model_card import GENERATED, card_tags, is_user_edited, method_section
@@ -126,7 +127,7 @@ def main() -> None:
     model, processor = load_model(model_args, names)
     handle = wrap_model(model, mixing)
 
-    train, validation = prepare_images(data, data_args, processor, getattr(model.config, "num_channels", 3))
+    train, validation = prepare_images(data, data_args, processor, num_channels(model.config))
     # The loaders have their own generators. Otherwise a run resumed within an epoch would draw other numbers for mixing
     # and dropout from the global generator than an uninterrupted run.
     train_loader, eval_loader = (

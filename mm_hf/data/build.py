@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from transformers import DataCollatorWithPadding
 from ..comparison import Task
 from ..evaluation.metrics import Normalization
 from .images import ImageDataset, ImageTransform
-from .models import CLASSES, from_pretrained, image_processor, model_factory, tokenizer
+from .models import CLASSES, from_pretrained, image_processor, model_factory, num_channels, tokenizer
 from .options import DataOptions, ModelOptions
 from .splits import Splits, align, load_splits
 from .text import tokenize
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "ood")
 
@@ -84,7 +87,7 @@ def _task_of_images(
     )  # fmt: skip
     config = make().config
     processor = image_processor(config, model.image_processor_name or model.model_name_or_path, **model.hub)
-    channels = getattr(config, "num_channels", 3)
+    channels = num_channels(config)
 
     def rows(split: str) -> ImageDataset | None:
         found = getattr(splits, split)
@@ -99,8 +102,17 @@ def _task_of_images(
     train, validation, test, ood = (rows(split) for split in SPLITS)
     return Task(
         model_init=make, train_dataset=test if trained else train, validation_dataset=validation, test_dataset=test,
-        ood_dataset=ood, processing_class=processor, normalization=Normalization.of(processor), **common,
+        ood_dataset=ood, processing_class=processor, normalization=_normalization(processor), **common,
     )  # fmt: skip
+
+
+def _normalization(processor: Any) -> Normalization | None:
+    """Return the normalization of an image processor; None with a warning if attacks and corruptions cannot use it."""
+    try:
+        return Normalization.of(processor)
+    except ValueError as error:
+        logger.warning("Attacks and corruptions are not evaluated: %s", str(error).split(": ")[0])
+        return None
 
 
 def _task_of_texts(

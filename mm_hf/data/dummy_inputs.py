@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
 from .images import ImageTransform
-from .models import CLASSES, from_pretrained, image_sides
+from .models import CLASSES, from_pretrained, image_sides, num_channels
 
 SENTENCES = (
     "The second act drags, but the last twenty minutes are worth the whole evening.",
@@ -125,14 +125,14 @@ def _labels(config: Any, size: int, random: np.random.Generator) -> Tensor:
 
 
 def _images(model: Any, processor: Any, size: int, random: np.random.Generator) -> Mapping[str, Any]:
-    channels = getattr(model.config, "num_channels", 3)
+    channels = num_channels(model.config)
     if processor is None:
         shape = (size, channels, *image_sides(model.config))
         return {"pixel_values": torch.from_numpy(random.standard_normal(shape)).float()}
     noise = random.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8)
     transform = ImageTransform(processor, num_channels=channels)
     rows = transform({"image": [Image.fromarray(image) for image in noise], "label": [0] * size})
-    return {"pixel_values": torch.stack([torch.as_tensor(x) for x in rows["pixel_values"]])}
+    return {name: torch.stack(values) for name, values in rows.items() if name != "labels"}
 
 
 def _texts(model: Any, tokenizer: Any, size: int, random: np.random.Generator) -> Mapping[str, Any]:

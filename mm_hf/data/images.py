@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -17,7 +17,7 @@ IN_MEMORY = 2**26  # datasets with up to this many values are preprocessed once 
 BATCH_PIXELS = 2**24  # decoded pixels in memory at a time, about 50 MB
 CROP_SCALE, CROP_RATIO = (0.6, 1.0), (3 / 4, 4 / 3)  # share of the area, and width divided by height, of a random crop
 
-Augmentation = Callable[[Image.Image], Image.Image]
+Augmentation = Callable[[Image.Image], Any]
 
 
 def convert_image(image: Image.Image, mode: str) -> Image.Image:
@@ -50,6 +50,31 @@ def convert_image(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "P":  # through RGBA, since a palette may have transparent entries
         image = image.convert("RGBA")
     return image.convert(mode)
+
+
+def as_image(image: Any) -> Image.Image:
+    """Return the result of an augmentation as an image.
+
+    Args:
+        image: Image, array (height, width, channels) or tensor (channels, height, width) of 8-bit values.
+
+    Raises:
+        TypeError: It is something else.
+
+    Example:
+        >>> as_image(np.zeros((4, 6, 3), dtype=np.uint8)).size, as_image(torch.zeros(3, 4, 6, dtype=torch.uint8)).size
+        ((6, 4), (6, 4))
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, torch.Tensor) and image.ndim == 3:
+        image = image.cpu().permute(1, 2, 0).numpy()
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise TypeError(
+            "augmentation must return a PIL image, or an array or a tensor of 8-bit values, got "
+            f"{type(image).__name__}{f' of {image.dtype}' if hasattr(image, 'dtype') else ''}."
+        )
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
 def random_crop(image: Image.Image) -> Image.Image:
@@ -118,14 +143,15 @@ class ImageTransform:
     """Transform of a batch of rows with images to `pixel_values` and `labels`.
 
     The augmentation changes the image. The model's image processor then preprocesses the result exactly as in
-    evaluation.
+    evaluation. Masks and shapes that it returns for each image are kept, too.
 
     Args:
         processor: Image processor of the model.
         image_column: Name of the column with PIL images.
         label_column: Name of the column with class indices.
-        augmentation: "none", "crop", "crop_flip", "randaugment" (kornia), or a function from PIL images to PIL images,
-            such as a transform of `torchvision.transforms.v2`; applied if `train` is True.
+        augmentation: "none", "crop", "crop_flip", "randaugment" (kornia), or a function of a PIL image that returns an
+            image, an array or a tensor of 8-bit values, such as a transform of `torchvision.transforms.v2`; applied if
+            `train` is True.
         num_channels: 3, or 1 for grayscale images.
         train: Apply the augmentation.
 
@@ -154,9 +180,12 @@ class ImageTransform:
         """Transform a batch of rows."""
         images = [self._convert(image, index) for index, image in enumerate(rows[self.columns[0]])]
         if self.augment is not None:
-            images = [self.augment(image) for image in images]
-        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": list(pixels), "labels": rows[self.columns[1]]}
+            images = [as_image(self.augment(image)) for image in images]
+        inputs = self.processor(images, return_tensors="pt")
+        if not isinstance(inputs, Mapping):
+            raise ValueError(f"{type(self.processor).__name__} does not return inputs by name: use an image processor.")
+        tensors = {name: list(x) for name, x in inputs.items() if isinstance(x, torch.Tensor) and len(x) == len(images)}
+        return {**tensors, "labels": rows[self.columns[1]]}
 
     def _convert(self, image: Image.Image, index: int) -> Image.Image:
         try:
@@ -208,7 +237,7 @@ class ImageDataset(Dataset):
         self.seed = self.epoch = 0
         self.prepared: list[dict[str, Any]] | None = None
         if not transform.random and len(rows):
-            values = self._prepare([0])[0]["pixel_values"].numel()
+            values = sum(x.numel() for x in self._prepare([0])[0].values() if isinstance(x, torch.Tensor))
             if len(rows) * values <= IN_MEMORY:
                 self.prepared = self._prepare(range(len(rows)))
 
@@ -247,9 +276,6 @@ class ImageDataset(Dataset):
             if pixels >= BATCH_PIXELS or count == len(indices):
                 columns = {name: [row[name] for row in batch] for name in batch[0]}
                 values = self.transform(columns)
-                found += [
-                    {"pixel_values": torch.as_tensor(x), "labels": y}
-                    for x, y in zip(values["pixel_values"], values["labels"], strict=True)
-                ]
+                found += [dict(zip(values, row)) for row in zip(*values.values(), strict=True)]
                 batch, pixels = [], 0
         return found

@@ -37,8 +37,14 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
     Raises:
         ValueError: The model cannot be loaded without its own code.
     """
+    if auto_class in CLASSES.values() and "config" not in arguments:
+        arguments["config"] = from_pretrained(AutoConfig, name_or_path, **arguments)
     try:
-        return auto_class.from_pretrained(name_or_path, **{"trust_remote_code": False, **arguments})
+        loaded = auto_class.from_pretrained(name_or_path, **{"trust_remote_code": False, **arguments})
+        # timm 1.0.31 saves the number of classes in `model_args`, too, and Transformers rejects the repeated argument.
+        if auto_class is AutoConfig and isinstance(getattr(loaded, "model_args", None), dict):
+            loaded.model_args.pop("num_classes", None)
+        return loaded
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -135,6 +141,7 @@ def model_factory(
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
+        "num_labels": len(class_names),
     }
     if name_or_path is not None:
         config = from_pretrained(AutoConfig, name_or_path, **labels, **hub)
@@ -149,10 +156,32 @@ def model_factory(
 
 
 def image_sides(config: Any, size: int | None = None) -> tuple[int, int]:
-    """Return the height and width of a model's images: the given size, the configuration's, or 224."""
-    side = size or getattr(config, "image_size", 224)
+    """Return the height and width of a model's images: the given size, the configuration's, or 224.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> image_sides(ViTConfig(image_size=32)), image_sides(ViTConfig(), 64)
+        ((32, 32), (64, 64))
+    """
+    side = size or getattr(config, "image_size", None) or _model_arguments(config).get("img_size") or 224
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     return height, width
+
+
+def num_channels(config: Any) -> int:
+    """Return the number of channels of a model's images: the configuration's, or 3.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> num_channels(ViTConfig(num_channels=1))
+        1
+    """
+    return getattr(config, "num_channels", None) or _model_arguments(config).get("in_chans") or 3
+
+
+def _model_arguments(config: Any) -> dict[str, Any]:
+    """Return the arguments of timm's constructor, which Transformers' configuration holds in a dictionary."""
+    return getattr(config, "model_args", None) or {}
 
 
 def image_processor(config: Any, name_or_path: str | None, *, size: int | None = None, **hub: Any) -> Any:
@@ -166,7 +195,7 @@ def image_processor(config: Any, name_or_path: str | None, *, size: int | None =
     """
     if name_or_path is not None:
         return from_pretrained(AutoImageProcessor, name_or_path, **hub)
-    channels, (height, width) = getattr(config, "num_channels", 3), image_sides(config, size)
+    channels, (height, width) = num_channels(config), image_sides(config, size)
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
         image_mean=[0.5] * channels,

@@ -14,7 +14,11 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
+from mm_hf import probe
+from mm_hf.data.dummy_inputs import example_batch
 from mm_hf.data.images import BATCH_PIXELS, ImageDataset, ImageTransform, convert_image, read_image_row
+from mm_hf.evaluation.metrics import Normalization
+from tests.helpers import zoo
 
 FLAT = Image.fromarray(np.full((64, 80, 3), (200, 100, 50), np.uint8))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
@@ -56,10 +60,12 @@ def processor_names():
 
 
 @pytest.mark.zoo
+@pytest.mark.vision
 @pytest.mark.parametrize("name", processor_names())
 def test_every_processor_has_equal_pixels_in_training_and_evaluation(name):
+    settings = {"pretrained_cfg": {"input_size": (3, 32, 32)}} if name == "TimmWrapperImageProcessor" else {}
     try:
-        processor = getattr(transformers, name)()
+        processor = getattr(transformers, name)(**settings)
     except ImportError:
         pytest.skip("requires torchvision or timm")
     try:
@@ -67,6 +73,57 @@ def test_every_processor_has_equal_pixels_in_training_and_evaluation(name):
     except (ImportError, IndexError, KeyError, TypeError, ValueError):
         pytest.skip("takes more than images, or returns no pixel_values per image")
     check_pixels(processor)
+
+
+def albumentation(image):
+    albumentations = pytest.importorskip("albumentations")
+    return albumentations.HorizontalFlip(p=1)(image=np.array(image))["image"]
+
+
+def torchvision_transform(image):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    return v2.RandomHorizontalFlip(p=1)(image)
+
+
+def torchvision_transform_of_tensors(image):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    return v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(p=1)])(image)
+
+
+def kornia_transform(image):
+    kornia = pytest.importorskip("kornia")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    flipped = kornia.augmentation.RandomHorizontalFlip(p=1.0)(pixels)[0]
+    return (255 * flipped).round().to(torch.uint8)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize(
+    "augmentation", [albumentation, torchvision_transform, torchvision_transform_of_tensors, kornia_transform]
+)
+def test_transforms_of_other_libraries_are_applied(augmentation):
+    processor = ViTImageProcessorPil(size=SQUARE)
+    flipped = pixels(processor, NOISE.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "none", False)
+    assert torch.equal(pixels(processor, NOISE, augmentation, True), flipped)
+
+
+@pytest.mark.parametrize("result", [None, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
+def test_augmentation_that_returns_no_8_bit_image_is_rejected(result):
+    with pytest.raises(TypeError, match="augmentation must return a PIL image, or an array or a tensor of 8-bit"):
+        pixels(ViTImageProcessorPil(size=SQUARE), NOISE, lambda image: result, True)
+
+
+def test_masks_and_shapes_of_the_processor_are_kept():
+    model = zoo.build("Siglip2ForImageClassification")
+    processor = transformers.Siglip2ImageProcessorPil(
+        patch_size=model.config.vision_config.patch_size, max_num_patches=16
+    )
+    batch = example_batch(model, processor, "image", 3)
+    assert set(batch) == {"pixel_values", "pixel_attention_mask", "spatial_shapes", "labels"}
+    assert model(**batch).logits.shape == (3, 5)
+    assert probe(model, batch).pool == "mean[mask]"
+    with pytest.raises(ValueError, match="returns no images but patches or colors"):
+        Normalization.of(processor)
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "randaugment"])
@@ -145,6 +202,13 @@ def test_orientation_of_exif_is_applied(tmp_path):
     NOISE.save(tmp_path / "turned.jpg", exif=exif)
     row = read_image_row(image_rows([tmp_path / "turned.jpg"]), 0, "image")
     assert row["image"].size == NOISE.size[::-1]
+
+
+def test_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (200, 100)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    row = read_image_row(image_rows([tmp_path / "animated.gif"]), 0, "image")
+    assert convert_image(row["image"], "RGB").getpixel((0, 0)) == (200, 0, 0)
 
 
 def test_decoded_pixels_in_memory_are_limited(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 # Rounding to bfloat16 moves values out of the range of pixels by less than this.
 TOLERANCE = 0.01
+DIRECTLY = "construct Normalization(image_mean, image_std, rescale_factor) directly."
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Normalization:
         The measurement does not depend on the options of the processor.
 
         Raises:
-            ValueError: The processor does not map pixels linearly in each channel, or pads images.
+            ValueError: The processor does not map pixels linearly in each channel, pads images, or returns no images.
 
         Example:
             >>> from transformers import ViTImageProcessorPil
@@ -65,14 +66,15 @@ class Normalization:
         mean = getattr(processor, "image_mean", None)
         mode = "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
         shades = [Image.new(mode, (64, 64), shade if mode == "L" else (shade,) * 3) for shade in (0, 51, 255)]
-        values = np.asarray(processor(shades, return_tensors="np")["pixel_values"], dtype=np.float64)
+        values = np.asarray(processor(shades, return_tensors="pt")["pixel_values"], dtype=np.float64)
+        if values.ndim < 4:
+            raise ValueError(f"{type(processor).__name__} returns no images but patches or colors: {DIRECTLY}")
         channels = np.moveaxis(values, -3, 1).reshape(3, values.shape[-3], -1)
         black, gray, white = channels.mean(axis=-1)
         line = black + (white - black) * 51 / 255
         if np.ptp(channels, axis=-1).max() > 1e-4 or np.abs(gray - line).max() > 1e-4 or not (white > black).all():
             raise ValueError(
-                f"{type(processor).__name__} does not map pixels linearly in each channel, or pads images: construct "
-                "Normalization(image_mean, image_std, rescale_factor) directly."
+                f"{type(processor).__name__} does not map pixels linearly in each channel, or pads images: {DIRECTLY}"
             )
         std = 1 / (white - black)
         mean, std = (tuple(float(f"{x:.6g}") for x in numbers) for numbers in (-black * std, std))  # of float32
