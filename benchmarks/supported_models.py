@@ -11,13 +11,16 @@ first layer and all of the head), and a checkpoint that loads as a plain model. 
 import argparse
 import collections
 import copy
+import functools
 import math
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -79,22 +82,33 @@ class Row:
 
 def check(name: str) -> Row:
     """Run all checks of one class."""
-    row = Row(name)
     try:
         model = zoo.build(name)
     except zoo.Unavailable as error:
-        row.reason, row.unavailable = str(error), True
-        return row
-    inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {}))
+        return Row(name, reason=str(error), unavailable=True)
+    return check_model(name, model, functools.partial(zoo.batch, name, model))
+
+
+def check_model(name: str, model: Any, batch: Callable[..., dict[str, Any]], reload: bool = True) -> Row:
+    """Run all checks of one model.
+
+    Args:
+        name: Name of the row.
+        model: The model.
+        batch: Function that makes inputs, with the keyword arguments of `zoo.batch`.
+        reload: Save and load a checkpoint after each step.
+    """
+    row = Row(name)
+    inputs = batch(**LONGER.get(model.config.model_type, {}))
     reached: list[str] = []
-    row.multimix, row.reason = step(model, inputs, MultiMix(num_mixed=20), reached)
-    row.blocks = trains_with_mixed_blocks(name, model)
+    row.multimix, row.reason = step(model, inputs, MultiMix(num_mixed=20), reached, reload)
+    row.blocks = trains_with_mixed_blocks(model, batch, reload)
     try:
         plan = probe(model, inputs)
     except LocationError as error:
         row.reason = row.reason or first_line(error)
         return row
-    fresh = zoo.batch(name, model, b=3, seed=5, length=9)
+    fresh = batch(b=3, seed=5, length=9)
     kind = "uniform" if plan.attention is None else "mean" if plan.query == "mean" else "cls"
     with torch.no_grad():
         output = extract(model, attention=kind, **fresh)
@@ -106,7 +120,7 @@ def check(name: str) -> Row:
         row.attention_error = attention_error(model, plan, kind, fresh, output)
     # The loss of the locations alone must train the complete head and the backbone from its first layer on.
     by_dense: list[str] = []
-    row.trained, reason = step(model, inputs, DenseMultiMix(num_mixed=20, clean_weight=0.0), by_dense)
+    row.trained, reason = step(model, inputs, DenseMultiMix(num_mixed=20, clean_weight=0.0), by_dense, reload)
     missed = sorted({reached[0], *head_parameters(model, plan)} - set(by_dense))
     if row.trained and missed:
         row.trained, reason = False, f"no gradient reaches {', '.join(missed)}"
@@ -142,19 +156,19 @@ def attention_error(model, plan, kind, inputs, output):
     return float((output.attention - expected).abs().max())
 
 
-def trains_with_mixed_blocks(name, model):
+def trains_with_mixed_blocks(model, batch, reload=True):
     """Return True if manifold mixup trains the model.
 
     Texts are padded on the left, so that the last tokens of the two examples of a pair are at the same position.
     """
     model = copy.deepcopy(model)
-    inputs = zoo.batch(name, model, **LONGER.get(model.config.model_type, {"padding": "left"}))
+    inputs = batch(**LONGER.get(model.config.model_type, {"padding": "left"}))
     if hasattr(model.config, "layerdrop"):
         model.config.layerdrop = 0.0
-    return step(model, inputs, ManifoldMixup(), [])[0]
+    return step(model, inputs, ManifoldMixup(), [], reload)[0]
 
 
-def step(model, inputs, mixing, reached):
+def step(model, inputs, mixing, reached, reload=True):
     """Train one step, save a checkpoint and load it.
 
     Args:
@@ -162,6 +176,7 @@ def step(model, inputs, mixing, reached):
         inputs: Keyword arguments of its forward.
         mixing: The method.
         reached: A list to which the names of the parameters with a gradient are added, in the model's order.
+        reload: Save the checkpoint and load it.
 
     Returns:
         Whether everything succeeded, and the reason if not.
@@ -178,6 +193,8 @@ def step(model, inputs, mixing, reached):
     if not loss.isfinite():
         return False, "the loss is not finite"
     reached += [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    if not reload:
+        return True, ""
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         model.eval().save_pretrained(directory)
         loaded = type(model).from_pretrained(directory).eval()
@@ -231,11 +248,12 @@ def table(rows, seconds):
     return introduction(rows, seconds) + "\n".join(lines) + "\n"
 
 
-def supported_model(row) -> SupportedModel:
-    """Convert to a row of the package's table."""
+def supported_model(row: Row, task: str | None = None, family: str | None = None) -> SupportedModel:
+    """Convert to a row of the package's table; the task and the architecture of a class are those of the mappings."""
     return SupportedModel(
-        row.name, zoo.TASKS[row.name], architecture(row.name), row.multimix, row.dense and row.trained, row.blocks,
-        row.auto, row.pool, row.head, row.reason, "" if row.unavailable else transformers.__version__,
+        row.name, task or zoo.TASKS[row.name], family or architecture(row.name), row.multimix,
+        row.dense and row.trained, row.blocks, row.auto, bool(row.attention), row.pool, row.head, row.reason,
+        "" if row.unavailable else transformers.__version__,
     )  # fmt: skip
 
 

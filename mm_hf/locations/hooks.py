@@ -54,10 +54,10 @@ def extract(model: nn.Module, attention: str = "auto", **inputs: Any) -> Locatio
 
     Args:
         model: A Transformers classification model.
-        attention: Confidence of the locations. "cls": attention of the token that the head reads. "mean": mean
-            attention of all tokens. "gap": similarity of a location's features to their mean. "cam": logit of the
-            label, needs `labels`. "uniform": the same for all. "auto": "cls" if the head reads a single token,
-            "uniform" if the model labels every location, else "gap".
+        attention: Confidence of the locations. "cls": attention of the token that the head reads, or of the query by
+            which it pools the tokens. "mean": mean attention of all tokens. "gap": similarity of a location's features
+            to their mean. "cam": logit of the label, needs `labels`. "uniform": the same for all. "auto": "cls" if the
+            head reads a single token or pools by attention, "uniform" if the model labels every location, else "gap".
         inputs: Keyword arguments of the model's forward. `labels` are used for "cam" and not passed to the model.
 
     Returns:

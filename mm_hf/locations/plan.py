@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .pools import pool_tokens
+from .pools import MODULE_POOL, pool_tokens
 from .registry import registered
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,12 +47,14 @@ class Plan:
         prefix: Number of tokens at the front that are not locations (CLS, distillation and register tokens).
         text: True if the tokens are those of `input_ids`: padding and special tokens are not locations.
         special_ids: Ids of the special tokens.
-        attention: Name of the last self-attention module, or None if its weights cannot be read.
+        attention: Name of the last self-attention module, or of the module by which the head pools the tokens; None if
+            its weights cannot be read.
         attention_base: Source of the weights: rows computed from query and keys of an attention implementation
             ("sdpa"), the weights that it returns ("eager (weights)"), or the k-th call of a function in the module
             ("softmax[0]").
-        query: The token whose attention is the confidence: 0 (CLS), "pool" (the one token that the head reads), or
-            "mean" (the mean over all tokens, if the head reads no single one).
+        query: The query whose attention is the confidence: 0 (CLS, or the query of a head that pools by attention),
+            "pool" (the one token that the head reads), or "mean" (the mean over all queries, if the head reads no
+            single token).
     """
 
     model_class: str
@@ -88,8 +90,9 @@ class Plan:
             locations = f"all tokens after the first {self.prefix}" if self.prefix else "all tokens"
         attention = "not readable"
         if self.attention is not None:
+            first = "query: the one of the head" if self.pool == MODULE_POOL else "query: token 0"
             queries = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
-            attention = f"{self.attention!r} ({self.attention_base}); {queries.get(str(self.query), 'query: token 0')}"
+            attention = f"{self.attention!r} ({self.attention_base}); {queries.get(str(self.query), first)}"
         head = f"registered as {self.chain[0]!r}" if self.pool == REGISTERED else " -> ".join(self.chain)
         return "\n".join(
             [
@@ -129,27 +132,35 @@ def score_tokens(model: nn.Module, plan: Plan, tokens: Tensor) -> Tensor:
         return registered(plan.chain[0]).score(model, tokens)
     b, r, d = tokens.shape
     with _running_statistics(model, plan):
-        return _run_chain(model, plan.chain, _as_argument(tokens.reshape(b * r, d), plan)).reshape(b, r, -1)
+        return _run_chain(model, plan.chain, _as_argument(tokens.reshape(b * r, 1, d), plan)).reshape(b, r, -1)
 
 
 def pooled_logits(model: nn.Module, plan: Plan, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Compute the logits (b, c) of tokens (b, n, d) by the plan; a correct plan reproduces the model's logits."""
     if plan.pool == REGISTERED:
         return registered(plan.chain[0]).pooled(model, tokens)
+    if plan.pool == MODULE_POOL:
+        return _run_chain(model, plan.chain, _as_argument(tokens, plan)).flatten(1)
     pools = plan.pool.split("+")
     logits = []
     for i, pool in enumerate(pools):
         chain = tuple(step.split("+")[i] if len(pools) > 1 and "+" in step else step for step in plan.chain)
-        logits.append(_run_chain(model, chain, _as_argument(pool_tokens(tokens, pool, inputs), plan)).flatten(1))
+        logits.append(
+            _run_chain(model, chain, _as_argument(pool_tokens(tokens, pool, inputs)[:, None], plan)).flatten(1)
+        )
     return torch.stack(logits).mean(dim=0)
 
 
-def _as_argument(vectors: Tensor, plan: Plan) -> Tensor:
-    """Reshape vectors (m, d) to the argument of the chain's first module: sequences or maps of one token."""
+def _as_argument(tokens: Tensor, plan: Plan) -> Tensor:
+    """Reshape tokens (m, n, d) to the argument of the chain's first module; vectors (m, d) if it takes no sequence."""
     if plan.side == "output":
-        return vectors
-    shape = {"sequence": (1, -1), "channels": (-1, 1), "map": (-1, 1, 1), "grid": (1, 1, -1)}[plan.layout]
-    return vectors.view(len(vectors), *shape)
+        return tokens[:, 0]
+    if plan.layout == "sequence":
+        return tokens
+    if plan.layout == "grid":
+        return tokens[:, :, None]
+    channels = tokens.mT.contiguous()
+    return channels if plan.layout == "channels" else channels[..., None]
 
 
 def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
@@ -160,9 +171,14 @@ def _run_chain(model: nn.Module, chain: tuple[str, ...], x: Tensor) -> Tensor:
         elif step.startswith("scale["):
             x = x * float(step[6:-1])
         else:
-            outputs = [model.get_submodule(name)(x) for name in step.split("+")]
+            outputs = [_first(model.get_submodule(name)(x)) for name in step.split("+")]
             x = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
     return x
+
+
+def _first(output: Any) -> Tensor:
+    """Return a module's output, or the first one of several, as attention modules return their weights, too."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @contextmanager

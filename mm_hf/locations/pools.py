@@ -6,8 +6,11 @@ token[last!=i]   the last token whose id is not i (decoders: i is the padding to
 token[last==i]   the last token whose id is i (BART, T5: i is the end-of-sentence token)
 token[after!=i]  the token after token[last!=i], if there is one (encoder-decoders, whose decoder reads shifted text)
 mean[k:]         mean of the tokens from k on; mean[:k]: of the first k tokens
+max[k:]          maximum of each feature over the tokens from k on
+avgmax[k:]       mean of max[k:] and mean[k:]
 mean[mask]       mean of the tokens in the attention mask
 mean[nonzero]    mean of the tokens that are not zero (wav2vec 2.0 sets padding to zero)
+module[0:]       all tokens, which the first module of the head pools itself: by attention, or as their maximum
 p|q              two pools, concatenated
 p+q              pools of two heads whose logits are averaged, in the order of the heads
 """
@@ -21,6 +24,9 @@ import torch
 from torch import Tensor
 
 MASKS = ("attention_mask", "pixel_attention_mask", "padding_mask")
+
+
+MODULE_POOL = "module[0:]"
 
 
 def attended(inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
@@ -40,7 +46,11 @@ def pool_tokens(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:
     if pool.startswith("token"):
         return tokens[torch.arange(len(tokens), device=tokens.device), rows.int().argmax(dim=1)]
     weights = rows.to(tokens.dtype)[..., None]
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+    mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+    if pool.startswith("mean"):
+        return mean
+    largest = tokens.masked_fill(~rows[..., None], -torch.inf).amax(dim=1)
+    return largest if pool.startswith("max") else (mean + largest) / 2
 
 
 def pool_rows(tokens: Tensor, pool: str, inputs: Mapping[str, Any]) -> Tensor:

@@ -6,19 +6,18 @@ on, as their gradient shows. No architecture is named.
 
     probe
       record, check_head                   one forward; the head ends in a linear layer
-      _search
-        _candidates                        registered mechanisms, then plans traced back from the logits
-          _trace_back <-> _trace_call      from a vector to the calls that return it, and from a call to its argument
-        _with_pools                        each pool that reads the tokens with a gradient
-        _plan_error                        the plan's logits against the model's
-        with_attention                     attention/selection.py
-      forward_size                         operations and locations, for num_mixed="auto"
+      _candidates                          registered mechanisms, then plans traced back from the logits
+        _trace_back <-> _trace_call        from a vector to the calls that return it, and from a call to its argument
+      _with_pools                          each pool that reads the tokens with a gradient
+      _plan_error                          the plan's logits against the model's
+      with_attention                       attention/selection.py
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -29,18 +28,17 @@ from torch import Tensor, nn
 from .attention.selection import with_attention
 from .head import averaged_heads, check_head, location_scorers
 from .modes import nonzero_head_weights, probing_mode
-from .operations import ForwardSize
 from .plan import ACTIVATIONS, EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
-from .pools import MASKS, pool_rows, pool_tokens
+from .pools import MASKS, MODULE_POOL, pool_rows, pool_tokens
 from .probe_inputs import pad_id
 from .recording import Call, Recording, is_vector, record
 from .registry import is_registered, registrations
 from .tolerance import is_close, relative_error, within_rounding
 
-PREFIX_PARAMETERS = ("cls_token", "distillation_token", "dist_token", "register_tokens", "class_embedding")
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LAYOUTS = {3: ("sequence", "channels"), 4: ("map", "grid"), 5: ("map", "grid")}
 MAX_DEPTH = 16  # modules between the pooled vector and the logits
+MAX_VISITS = 4  # ways back through one call; each identity, such as dropout in evaluation, doubles their number
 MIN_READ = 0.9  # share of a pool's tokens that must have a gradient: saturated or dead units have none
 REGISTER_HELP = """To support it, register its tokens and two functions (see mm_hf.locations.registry):
     from mm_hf import locations
@@ -68,55 +66,34 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
     Raises:
         LocationError: No plan explains the model's logits, or `plan` does not fit; the message says what was found.
     """
-    return probe_with_size(model, inputs, processing_class, plan)[0]
-
-
-def probe_with_size(
-    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None
-) -> tuple[Plan, ForwardSize]:
-    """Return the plan of [`probe`], and the size of the forward that it recorded."""
     without_autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), without_autocast, nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
-        plan = _search(recording, processing_class) if plan is None else _verify(recording, plan)
-        return plan, forward_size(recording, plan)
+        if plan is not None:
+            return _verify(recording, plan)
+        rejected: list[tuple[float, Plan]] = []
+        for candidate in _candidates(recording):
+            for pooled, tokens in _with_pools(recording, candidate):
+                error = _plan_error(recording, pooled, tokens)
+                if within_rounding(error, recording.logits.dtype):
+                    return _complete(recording, pooled, tokens, processing_class)
+                rejected.append((error, pooled))
+    raise LocationError(_describe_failure(recording, rejected))
 
 
-def forward_size(recording: Recording, plan: Plan | None = None) -> ForwardSize:
-    """Return the size of a recorded forward, for one example. Its locations are those of a plan."""
-    logits, locations = recording.logits, 1
-    classes = logits.shape[1 if logits.ndim == 4 else -1]
-    if plan is not None and plan.pool == EVERY:
-        locations = logits[0].numel() // classes
-    elif plan is not None:
-        source = _source(recording, plan)
-        assert source is not None
-        locations = as_tokens(source, plan.layout).shape[1] - plan.prefix
-    return ForwardSize(recording.operations / len(logits), locations, classes)
-
-
-def _search(recording: Recording, processing_class: Any) -> Plan:
-    """Return the first candidate that reproduces the logits."""
-    rejected: list[tuple[float, Plan]] = []
-    for candidate in _candidates(recording):
-        for pooled, tokens in _with_pools(recording, candidate):
-            error = _plan_error(recording, pooled, tokens)
-            if within_rounding(error, recording.logits.dtype):
-                return _complete(recording, pooled, tokens, processing_class)
-            rejected.append((error, pooled))
-    raise LocationError(_describe_failure(type(recording.model).__name__, rejected))
-
-
-def _describe_failure(name: str, rejected: list[tuple[float, Plan]]) -> str:
-    nearest = "Nothing that its head reads was found to come from tokens."
-    if rejected:
+def _describe_failure(recording: Recording, rejected: list[tuple[float, Plan]]) -> str:
+    name, calls = type(recording.model).__name__, recording.attention_calls
+    reason, nearest = ": nothing that its head reads was found to come from tokens", ""
+    if calls and any(calls[-1].queries < calls[-1].keys == call.queries < call.keys for call in calls):
+        reason = f": its head reads {calls[-1].keys} latents, which attend to all tokens"
+    elif rejected:
         error, plan = min(rejected, key=lambda pair: pair[0])
-        nearest = f"The nearest one misses its logits by {error:.1e} (relative):\n{plan}"
+        reason, nearest = "", f" The nearest one misses its logits by {error:.1e} (relative):\n{plan}"
     return (
-        f"{name} gives no per-location logits.\n"
-        "A head that scores every token, a head or pooler that takes the sequence, a pooled vector and two averaged "
-        f"heads were tried: {len(rejected)} candidates in all. {nearest}\n"
+        f"{name} gives no per-location logits{reason}.\n"
+        "A head that scores every token, a head or pooler that takes the sequence, a pooled vector, two averaged heads "
+        f"and a module that pools the tokens were tried: {len(rejected)} candidates in all.{nearest}\n"
         f"MultiMix() needs the logits only and works with this model. {REGISTER_HELP}"
     )
 
@@ -144,9 +121,7 @@ def _verify(recording: Recording, plan: Plan) -> Plan:
     if plan.pool in (EVERY, REGISTERED):
         candidate = next((c for c in _candidates(recording) if (c.pool, c.chain) == (plan.pool, plan.chain)), None)
     else:
-        candidate = replace(
-            plan, attention=None, attention_base=None, query=None, prefix=_prefix_length(recording.model)
-        )
+        candidate = replace(plan, attention=None, attention_base=None, query=None)
     pooled, tokens = next(_with_pools(recording, candidate), (None, None)) if candidate else (None, None)
     if pooled is None or tokens is None:
         raise LocationError(
@@ -171,14 +146,15 @@ def _verify(recording: Recording, plan: Plan) -> Plan:
 def _candidates(recording: Recording) -> Iterator[Plan]:
     """Yield plans that may explain the logits, with the outermost modules first; `pool` is "" if it is still open."""
     model = recording.model
-    empty = Plan(type(model).__name__, "", "", None, "", "", (), prefix=_prefix_length(model))
+    empty = Plan(type(model).__name__, "", "", None, "", "", ())
     yield from _registered_candidates(recording, empty)
     if recording.logits.ndim > 2:
         yield _every_location(recording, empty)
         return
-    yield from _trace_back(recording, empty, recording.logits, math.inf, (), 0)
+    yield from _trace_back(recording, empty, Counter(), recording.logits, math.inf, (), 0)
     for a, b in averaged_heads(recording):
         yield from _two_heads(recording, empty, a, b)
+    yield from _module_pools(recording, empty)
 
 
 def _registered_candidates(recording: Recording, empty: Plan) -> Iterator[Plan]:
@@ -198,7 +174,7 @@ def _every_location(recording: Recording, empty: Plan) -> Plan:
     """Return the plan of a model that labels every location: its source is the last affine layer."""
     scorer = next(location_scorers(recording))
     layout = "sequence" if recording.logits.ndim == 3 else "map"
-    return replace(empty, source=scorer.name, side="output", layout=layout, pool=EVERY, prefix=0)
+    return replace(empty, source=scorer.name, side="output", layout=layout, pool=EVERY)
 
 
 def _two_heads(recording: Recording, empty: Plan, a: Call, b: Call) -> Iterator[Plan]:
@@ -207,7 +183,7 @@ def _two_heads(recording: Recording, empty: Plan, a: Call, b: Call) -> Iterator[
     plans = [
         [
             plan
-            for candidate in _trace_call(recording, empty, head, (head.name,), 0)
+            for candidate in _trace_call(recording, empty, Counter(), head, (head.name,), 0)
             for plan, _ in _with_pools(recording, candidate, head)
         ]
         for head in (a, b)
@@ -220,14 +196,50 @@ def _two_heads(recording: Recording, empty: Plan, a: Call, b: Call) -> Iterator[
             yield replace(one, pool=pool, chain=chain)
 
 
+def _module_pools(recording: Recording, empty: Plan) -> Iterator[Plan]:
+    """Yield plans whose first module pools the tokens itself, those with the fewest calls inside of it first."""
+
+    def calls_inside(plan: Plan) -> int:
+        return sum(f"{call.name}.".startswith(f"{plan.source}.") for call in recording.calls)
+
+    traced = _trace_back(recording, empty, Counter(), recording.logits, math.inf, (), 0)
+    plans = dict.fromkeys(replace(plan, pool=MODULE_POOL) for plan in traced if not plan.pool)
+    yield from (plan for plan in sorted(plans, key=calls_inside) if _is_pool(recording, plan))
+
+
+def _is_pool(recording: Recording, plan: Plan) -> bool:
+    """Return True if the order of the tokens does not matter, and copies of a token give what the token gives."""
+    source = _source(recording, plan)
+    if source is None:
+        return False
+    tokens = as_tokens(source.detach(), plan.layout)
+    n = tokens.shape[1]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    pairs = [(tokens[:, order], tokens)]
+    pairs += [(token.expand(-1, n, -1), token) for token in (tokens[:, :1], tokens[:, -1:])]
+    with probing_mode(recording.model), torch.no_grad():
+        try:
+            logits = [[pooled_logits(recording.model, plan, x, {}) for x in pair] for pair in pairs]
+        except Exception:  # A module that does not accept another number of tokens is no pool.
+            return False
+    return all(is_close(a, b) for a, b in logits)
+
+
 def _trace_back(
-    recording: Recording, empty: Plan, target: Tensor, before: float, chain: tuple[str, ...], depth: int
+    recording: Recording,
+    empty: Plan,
+    visits: Counter[int],
+    target: Tensor,
+    before: float,
+    chain: tuple[str, ...],
+    depth: int,
 ) -> Iterator[Plan]:
     """Yield plans for one vector per example that existed at some time and goes through `chain` afterwards.
 
     Args:
         recording: The recorded forward.
         empty: A plan with the fields that all candidates share.
+        visits: Number of visits of each call, by its beginning, which bounds the search.
         target: (b, d), or with further dimensions of size 1.
         before: Time at which the vector existed, as in `Call.ended`.
         chain: Steps from the vector to the logits.
@@ -236,15 +248,15 @@ def _trace_back(
     flat = target.flatten(1)
     earlier = [c for c in recording.calls if c.ended < before]
     for call, steps in _calls_that_return(flat, earlier) if depth < MAX_DEPTH else []:
-        reshaped = ("flatten",) if target.ndim == 2 and call.results[None].ndim > 2 else ()
-        yield from _trace_call(recording, empty, call, (call.name, *steps, *reshaped, *chain), depth)
+        reshaped = ("flatten",) if target.ndim == 2 and call.result is not None and call.result.ndim > 2 else ()
+        yield from _trace_call(recording, empty, visits, call, (call.name, *steps, *reshaped, *chain), depth)
     for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
         for key, x in call.results.items():
             for layout in LAYOUTS.get(x.ndim, ()) if not is_vector(x) else ():
                 tokens = as_tokens(x, layout)
                 if chain and tokens.shape[-1] not in (flat.shape[-1], flat.shape[-1] // 2):
                     continue
-                for pool in _pool_names(recording, tokens, empty.prefix):
+                for pool in _pool_names(recording, tokens):
                     pooled = pool_tokens(tokens, pool, recording.inputs)
                     if pooled.shape == flat.shape and is_close(pooled, flat):
                         yield replace(
@@ -269,13 +281,16 @@ def _calls_that_return(target: Tensor, calls: list[Call]) -> list[tuple[Call, tu
     return [(c, (f"scale[{scale}]",)) for c in reversed(calls) if (scale := c.scale_to(target)) is not None]
 
 
-def _trace_call(recording: Recording, empty: Plan, call: Call, chain: tuple[str, ...], depth: int) -> Iterator[Plan]:
+def _trace_call(
+    recording: Recording, empty: Plan, visits: Counter[int], call: Call, chain: tuple[str, ...], depth: int
+) -> Iterator[Plan]:
     """Yield plans for the argument of a module call, which is the tokens or one vector per example."""
     x = call.argument
-    if x is None or x.data_ptr() in recording.input_pointers:
+    visits[call.began] += 1
+    if x is None or x.data_ptr() in recording.input_pointers or visits[call.began] > MAX_VISITS:
         return
     if is_vector(x):
-        yield from _trace_back(recording, empty, x, call.began, chain, depth + 1)
+        yield from _trace_back(recording, empty, visits, x, call.began, chain, depth + 1)
     else:
         for layout in LAYOUTS.get(x.ndim, ()):
             yield replace(empty, source=call.name, side="input", layout=layout, chain=chain)
@@ -295,9 +310,11 @@ def _with_pools(recording: Recording, candidate: Plan, head: Call | None = None)
     tokens = as_tokens(source.detach(), candidate.layout)
     n = tokens.shape[1]
     text = any(_length(recording.inputs.get(k)) == n for k in ("input_ids", "inputs_embeds"))
-    plan = replace(candidate, text=text, prefix=0 if text else candidate.prefix)
     if candidate.pool in (EVERY, REGISTERED):
-        yield replace(plan, prefix=candidate.prefix), tokens
+        yield replace(candidate, text=text), tokens
+        return
+    plan = replace(candidate, text=text, prefix=0 if text else recording.prefix_length(n))
+    if plan.prefix == n:  # no locations
         return
     logits = recording.logits if head is None else head.results[None]
     weights = torch.linspace(1, 2, logits.numel(), device=source.device, dtype=logits.dtype)
@@ -306,18 +323,23 @@ def _with_pools(recording: Recording, candidate: Plan, head: Call | None = None)
     if gradient is None:
         return
     has_gradient = as_tokens(gradient, candidate.layout).ne(0).any(dim=-1)
-    names = (candidate.pool,) if candidate.pool else _pool_names(recording, tokens, candidate.prefix)
+    names = (candidate.pool,) if candidate.pool else _pool_names(recording, tokens)
     for pool in names:
         rows = pool_rows(tokens, pool, recording.inputs)
         # No token outside of the pool may have a gradient. Tokens set to zero have one although they are not read.
         outside = bool((has_gradient & ~rows).any()) and pool != "mean[nonzero]"
-        if not outside and (has_gradient & rows).sum() >= MIN_READ * rows.sum():
-            yield replace(plan, pool=pool), tokens
+        some = pool.startswith(("max", MODULE_POOL))  # a maximum reads some of the tokens
+        read = some or (has_gradient & rows).sum() >= MIN_READ * rows.sum()
+        if not outside and read:
+            # The token that the head reads is no location, even if it belongs to the input.
+            first = int(pool.startswith("token[0]") and not text)
+            yield replace(plan, pool=pool, prefix=max(plan.prefix, first)), tokens
 
 
-def _pool_names(recording: Recording, tokens: Tensor, prefix: int) -> tuple[str, ...]:
+def _pool_names(recording: Recording, tokens: Tensor) -> tuple[str, ...]:
     """Return the pools that are possible for tokens (b, n, d), the most likely ones first."""
     inputs, shape = recording.inputs, tokens.shape[:2]
+    prefix = recording.prefix_length(shape[1])
     names = ["token[0]"]
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and ids.shape == shape:
@@ -331,7 +353,7 @@ def _pool_names(recording: Recording, tokens: Tensor, prefix: int) -> tuple[str,
     if prefix:
         names += [f"mean[{prefix}:]", f"token[0]|mean[{prefix}:]", f"mean[:{prefix}]"]
         names += ["token[1]", "token[0]|mean[1:]"] if prefix > 1 else []
-    return tuple(names)
+    return (*names, *(f"{kind}[{start}:]" for kind in ("max", "avgmax") for start in sorted({0, prefix})))
 
 
 def _plan_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
@@ -362,12 +384,6 @@ def _source(recording: Recording, plan: Plan) -> Tensor | None:
     if call is None:
         return None
     return call.argument if plan.side == "input" else call.results.get(plan.key)
-
-
-def _prefix_length(model: nn.Module) -> int:
-    """Return the number of tokens that the model puts before those of its input, as its parameters show."""
-    prefix = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[-1] in PREFIX_PARAMETERS]
-    return sum(p.shape[-2] if p.ndim > 1 else 1 for p in prefix)
 
 
 def _length(x: Any) -> int | None:

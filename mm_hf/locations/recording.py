@@ -4,7 +4,7 @@ record(model, batch)
     few examples, varied so that different pools read different tokens      probe_inputs.py
     one forward in evaluation mode, with hooks on all modules               modes.py
     every call of an attention function                                     attention/recording.py
-  -> Recording(model, inputs, logits, calls, attention_calls, operations)
+  -> Recording(model, inputs, logits, calls, attention_calls)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from .attention.recording import AttentionCall, OpenCall, record_attention
 from .modes import probing_mode
-from .operations import OperationCounter
 from .plan import LocationError
+from .prefix import PrefixMode
 from .probe_inputs import batch_size, few_examples, varied_examples
 from .tolerance import relative_error, within_rounding
 
@@ -52,6 +52,11 @@ class Call:
     argument: Tensor | None
     results: dict[str | int | None, Tensor]
 
+    @property
+    def result(self) -> Tensor | None:
+        """The output, or the first one of several in a tuple, or None."""
+        return self.results.get(None, self.results.get(0))
+
     def returns(self, target: Tensor) -> bool:
         """Return True if the output is `target` (b, d) up to rounding."""
         return within_rounding(self.error(target), target.dtype)
@@ -75,7 +80,7 @@ class Call:
 
     def _vectors(self, target: Tensor) -> Tensor | None:
         """Return the output as one vector per example, or None if it has not the shape of `target`."""
-        result = self.results.get(None)
+        result = self.result
         if result is None or not is_vector(result):
             return None
         vectors = result.flatten(1)
@@ -84,14 +89,27 @@ class Call:
 
 @dataclass
 class Recording:
-    """One recorded forward on a few examples, and the number of its floating-point operations."""
+    """One recorded forward on a few examples.
+
+    Attributes:
+        model: The model.
+        inputs: Keyword arguments of the forward.
+        logits: The model's logits.
+        calls: Calls of its modules, in the order in which they ended.
+        attention_calls: Calls of functions that compute attention.
+        prefixes: Number of tokens before those of the input, such as a CLS token, by the length of the sequence.
+    """
 
     model: nn.Module
     inputs: dict[str, Any]
     logits: Tensor
     calls: list[Call]
     attention_calls: list[AttentionCall]
-    operations: int
+    prefixes: dict[int, int]
+
+    def prefix_length(self, n: int) -> int:
+        """Return how many of n tokens are not from the input; n if the model has split these off by themselves."""
+        return self.prefixes.get(n, n if n in self.prefixes.values() else 0)
 
     @property
     def input_pointers(self) -> set[int]:
@@ -139,18 +157,21 @@ def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
 
     handles: list[Any] = []
     try:
-        with probing_mode(model), record_attention(lambda: stack[-1] if stack else None) as attention_calls:
+        with (
+            probing_mode(model),
+            record_attention(lambda: stack[-1] if stack else None) as attention_calls,
+            PrefixMode() as prefix_mode,
+        ):
             for name, module in model.named_modules():
                 if name:
                     handles.append(module.register_forward_pre_hook(on_begin(name), with_kwargs=True))
                     handles.append(module.register_forward_hook(on_end, with_kwargs=True))
-            with OperationCounter() as counter:
-                output = original_forward(model, inputs)
+            output = original_forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     logits = _checked_logits(model, output, inputs)
-    return Recording(model, inputs, logits, calls, attention_calls, counter.operations)
+    return Recording(model, inputs, logits, calls, attention_calls, prefix_mode.lengths)
 
 
 def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:

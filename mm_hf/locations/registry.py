@@ -58,14 +58,13 @@ def register(
         query: The token whose attention weights the labels with `attention="cls"`: 0, or "mean" for the mean over all.
 
     Example:
-        V-JEPA 2 pools its tokens by attention. Its logits are not those of a single token or of a mean.
+        A head that reads a smooth maximum of each feature: its logits are those of no token or mean of tokens.
 
-        >>> def score(model, tokens):  # each token as a sequence of one
-        ...     b, r, d = tokens.shape
-        ...     return model.classifier(model.pooler(tokens.reshape(b * r, 1, d))).view(b, r, -1)
+        >>> def score(model, tokens):  # each token by itself
+        ...     return model.classifier(tokens)
         >>> def pooled(model, tokens):  # the model's head on all tokens
-        ...     return model.classifier(model.pooler(tokens))
-        >>> register("attention pooler", source="vjepa2", key="last_hidden_state", score=score, pooled=pooled)
+        ...     return model.classifier(tokens.logsumexp(dim=1))
+        >>> register("smooth maximum", source="vit.layernorm", score=score, pooled=pooled, prefix=1)
     """
     _registered[name] = Registration(name, source, side, key, layout, score, pooled, prefix, query)
 

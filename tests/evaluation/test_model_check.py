@@ -224,7 +224,7 @@ def test_models_command_lists_classes(capsys, monkeypatch):
     assert "ViTForImageClassification" in listed and "BertForSequenceClassification" not in output
     assert f"{len(listed)} classes: dense_multimix trains {len(listed)}" in output
     assert main(["models", "perceiver"]) == 0
-    assert "PerceiverForSequenceClassification gives no per-location logits." in capsys.readouterr().out
+    assert "PerceiverForSequenceClassification gives no per-location logits" in capsys.readouterr().out
     assert "did you mean bert?" in command_error(capsys, "models", "bret")
     assert "No class with 'vit' in its name matches --task audio" in command_error(
         capsys, "models", "vit", "--task", "audio"

@@ -89,8 +89,12 @@ def randomize(model):
         parameter.add_(0.2 * torch.randn_like(parameter))
 
 
-@torch.no_grad()
 def settle(name, model):
+    settle_norms(model, batch(name, model, b=8))
+
+
+@torch.no_grad()
+def settle_norms(model, inputs):
     """Set the running statistics of batch norms to those of a batch, as after training.
 
     Without them, the activations of twenty random convolutions overflow or vanish.
@@ -101,7 +105,7 @@ def settle(name, model):
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    model(**batch(name, model, b=8))
+    model(**inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 

@@ -108,7 +108,7 @@ OVERRIDES = {
         "conv_layer_strides": [[2], [2], [2], [2]],
         "image_size": [64, 64],
     },
-    "timm_wrapper": {"architecture": "test_vit"},
+    "timm_wrapper": {"architecture": "test_vit", "model_args": {"img_size": 64}},
     # audio
     "audio-spectrogram-transformer": {"max_length": 32, "num_mel_bins": 16, "frequency_stride": 8, "time_stride": 8},
     "wav2vec2-bert": {"feature_projection_input_dim": 16},

@@ -247,12 +247,12 @@ class TanhLogits(transformers.ViTForImageClassification):
         return output
 
 
-class MaxPooled(transformers.ViTForImageClassification):
-    """A ViT whose head reads the maximum of each feature, so that no token gives its logits."""
+class SmoothMaximum(transformers.ViTForImageClassification):
+    """A ViT whose head reads a smooth maximum of each feature, so that no token gives its logits."""
 
     def forward(self, pixel_values, labels=None, **kwargs):
         hidden = self.vit(pixel_values, **{k: v for k, v in kwargs.items() if k != "return_dict"}).last_hidden_state
-        return transformers.modeling_outputs.ImageClassifierOutput(logits=self.classifier(hidden.amax(dim=1)))
+        return transformers.modeling_outputs.ImageClassifierOutput(logits=self.classifier(hidden.logsumexp(dim=1)))
 
 
 def test_errors_name_the_cause_and_the_alternative():
@@ -260,9 +260,9 @@ def test_errors_name_the_cause_and_the_alternative():
     with pytest.raises(LocationError, match="does not end in a linear layer: its logits are tanh of the output of"):
         probe(TanhLogits(config), models.batch("vit"))
     with pytest.raises(
-        LocationError, match=r"(?s)MaxPooled gives no per-location logits.*MultiMix\(\) needs the logits only"
+        LocationError, match=r"(?s)SmoothMaximum gives no per-location logits.*MultiMix\(\) needs the logits only"
     ):
-        probe(MaxPooled(config), models.batch("vit"))
+        probe(SmoothMaximum(config), models.batch("vit"))
     nonlinear = models.build("vit")
     nonlinear.classifier = nn.Sequential(nn.Linear(32, 5), nn.Softmax(dim=-1))
     with pytest.raises(LocationError, match="does not end in a linear layer"):

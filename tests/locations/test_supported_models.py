@@ -14,8 +14,6 @@ MULTIMIX_ONLY = {
     "PerceiverForImageClassificationFourier",
     "PerceiverForImageClassificationLearned",
     "PerceiverForSequenceClassification",
-    "VJEPA2ForVideoClassification",
-    "VideoPrismForVideoClassification",
 }
 NOT_A_CLASSIFIER = {"ShieldGemma2ForImageClassification"}  # Its logits are two columns of a language model's logits.
 # With padding, Falcon's eager attention differs from its default attention.

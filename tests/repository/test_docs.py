@@ -207,7 +207,7 @@ def test_page_on_models_prints_the_documented_output(tmp_path, monkeypatch):
     taught = importlib.import_module("mm_hf.locations.registry")
     monkeypatch.setattr(taught, "_registered", {})
     assert len(list(run_page("your_model.md", tmp_path, monkeypatch))) == 4
-    assert taught.is_registered("attention pooler")
+    assert taught.is_registered("smooth maximum")
 
 
 def test_method_page_runs(tmp_path, monkeypatch):

@@ -69,9 +69,8 @@ class AttentionHook:
             self.row = rows(self.index).float().mean(dim=(1, 2))
 
     def store_from_weights(self, weights: Tensor) -> None:
-        """Store the row, given weights (b, h, n, n) or (b h, n, n)."""
-        n = weights.shape[-1]
-        all_rows = weights.reshape(self.batch, -1, n, n)
+        """Store the row, given weights (b, h, q, n) or (b h, q, n)."""
+        all_rows = weights.reshape(self.batch, -1, *weights.shape[-2:])
         if self.index is None:
             self.store(lambda index: all_rows)
         elif isinstance(self.index, Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,11 @@ class AttentionCall:
         # A query without keys (padding under a sliding window) gets zeros from some functions and a mean from others.
         has_keys = self.result.ne(0).any(dim=-1, keepdim=True)
         return is_close((weights @ values) * has_keys, self.result, slack=10)
+
+
+def calls_within(calls: Iterable[AttentionCall], name: str) -> list[AttentionCall]:
+    """Return the calls that a module, or a module inside of it, made."""
+    return [call for call in calls if f"{call.name}.".startswith(f"{name}.")]
 
 
 @contextmanager

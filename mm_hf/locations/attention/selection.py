@@ -8,10 +8,11 @@ import torch
 
 from ..modes import probing_mode
 from ..plan import EVERY, Plan
+from ..pools import MODULE_POOL
 from ..recording import Recording, logits_of, original_forward
 from ..tolerance import is_close
 from .hook import REPORTED, AttentionHook
-from .recording import AttentionCall
+from .recording import AttentionCall, calls_within
 
 
 def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
@@ -24,7 +25,11 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
         plan: A plan that explains the logits.
         num_tokens: Number of tokens at the plan's source.
     """
-    call = _last_self_attention(recording.attention_calls, num_tokens)
+    call = _pooling_attention(recording, plan, num_tokens)
+    if call is not None:
+        plan = replace(plan, query=0 if call.queries == 1 else "mean")
+    else:
+        call = _last_attention(recording.attention_calls, num_tokens, plan.pool.startswith("token[0]"))
     if call is None or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
     bases: list[str | None] = []
@@ -39,9 +44,22 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
     return replace(plan, query=None)
 
 
-def _last_self_attention(calls: list[AttentionCall], num_tokens: int) -> AttentionCall | None:
-    """Return the last self-attention over all tokens, or None. In hybrid models it may not be in the last block."""
-    own = [i for i, call in enumerate(calls) if call.queries == num_tokens and not call.cross]
+def _pooling_attention(recording: Recording, plan: Plan, num_tokens: int) -> AttentionCall | None:
+    """Return the attention by which the first module of the head pools the tokens, or None."""
+    calls = calls_within(recording.attention_calls, plan.chain[0]) if plan.pool == MODULE_POOL else []
+    return calls[-1] if calls and calls[-1].queries < calls[-1].keys == num_tokens else None
+
+
+def _last_attention(calls: list[AttentionCall], num_tokens: int, reads_first: bool) -> AttentionCall | None:
+    """Return the last attention over all tokens, or None. In hybrid models it may not be in the last block.
+
+    Args:
+        calls: All calls.
+        num_tokens: Number of tokens.
+        reads_first: The head reads the first token, so that a single query is this token's.
+    """
+    queries = (num_tokens, 1) if reads_first else (num_tokens,)
+    own = [i for i, call in enumerate(calls) if call.queries in queries and not call.cross]
     if not own or calls[own[-1]].keys != num_tokens:
         return None
     # A decoder layer has one cross-attention after its self-attention. If more follow, the tokens themselves are among

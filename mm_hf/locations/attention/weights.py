@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import EVERY, LocationError, Plan
+from ..pools import MODULE_POOL
 
 KINDS = ("auto", "cls", "mean", "gap", "cam", "uniform")
 READ_KINDS = ("cls", "mean")  # read from the model's attention
@@ -79,7 +80,7 @@ def resolve_attention(kind: str, plan: Plan) -> str:
         )
     single = readable and plan.query != "mean"
     if kind == "auto":
-        return "cls" if single and plan.pool.startswith("token") else "gap"
+        return "cls" if single and plan.pool.startswith(("token", MODULE_POOL)) else "gap"
     if kind == "cls" and not single:
         why = "its head reads no single token" if readable else "its attention cannot be read"
         others = ('"mean", ' if readable else "") + '"gap", "cam" or "uniform"'

@@ -1,0 +1,105 @@
+"""Try mm_hf on one small random model of every family of timm, in Transformers' `TimmWrapperForImageClassification`.
+
+A family has the models of one module whose names begin with the same letters; its model with the fewest parameters is
+tried. The checks are those of benchmarks/supported_models.py without checkpoints. Writes docs/timm_models.md and the
+table of `mm-hf models`. Rows of families that are not tried are kept.
+
+    python benchmarks/timm_models.py [--families vision_transformer/vit ...]        (or: make model-table)
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.supported_models import check_model, supported_model  # noqa: E402
+from mm_hf.data.supported_models import (  # noqa: E402
+    TIMM_TABLE,
+    SupportedModel,
+    supported_models,
+    write_supported_models,
+)
+from tests.helpers import timm_zoo  # noqa: E402
+
+PAGE = """# Models of timm
+
+Written by `make model-table` from one small random model of each of timm {timm}'s {families} families, in Transformers
+{transformers}'s `TimmWrapperForImageClassification`. The probe has no knowledge of an architecture.
+
+| what | families |
+|---|---|
+| MultiMix trains the model | {multimix} of {families} |
+| Dense MultiMix trains it: per-location logits reproduce its logits to 1e-5 on another batch, and gradients \
+reach the first layer and all of the head | {dense} |
+| ManifoldMixup finds the blocks and trains the model | {blocks} |
+| the attention can be read | {attention} |
+
+| model | MultiMix | Dense | ManifoldMixup | pool | head | attention |
+|---|---|---|---|---|---|---|
+"""
+
+
+def check(name: str, family: str) -> SupportedModel:
+    """Run all checks of one model, with larger images if its locations are too few."""
+    row = None
+    for side in timm_zoo.SIDES:
+        try:
+            model = timm_zoo.build(name, side)
+        except timm_zoo.BUILD_ERRORS as error:
+            reason = f"{type(error).__name__}: {error}"
+            continue
+        tried = check_model(f"timm/{name}", model, timm_zoo.batches(model, side), reload=False)
+        row = tried if row is None or tried.dense else row
+        if row.dense and row.trained and row.blocks:
+            break
+    if row is None:
+        raise ValueError(f"{name} cannot be built: {reason}")
+    return supported_model(row, "image", family)
+
+
+def page(rows: list[SupportedModel]) -> str:
+    """Return docs/timm_models.md."""
+    import timm
+
+    yes = lambda value: "yes" if value else "no"  # noqa: E731
+    lines = []
+    for r in rows:
+        pool = f"`{r.pool}`".replace("|", "\\|") if r.dense_multimix else r.reason
+        head = f"`{r.head}`" if r.dense_multimix else ""
+        flags = [yes(flag) for flag in (r.multimix, r.dense_multimix, r.manifold_mixup)]
+        lines.append(f"| {' | '.join([r.name, *flags, pool, head, 'yes' if r.attention_readable else ''])} |\n")
+    introduction = PAGE.format(
+        timm=timm.__version__, transformers=transformers.__version__, families=len(rows),
+        multimix=sum(r.multimix for r in rows), dense=sum(r.dense_multimix for r in rows),
+        blocks=sum(r.manifold_mixup for r in rows), attention=sum(r.attention_readable for r in rows),
+    )  # fmt: skip
+    return introduction + "".join(lines)
+
+
+def main() -> None:
+    """Check the models and write the table and the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+")
+    chosen = parser.parse_args().families
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # The models are too small for more.
+    transformers.logging.set_verbosity_error()
+    rows = {row.architecture: row for row in supported_models(TIMM_TABLE)} if TIMM_TABLE.exists() else {}
+    families = timm_zoo.families()
+    for family in chosen or families:
+        known = rows[family].name.removeprefix("timm/") if family in rows else None
+        name = known if known in families[family] else timm_zoo.smallest(families[family])
+        rows[family] = check(name, family)
+        print(rows[family], flush=True)
+        ordered = [rows[key] for key in sorted(rows) if key in families]
+        write_supported_models(ordered, TIMM_TABLE)
+        (ROOT / "docs" / "timm_models.md").write_text(page(ordered))
+
+
+if __name__ == "__main__":
+    main()
