@@ -8,6 +8,8 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 
+from .tables import read_metadata
+
 
 def image_extensions() -> set[str]:
     """Return the file extensions that PIL can read, such as ".png"."""
@@ -21,14 +23,18 @@ def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
     Images may lie at any depth below the directory of their class. Hidden files and files that are not images are
     ignored. The class names of all splits are sorted.
 
+    A directory with a table `metadata` (`metadata.csv`, `.jsonl`, `.parquet`, ...) needs no subdirectories: the column
+    `file_name` has the paths of the images, and the other columns are those of the dataset.
+
     Args:
         folders: Directory of each split.
 
     Returns:
-        Splits with the columns `image` and `label`.
+        Splits with the columns `image` and `label`, or `image` and those of the metadata.
 
     Raises:
-        ValueError: A directory does not exist, or has no images or no subdirectories with images.
+        ValueError: A directory does not exist, has no images or no subdirectories with images, or names an image in its
+            metadata that does not exist.
 
     Example:
         >>> import tempfile
@@ -40,6 +46,14 @@ def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
         >>> data["train"].features["label"].names, data["train"][1]["label"]
         (['cat', 'dog'], 1)
     """
+    described = {split: _read_described(split, Path(folder)) for split, folder in folders.items()}
+    if any(rows is not None for rows in described.values()):
+        without = [f"--{split}_dir {folders[split]}" for split, rows in described.items() if rows is None]
+        if without:
+            raise ValueError(
+                f"{without[0]} has no table metadata, which another split has: use one form for all splits."
+            )
+        return DatasetDict({split: rows for split, rows in described.items() if rows is not None})
     files = {split: _files(split, Path(folder)) for split, folder in folders.items()}
     names = sorted({name for found in files.values() for _, name in found})
     index = {name: i for i, name in enumerate(names)}
@@ -49,6 +63,22 @@ def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
         columns = {"image": [str(path) for path, _ in found], "label": [index[name] for _, name in found]}
         splits[split] = Dataset.from_dict(columns, features=features).cast_column("image", Image())
     return DatasetDict(splits)
+
+
+def _read_described(split: str, folder: Path) -> Dataset | None:
+    """Return the images that a directory's table `metadata` names, with its columns; None without such a table."""
+    rows = read_metadata(folder) if folder.is_dir() else None
+    if rows is None:
+        return None
+    option = f"--{split}_dir {folder}"
+    if "file_name" not in rows.column_names:
+        raise ValueError(f"{option} has metadata without the column file_name: {', '.join(rows.column_names)}.")
+    paths = [folder / str(name) for name in rows["file_name"]]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise ValueError(f"{option} names {missing.name} in its metadata, which does not exist: remove the row.")
+    described = rows.remove_columns("file_name").add_column("image", [str(path) for path in paths])
+    return described.cast_column("image", Image())
 
 
 def _files(split: str, folder: Path) -> list[tuple[Path, str]]:
@@ -68,7 +98,7 @@ def _files(split: str, folder: Path) -> list[tuple[Path, str]]:
     if flat:
         raise ValueError(
             f"{option} has {flat} images outside of the subdirectories of the classes: move each image into the "
-            "subdirectory of its class."
+            "subdirectory of its class, or add a metadata.csv with the columns file_name and label."
         )
     if not found:
         raise ValueError(f"{option} has no images: give a directory with one subdirectory of images per class.")

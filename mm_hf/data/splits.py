@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_datase
 from datasets.exceptions import DatasetsError
 
 from ..methods.settings import nearest
+from .files import load_local
 from .folders import load_image_folders
 from .offline import OFFLINE, load_offline
 from .options import DataOptions
@@ -73,6 +74,9 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
     names = data["train"].features[label].names
+    if len(names) < 2:
+        where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"
+        raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
     if kind == "image":
         data = _decode_images(data, inputs[0], options.dataset_name)
     parts = _divide(data, options)
@@ -114,7 +118,8 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
         return load_offline(str(name))
     if name is not None:
         try:
-            data = load_dataset(name, config, **hub)
+            local = load_local(name, **hub) if config is None else None
+            data = load_dataset(name, config, **hub) if local is None else local
         except OSError as error:
             if Path(name).exists():
                 raise

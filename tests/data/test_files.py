@@ -1,0 +1,233 @@
+"""Data as it is found on disk: each row of the tables in docs/data.md, and what is rejected."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+from PIL import Image
+
+from mm_hf.data.images import ImageDataset, ImageTransform
+from mm_hf.data.models import model_factory
+from mm_hf.data.splits import DataOptions, load_splits
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+TEXTS = [{"text": f"text {i}", "label": ("bad", "good")[i % 2]} for i in range(8)]
+
+
+def image(path, shade=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
+
+
+def folders(root, names=("cat", "dog"), suffixes=(".png",), pattern="{split}/{name}/{i}{suffix}"):
+    for split, count in (("train", 4), ("test", 2)):
+        for name in names:
+            for i in range(count):
+                image(root / pattern.format(split=split, name=name, i=i, suffix=suffixes[i % len(suffixes)]))
+    return DataOptions(train_dir=str(root / "train"), test_dir=str(root / "test"))
+
+
+def by_name(options, root):
+    return DataOptions(dataset_name=str(root))
+
+
+def depths(root):
+    folders(root)
+    image(root / "train" / "cat" / "2020" / "may" / "deep.png")
+    (root / "train" / "cat" / "0.png").unlink()
+    return folders(root / ".", ("cat", "dog"))
+
+
+def hidden(root):
+    options = folders(root)
+    image(root / "train" / ".cache" / "0.png")
+    image(root / "train" / "cat" / "._0.png")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "cat/labels.csv"):
+        (root / "train" / name).write_text("no image")
+    return options
+
+
+def metadata(root, write=lambda rows, path: path.with_suffix(".csv").write_text(csv(rows)), label="label"):
+    for split, count in (("train", 8), ("test", 4)):
+        rows = [{"file_name": f"images/{i}.png", label: ("cat", "dog")[i % 2]} for i in range(count)]
+        for row in rows:
+            image(root / split / row["file_name"])
+        write(rows, root / split / "metadata")
+    return DataOptions(train_dir=str(root / "train"), test_dir=str(root / "test"))
+
+
+def csv(rows, separator=","):
+    lines = [separator.join(map(str, row.values())) for row in rows]
+    return "\n".join([separator.join(rows[0]), *lines]) + "\n"
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def tables(root, write, rows=TEXTS, names=("train", "test")):
+    root.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write(rows, root / name)
+    return DataOptions(dataset_name=str(root))
+
+
+def saved(root):
+    rows = Dataset.from_list(TEXTS)
+    DatasetDict(train=rows, test=rows).save_to_disk(root)
+    return DataOptions(dataset_name=str(root))
+
+
+def paths(root):
+    rows = [{"photo": f"files/{i}.png", "label": ("cat", "dog")[i % 2]} for i in range(4)]
+    for row in rows:
+        image(root / row["photo"])
+    options = tables(root, lambda rows, path: path.with_suffix(".csv").write_text(csv(rows)), rows)
+    options.image_column_name = "photo"
+    return options
+
+
+def labels(values):
+    rows = [{"text": f"text {i}", "label": values[i % 2]} for i in range(8)]
+    return lambda root: tables(root, lambda rows, path: path.with_suffix(".jsonl").write_text(lines(rows)), rows)
+
+
+def class_labels(root):
+    rows = Dataset.from_dict({"text": list("abcd"), "label": [0, 1, 0, 1]})
+    rows = rows.cast_column("label", ClassLabel(names=["bad", "good"]))
+    DatasetDict(train=rows, test=rows).save_to_disk(root)
+    return DataOptions(dataset_name=str(root))
+
+
+def write_csv(rows, path):
+    path.with_suffix(".csv").write_text(csv(rows))
+
+
+CASES = {
+    "one subdirectory of images per class": (folders, ["cat", "dog"]),
+    "images at different depths below the class": (depths, ["cat", "dog"]),
+    "paths with brackets, `*`, `?`, spaces and non-ASCII characters": (
+        lambda root: folders(root / "été [1] *?"),
+        ["cat", "dog"],
+    ),
+    "a directory with the subdirectories `train` and `test`": (
+        lambda root: by_name(folders(root / "set [1]"), root / "set [1]"),
+        ["cat", "dog"],
+    ),
+    "`.png`, `.JPG`, `.webp`, `.tif`, `.bmp`, `.gif` and the other formats of PIL": (
+        lambda root: folders(root, suffixes=(".PNG", ".JPG", ".webp", ".tif")),
+        ["cat", "dog"],
+    ),
+    "hidden files, files that are no images": (hidden, ["cat", "dog"]),
+    "`metadata.csv` with the columns `file_name` and `label`": (metadata, ["cat", "dog"]),
+    "`metadata.jsonl`": (
+        lambda root: metadata(root, lambda rows, path: path.with_suffix(".jsonl").write_text(lines(rows))),
+        ["cat", "dog"],
+    ),
+    "a column of image paths": (paths, ["cat", "dog"]),
+    "CSV": (lambda root: tables(root, write_csv), ["bad", "good"]),
+    "TSV": (
+        lambda root: tables(root, lambda rows, path: path.with_suffix(".tsv").write_text(csv(rows, "\t"))),
+        ["bad", "good"],
+    ),
+    "JSON lines": (
+        lambda root: tables(root, lambda rows, path: path.with_suffix(".jsonl").write_text(lines(rows))),
+        ["bad", "good"],
+    ),
+    "JSON": (
+        lambda root: tables(root, lambda rows, path: path.with_suffix(".json").write_text(json.dumps(rows))),
+        ["bad", "good"],
+    ),
+    "Parquet": (
+        lambda root: tables(root, lambda rows, path: Dataset.from_list(rows).to_parquet(path.with_suffix(".parquet"))),
+        ["bad", "good"],
+    ),
+    "`save_to_disk`": (saved, ["bad", "good"]),
+    "tables whose names have other words, `data/reviews-test [2].csv`": (
+        lambda root: by_name(
+            tables(root / "data", write_csv, names=("reviews-train [1]", "reviews-train [2]", "reviews-test [2]")), root
+        ),
+        ["bad", "good"],
+    ),
+    "strings": (labels(("up", "down")), ["down", "up"]),
+    "integers": (labels((7, 3)), ["3", "7"]),
+    "booleans": (labels((True, False)), ["False", "True"]),
+    "`ClassLabel`": (class_labels, ["bad", "good"]),
+    "class names with any character": (
+        lambda root: folders(root, ("$x_1", "_a & <b>", "yes: no", "猫 [1]")),
+        ["$x_1", "_a & <b>", "yes: no", "猫 [1]"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "names"), CASES.values(), ids=CASES)
+def test_row_of_the_page_is_loaded(make, names, tmp_path):
+    options = make(tmp_path)
+    options.train_val_split = 0.25
+    splits = load_splits(options)
+    assert splits.class_names == names
+    for rows in (splits.train, splits.validation, splits.test):
+        assert len(rows) and set(rows[splits.label]) <= set(range(len(names)))
+    if splits.kind == "image":
+        assert splits.train[0][splits.inputs[0]].size == (8, 8)
+    else:
+        assert isinstance(splits.test[0][splits.inputs[0]], str)
+
+
+def test_every_row_of_the_page_is_a_test():
+    rows = re.findall(r"^\| (.+?) \| .* \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert [row for row in rows if row not in ("images", "tables", "labels", "---")] == list(CASES)
+
+
+def test_class_names_with_any_character_are_saved_and_reloaded(tmp_path):
+    names = ["$x_1", "_a & <b>", "yes: no", "猫 [1]"]
+    sizes = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,image_size=8,patch_size=4"
+    model_factory("image", names, model_type="vit", config_overrides=sizes)().save_pretrained(tmp_path)
+    config = model_factory("image", names, name_or_path=str(tmp_path))().config
+    assert list(config.id2label.values()) == names and config.label2id["猫 [1]"] == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: folders(root, ("cat",)), "only one class, cat: give the directory with one"),
+        (lambda root: tables(root, write_csv, names=("a", "b")), "no test split 'test'; the splits"),
+        (lambda root: (tables(root, write_csv), DataOptions(dataset_name=str(root / "train.csv")))[1], "no test split"),
+        (lambda root: (image(root / "x.png"), DataOptions(dataset_name=str(root / "x.png")))[1], "none of the ext"),
+        (lambda root: metadata(root, label="kind"), "No column with labels was found; the columns are kind, image"),
+    ],
+)  # fmt: skip
+def test_unusable_data_is_an_error_of_one_sentence(make, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_splits(make(tmp_path))
+
+
+def test_missing_image_of_the_metadata_is_named(tmp_path):
+    options = metadata(tmp_path)
+    (tmp_path / "test" / "images" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"test names 3\.png in its metadata, which does not exist"):
+        load_splits(options)
+
+
+def test_splits_of_different_forms_are_rejected(tmp_path):
+    metadata(tmp_path / "a")
+    options = folders(tmp_path)
+    options.train_dir = str(tmp_path / "a" / "train")
+    with pytest.raises(ValueError, match="--test_dir .* has no table metadata, which another split has"):
+        load_splits(options)
+
+
+def test_streamed_images_are_transformed_like_stored_ones(tmp_path):
+    from transformers import ViTImageProcessorPil
+
+    splits = load_splits(folders(tmp_path))
+    transform = ImageTransform(ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    stored = ImageDataset(splits.test, transform)
+    streamed = splits.test.to_iterable_dataset().map(transform, batched=True, remove_columns=["image", "label"])
+    for row, expected in zip(streamed, stored, strict=True):
+        assert np.array_equal(row["pixel_values"], expected["pixel_values"]) and row["labels"] == expected["labels"]
+    assert isinstance(streamed, datasets.IterableDataset)
