@@ -24,7 +24,7 @@ OVERRIDES = {
     "deepseek_v2": LATENT | ROUTED | {"first_k_dense_replace": 1},
     "deepseek_v3": LATENT | ROUTED | {"first_k_dense_replace": 1},
     "esmc": {"num_key_value_heads": 4},  # does not support grouped queries
-    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
+    "funnel": {"block_sizes": [1, 2], "block_repeats": [1, 1]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
