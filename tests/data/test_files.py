@@ -12,7 +12,8 @@ from PIL import Image
 
 from mm_hf.data.images import ImageDataset, ImageTransform
 from mm_hf.data.models import model_factory
-from mm_hf.data.splits import DataOptions, load_splits
+from mm_hf.data.options import DataOptions
+from mm_hf.data.splits import load_splits
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 TEXTS = [{"text": f"text {i}", "label": ("bad", "good")[i % 2]} for i in range(8)]
