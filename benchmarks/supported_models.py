@@ -31,7 +31,7 @@ from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  #
 from mm_hf.data.supported_models import TABLE, SupportedModel, write_supported_models  # noqa: E402
 from mm_hf.evaluation.model_check import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
-from mm_hf.locations.pools import pool_rows  # noqa: E402
+from mm_hf.locations.pools import MODULE_POOL, pool_rows  # noqa: E402
 from mm_hf.locations.recording import logits_of  # noqa: E402
 from mm_hf.locations.tolerance import relative_error  # noqa: E402
 from tests.helpers import zoo  # noqa: E402
@@ -120,7 +120,9 @@ def check_model(name: str, model: Any, batch: Callable[..., dict[str, Any]], rel
         row.attention_error = attention_error(model, plan, kind, fresh, output)
     # The loss of the locations alone must train the complete head and the backbone from its first layer on.
     by_dense: list[str] = []
-    row.trained, reason = step(model, inputs, DenseMultiMix(num_mixed=20, clean_weight=0.0), by_dense, reload)
+    # Attention to a single token has weight 1: the query of a pooling module learns from the weights of the labels.
+    dense = DenseMultiMix(num_mixed=20, clean_weight=0.0, detach_attention=plan.pool != MODULE_POOL)
+    row.trained, reason = step(model, inputs, dense, by_dense, reload)
     missed = sorted({reached[0], *head_parameters(model, plan)} - set(by_dense))
     if row.trained and missed:
         row.trained, reason = False, f"no gradient reaches {', '.join(missed)}"
@@ -130,6 +132,8 @@ def check_model(name: str, model: Any, batch: Callable[..., dict[str, Any]], rel
 
 def attention_error(model, plan, kind, inputs, output):
     """Return the largest difference to the row of eager attention, or None if there is none of the same shape."""
+    if plan.pool == MODULE_POOL:  # The model reports the attention of its blocks and not that of its head.
+        return None
     eager = copy.deepcopy(model)
     try:
         eager.set_attn_implementation("eager")

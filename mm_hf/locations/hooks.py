@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .attention.hook import AttentionHook
 from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention
+from .padding import mapped_mask
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
 from .probe import probe
@@ -247,7 +248,8 @@ class LocationHooks:
     def _location_mask(self, inputs: Mapping[str, Any], tokens: Tensor) -> Tensor:
         """Return the mask (b, n) of tokens that are attended to and, in a text, are not special tokens."""
         plan = self.plan
-        mask = attended(inputs, tokens)
+        mask = mapped_mask(inputs, tokens.shape[1], plan.padding)
+        mask = attended(inputs, tokens) if mask is None else mask
         if plan.pool == "mean[nonzero]":
             mask = pool_rows(tokens, plan.pool, inputs)
         if plan.text:

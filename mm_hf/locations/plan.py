@@ -47,6 +47,7 @@ class Plan:
         prefix: Number of tokens at the front that are not locations (CLS, distillation and register tokens).
         text: True if the tokens are those of `input_ids`: padding and special tokens are not locations.
         special_ids: Ids of the special tokens.
+        padding: Map from the attention mask to the tokens, if they have another number: "strided" or "first".
         attention: Name of the last self-attention module, or of the module by which the head pools the tokens; None if
             its weights cannot be read.
         attention_base: Source of the weights: rows computed from query and keys of an attention implementation
@@ -67,6 +68,7 @@ class Plan:
     prefix: int = 0
     text: bool = False
     special_ids: tuple[int, ...] = ()
+    padding: str = ""
     attention: str | None = None
     attention_base: str | None = None
     query: int | str | None = None
@@ -88,6 +90,7 @@ class Plan:
             locations = f"tokens of input_ids except padding and the special ids {list(self.special_ids)}"
         else:
             locations = f"all tokens after the first {self.prefix}" if self.prefix else "all tokens"
+            locations += f" except padding ({self.padding})" if self.padding else ""
         attention = "not readable"
         if self.attention is not None:
             first = "query: the one of the head" if self.pool == MODULE_POOL else "query: token 0"

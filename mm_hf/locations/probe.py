@@ -27,6 +27,7 @@ from .attention.selection import with_attention
 from .candidates import candidates, source_of, with_pools
 from .head import check_head
 from .modes import nonzero_head_weights, probing_mode
+from .padding import find_padding_map
 from .plan import EVERY, REGISTERED, LocationError, Plan, pooled_logits
 from .recording import Recording, record
 from .registry import is_registered
@@ -94,6 +95,7 @@ def _describe_failure(recording: Recording, rejected: list[tuple[float, Plan]]) 
 def _complete(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
     """Add the special tokens and the attention to a plan that reproduces the logits."""
     plan = _with_special_ids(recording, plan, processing_class)
+    plan = replace(plan, padding=find_padding_map(recording, plan, tokens.shape[1]))
     return with_attention(recording, plan, tokens.shape[1])
 
 

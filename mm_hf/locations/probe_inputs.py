@@ -79,7 +79,7 @@ def varied_examples(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
 
 def _shorten_masks(inputs: dict[str, Any]) -> dict[str, Any] | None:
     """Mask the last third of two examples."""
-    name = _mask_name(inputs)
+    name = mask_name(inputs)
     if name is None:
         return None
     mask = inputs[name].clone()
@@ -89,7 +89,7 @@ def _shorten_masks(inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 def _vary_text(inputs: dict[str, Any], ids: Tensor, pad: int | None) -> dict[str, Any] | None:
     length = ids.shape[1]
-    name = _mask_name(inputs)
+    name = mask_name(inputs)
     if name is not None and inputs[name].shape != ids.shape:
         name = None
     mask = torch.ones_like(ids).bool() if name is None else inputs[name].bool()
@@ -121,7 +121,8 @@ def _vary_text(inputs: dict[str, Any], ids: Tensor, pad: int | None) -> dict[str
     return varied
 
 
-def _mask_name(inputs: Mapping[str, Any]) -> str | None:
+def mask_name(inputs: Mapping[str, Any]) -> str | None:
+    """Return the name of the attention mask (b, n) among the keyword arguments of a forward, or None."""
     return next((k for k in MASKS if isinstance(inputs.get(k), Tensor) and inputs[k].ndim == 2), None)
 
 

@@ -1,0 +1,56 @@
+"""Padding is no location, also in models that compute another number of tokens than the text has."""
+
+import pytest
+import torch
+import transformers
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from mm_hf import LocationError, extract, probe
+from tests.helpers import models, zoo
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "padding"),
+    [
+        ("FunnelForSequenceClassification", "strided", "right"),
+        ("LayoutLMv3ForSequenceClassification", "first", "right"),
+        ("LayoutLMv3ForSequenceClassification", "first", "left"),
+    ],
+)
+def test_locations_do_not_depend_on_what_is_in_place_of_padding(name, kind, padding):
+    model = zoo.build(name)
+    assert probe(model, zoo.batch(name, model)).padding == kind
+    inputs = zoo.batch(name, model, b=4, seed=7, length=16, padding=padding)
+    mask = inputs["attention_mask"].bool()
+    embeddings = model.get_input_embeddings()
+
+    def scramble(module, args, output):
+        return torch.where(mask[..., None], output, torch.randn_like(output))
+
+    with torch.no_grad():
+        one = extract(model, attention="uniform", **inputs)
+        handle = embeddings.register_forward_hook(scramble)
+        two = extract(model, attention="uniform", **inputs)
+        handle.remove()
+    assert not one.mask.all() and torch.equal(one.mask, two.mask)
+    changed = (one.token_logits - two.token_logits).abs().amax(dim=-1) > 1e-4
+    assert torch.equal(changed, ~one.mask)
+    assert not one.attention[~one.mask].any()
+
+
+class Shuffled(transformers.BertForSequenceClassification):
+    """BERT whose head reads every second token in another order, so that no map of the mask is known."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        tokens = self.bert(input_ids, attention_mask).last_hidden_state
+        tokens = self.norm(tokens[:, torch.arange(input_ids.shape[1] - 2).flip(0)])
+        return SequenceClassifierOutput(logits=self.classifier(tokens[:, -1]))
+
+
+def test_padding_of_unknown_tokens_is_rejected():
+    model = Shuffled(models.build("bert").config).eval()
+    model.norm = torch.nn.LayerNorm(32)
+    with pytest.raises(
+        LocationError, match="computes 10 tokens of texts of 12, and which of them are padding is unknown"
+    ):
+        probe(model, models.batch("bert"))
