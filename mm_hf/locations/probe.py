@@ -6,11 +6,13 @@ on, as their gradient shows. No architecture is named.
 
     probe
       record, check_head                   one forward; the head ends in a linear layer
-      candidates                           candidates.py: registered mechanisms, then plans traced back from the logits
-        _trace_back <-> _trace_call        from a vector to the calls that return it, and from a call to its argument
-      with_pools                           each pool that reads the tokens with a gradient
-      _plan_error                          the plan's logits against the model's
-      with_attention                       attention/selection.py
+      _search
+        candidates                         candidates.py: registered mechanisms, then plans traced back from the logits
+          _trace_back <-> _trace_call      from a vector to the calls that return it, and from a call to its argument
+        with_pools                         each pool that reads the tokens with a gradient
+        _plan_error                        the plan's logits against the model's
+        with_attention                     attention/selection.py
+      forward_size                         operations and locations, for num_mixed="auto"
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from .attention.selection import with_attention
 from .candidates import candidates, source_of, with_pools
 from .head import check_head
 from .modes import nonzero_head_weights, probing_mode
+from .operations import ForwardSize
 from .padding import find_padding_map
-from .plan import EVERY, REGISTERED, LocationError, Plan, pooled_logits
+from .plan import EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
 from .recording import Recording, record
 from .registry import is_registered
 from .tolerance import relative_error, within_rounding
@@ -60,19 +63,43 @@ def probe(model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = N
     Raises:
         LocationError: No plan explains the model's logits, or `plan` does not fit; the message says what was found.
     """
+    return probe_with_size(model, inputs, processing_class, plan)[0]
+
+
+def probe_with_size(
+    model: nn.Module, inputs: Mapping[str, Any], processing_class: Any = None, plan: Plan | None = None
+) -> tuple[Plan, ForwardSize]:
+    """Return the plan of [`probe`], and the size of the forward that it recorded."""
     without_autocast = torch.autocast(next(model.parameters()).device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), without_autocast, nonzero_head_weights(model):
         recording = record(model, inputs)
         check_head(recording)
-        if plan is not None:
-            return _verify(recording, plan)
-        rejected: list[tuple[float, Plan]] = []
-        for candidate in candidates(recording):
-            for pooled, tokens in with_pools(recording, candidate):
-                error = _plan_error(recording, pooled, tokens)
-                if within_rounding(error, recording.logits.dtype):
-                    return _complete(recording, pooled, tokens, processing_class)
-                rejected.append((error, pooled))
+        plan = _search(recording, processing_class) if plan is None else _verify(recording, plan)
+        return plan, forward_size(recording, plan)
+
+
+def forward_size(recording: Recording, plan: Plan | None = None) -> ForwardSize:
+    """Return the size of a recorded forward, for one example. Its locations are those of a plan."""
+    logits, locations = recording.logits, 1
+    classes = logits.shape[1 if logits.ndim == 4 else -1]
+    if plan is not None and plan.pool == EVERY:
+        locations = logits[0].numel() // classes
+    elif plan is not None:
+        source = source_of(recording, plan)
+        assert source is not None
+        locations = as_tokens(source, plan.layout).shape[1] - plan.prefix
+    return ForwardSize(recording.operations / len(logits), locations, classes)
+
+
+def _search(recording: Recording, processing_class: Any) -> Plan:
+    """Return the first candidate that reproduces the logits."""
+    rejected: list[tuple[float, Plan]] = []
+    for candidate in candidates(recording):
+        for pooled, tokens in with_pools(recording, candidate):
+            error = _plan_error(recording, pooled, tokens)
+            if within_rounding(error, recording.logits.dtype):
+                return _complete(recording, pooled, tokens, processing_class)
+            rejected.append((error, pooled))
     raise LocationError(_describe_failure(recording, rejected))
 
 

@@ -4,7 +4,7 @@ record(model, batch)
     few examples, varied so that different pools read different tokens      probe_inputs.py
     one forward in evaluation mode, with hooks on all modules               modes.py
     every call of an attention function                                     attention/recording.py
-  -> Recording(model, inputs, logits, calls, attention_calls)
+  -> Recording(model, inputs, logits, calls, attention_calls, prefixes, operations)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .attention.recording import AttentionCall, OpenCall, record_attention
 from .modes import probing_mode
+from .operations import OperationCounter
 from .plan import LocationError
 from .prefix import PrefixMode
 from .probe_inputs import batch_size, few_examples, varied_examples
@@ -98,6 +99,7 @@ class Recording:
         calls: Calls of its modules, in the order in which they ended.
         attention_calls: Calls of functions that compute attention.
         prefixes: Number of tokens before those of the input, such as a CLS token, by the length of the sequence.
+        operations: Number of floating-point operations of the forward.
     """
 
     model: nn.Module
@@ -106,6 +108,7 @@ class Recording:
     calls: list[Call]
     attention_calls: list[AttentionCall]
     prefixes: dict[int, int]
+    operations: int
 
     def prefix_length(self, n: int) -> int:
         """Return how many of n tokens are not from the input; n if the model has split these off by themselves."""
@@ -166,12 +169,13 @@ def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
                 if name:
                     handles.append(module.register_forward_pre_hook(on_begin(name), with_kwargs=True))
                     handles.append(module.register_forward_hook(on_end, with_kwargs=True))
-            output = original_forward(model, inputs)
+            with OperationCounter() as counter:
+                output = original_forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     logits = _checked_logits(model, output, inputs)
-    return Recording(model, inputs, logits, calls, attention_calls, prefix_mode.lengths)
+    return Recording(model, inputs, logits, calls, attention_calls, prefix_mode.lengths, counter.operations)
 
 
 def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
