@@ -6,10 +6,14 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
+<<<<<<< HEAD
 .PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures dist clean
 
 # torchvision and timm, in a directory of their own: without them everything works, too.
 VISION = $(abspath $(VENV))/vision
+=======
+.PHONY: demo test test-fast oldest check format bench gpu model-table crash-recovery evidence docs figures errors dist clean
+>>>>>>> f9cacc5 (docs/errors.md: 125 bad inputs with their messages, run by make errors and in tests)
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py
@@ -75,6 +79,9 @@ figures: $(VENV)/.dev  ## figures and printed output of docs/, in half a minute
 	$(BIN)/python docs/tools/figures.py
 	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
 	cp outputs/tutorial/attention.png docs/images
+
+errors: $(VENV)/.dev  ## docs/errors.md: every bad input is run, and its message copied
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/tools/errors.py
 
 dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
 	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist

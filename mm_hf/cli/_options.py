@@ -333,8 +333,10 @@ def read_option_file(path: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML: {reason}.") from None
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or "it cannot be read as text"
+        at = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path} is not valid YAML: {reason}{at}.") from None
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ValueError(f"{path} must contain options as lines of the form `name: value`.")
     for name, value in options.items():

@@ -52,7 +52,7 @@ def build_task(
     make = _task_of_images if splits.kind == "image" else _task_of_texts
     if trained:
         config = from_pretrained(CLASSES[splits.kind], str(model.model_name_or_path), **model.hub).config
-        splits = align(splits, dict(config.label2id))
+        splits = align(splits, {name: i for i, name in config.id2label.items()})
     settings = {
         "data": data.dataset_name or str(data.train_dir),
         "inputs": splits.kind,

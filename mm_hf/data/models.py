@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -35,7 +36,8 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
         arguments: Keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: The model cannot be loaded without its own code.
+        ValueError: The model cannot be loaded without its own code, its head has another number of classes, or a file
+            is damaged.
     """
     if auto_class in CLASSES.values() and "config" not in arguments:
         arguments["config"] = from_pretrained(AutoConfig, name_or_path, **arguments)
@@ -51,6 +53,18 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
         raise ValueError(
             f"{name_or_path} can be loaded only by running the code in its repository, which mm_hf does not do: load "
             "the model in Python and pass it to MultiMixTrainer."
+        ) from error
+    except RuntimeError as error:  # Transformers raises it for heads of another size
+        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"The head of {name_or_path} has another number of classes than the dataset: give "
+            "--ignore_mismatched_sizes to replace it."
+        ) from error
+    except (SafetensorError, EOFError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{name_or_path} cannot be loaded, since a file is damaged or of another format ({reason})."
         ) from error
 
 

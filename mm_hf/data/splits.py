@@ -79,6 +79,13 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
     if kind == "image":
         data = _decode_images(data, inputs[0], options.dataset_name)
+    if len(names) < 2:
+        raise ValueError(
+            f"The training split has a single class, {names[0]!r}, in the column {label!r}: a classifier needs at "
+            "least two."
+            if names
+            else f"The training split has no classes in the column {label!r}."
+        )
     parts = _divide(data, options)
     _report_unknown_classes(parts, label, names)
     for split, most in (
@@ -129,7 +136,7 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
             ) from error
         except (DatasetsError, ValueError) as error:
             cause = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(f"The dataset {name} cannot be read: {cause}") from error
+            raise ValueError(f"The dataset {name} cannot be read: {cause.rstrip('.')}.") from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
         "train": options.train_dir, "validation": options.validation_dir, "test": options.test_dir

@@ -33,7 +33,9 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     types = (int, float) if is_plain else (int,)
     if not all(isinstance(label, types) for label in labels):
         return
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return  # the first forward pass reports it
     classes = getattr((getattr(dataset, "features", None) or {}).get(name), "names", None) or []
     if len(classes) == 1 and config.num_labels == 1:
         raise ValueError(

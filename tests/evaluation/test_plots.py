@@ -256,6 +256,19 @@ def test_methods_have_distinct_styles():
     assert [color for color, _ in method_styles("abcdefg").values()] == list(COLORS)
 
 
+def test_names_with_dollar_signs_and_underscores_are_plain_text(tmp_path):
+    names = ["_hidden", "$a_{$", "cost in $ or $", "a\\b"]
+    runs = {name: classifier(seed) for seed, name in enumerate(names)}
+    figures = [
+        plot_reliability(runs, tmp_path / "reliability.png", num_bins=10),
+        plot_embeddings({names[1]: classifier(0, classes=4)}, tmp_path / "x.png", projection="pca", class_names=names),
+        plot_alignment_uniformity({name: [[0.5, -1.0]] for name in names}, tmp_path / "y.png"),
+    ]
+    for figure in figures[1:]:
+        shown = [text._preprocess_math(text.get_text()) for text in figure.legends[0].get_texts()]
+        assert [(text.strip(), math) for text, math in shown] == [(name, False) for name in names]
+
+
 def test_invalid_arguments_are_rejected(tmp_path):
     path = tmp_path / "x.png"
     for plot in (plot_reliability, plot_corruptions, plot_ood, plot_embeddings, plot_alignment_uniformity):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
-from .style import WIDTH, check_not_empty, panel_layout, saved_figure
+from .style import WIDTH, check_not_empty, panel_layout, plain_text, saved_figure
 
 POINTS = 72  # per inch
 FONT, LINE, GAP = 8.0, 14.0, 5.0  # points: font size, line height, space between tokens
@@ -71,7 +71,7 @@ def plot_image_attention(
                 shown = attention[i // 2].reshape(grid)
                 cell.imshow(shown, cmap=MAP, norm=scale, alpha=0.8, extent=edges, interpolation="nearest")
             elif titles is not None:
-                cell.set_title(titles[i // 2], loc="left")
+                cell.set_title(plain_text(titles[i // 2]), loc="left")
         figure.colorbar(ScalarMappable(scale, MAP), ax=figure.axes, label=SHARE, shrink=0.9, aspect=30)
     return figure
 

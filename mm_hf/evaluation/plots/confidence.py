@@ -14,7 +14,18 @@ from matplotlib.patches import Patch
 from ..metrics.classification import NUM_BINS, calibration_error, reliability
 from ..metrics.ood import SCORES, auroc, fpr95, threshold95
 from ..metrics.registry import METRICS
-from .style import COLUMN, KNOWN, OTHER, WIDTH, check_not_empty, legend_below, panel_grid, panel_layout, saved_figure
+from .style import (
+    COLUMN,
+    KNOWN,
+    OTHER,
+    WIDTH,
+    check_not_empty,
+    legend_below,
+    panel_grid,
+    panel_layout,
+    plain_text,
+    saved_figure,
+)
 
 SCORE_NAMES = {"max_softmax": "maximum softmax probability", "energy": "negative energy (nats)"}
 OOD_BINS = 40
@@ -69,7 +80,9 @@ def plot_reliability(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, n
             )  # fmt: skip
             top.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
             info = METRICS["calibration_error"]
-            top.set_title(f"{name}\n{info.title} {info.with_unit(calibration_error(logits, labels, num_bins))}")
+            top.set_title(
+                f"{plain_text(name)}\n{info.title} {info.with_unit(calibration_error(logits, labels, num_bins))}"
+            )
             top.set_xlim(0, 1)
             top.set_ylim(0, 1)
             top.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
@@ -137,7 +150,8 @@ def plot_ood(runs: Mapping[str, tuple[Any, Any]], path: str | Path, *, score: st
                 threshold95(known), color="black", linestyle="--", linewidth=0.8, label="threshold at 95 % recall"
             )
             panel.set_title(
-                f"{name}\nAUROC {100 * auroc(known, others):.1f} %, FPR95 {100 * fpr95(known, others):.1f} %"
+                f"{plain_text(name)}\n"
+                f"AUROC {100 * auroc(known, others):.1f} %, FPR95 {100 * fpr95(known, others):.1f} %"
             )
             panel.set_xlabel(SCORE_NAMES[score])
             panel.set_ylim(bottom=0)

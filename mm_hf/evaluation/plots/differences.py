@@ -13,7 +13,16 @@ from matplotlib.ticker import MaxNLocator
 
 from ..metrics.registry import get_metric
 from ..statistics import Interval
-from .style import WIDTH, check_not_empty, history_curve, legend_below, method_styles, panel_grid, saved_figure
+from .style import (
+    WIDTH,
+    check_not_empty,
+    history_curve,
+    legend_below,
+    method_styles,
+    panel_grid,
+    plain_text,
+    saved_figure,
+)
 
 BETTER = {"higher": "better →", "lower": "← better", "": ""}
 
@@ -81,7 +90,7 @@ def plot_differences(
                     markerfacecolor=color if interval.excludes_zero else "white",
                 )  # fmt: skip
             cell.set_title(metric)
-            cell.set_yticks(range(len(methods)), methods)
+            cell.set_yticks(range(len(methods)), [plain_text(method) for method in methods])
             cell.set_ylim(len(methods) - 0.5, -0.5)
             cell.tick_params(axis="y", length=0)
             cell.spines["left"].set_visible(False)
@@ -142,7 +151,7 @@ def plot_cost(
                     va="center", fontsize=7,
                 )  # fmt: skip
             cell.axvline(1, color="black", linewidth=0.8, linestyle="--")
-            cell.set_yticks(range(len(methods)), methods)
+            cell.set_yticks(range(len(methods)), [plain_text(method) for method in methods])
             cell.set_ylim(len(methods) - 0.4, -0.6)
             cell.tick_params(axis="y", length=0)
             cell.set_xlim(0, 1.17 * farthest)
@@ -192,7 +201,7 @@ def plot_validation(
                 for steps, values in curves:
                     cell.plot(steps, info.scale * np.array(values), color=color, alpha=0.25, linewidth=0.6)
                 mean = np.mean([values for _, values in curves], axis=0)
-                cell.plot(curves[0][0], info.scale * mean, color=color, linewidth=1.5, label=name)
+                cell.plot(curves[0][0], info.scale * mean, color=color, linewidth=1.5, label=plain_text(name))
             cell.set_xlabel("training step")
             cell.set_ylabel(f"validation {info.label}")
             cell.grid(True)

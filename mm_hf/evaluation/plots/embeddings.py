@@ -21,6 +21,7 @@ from .style import (
     legend_rows,
     method_styles,
     panel_grid,
+    plain_text,
     saved_figure,
 )
 
@@ -77,9 +78,9 @@ def plot_embeddings(
                 x, y = points[labels == label].T
                 panel.scatter(
                     x, y, s=5, color=CLASS_COLORS[k % 10], marker=MARKERS[k // 10 % len(MARKERS)], linewidths=0,
-                    label=str(label) if class_names is None else class_names[label],
+                    label=str(label) if class_names is None else plain_text(class_names[label]),
                 )  # fmt: skip
-            panel.set_title(name)
+            panel.set_title(plain_text(name))
             panel.set_xlabel(x_label)
             panel.set_ylabel(y_label)
             panel.set_xticks([])
@@ -156,7 +157,14 @@ def plot_alignment_uniformity(runs: Mapping[str, Sequence[tuple[float, float]]],
             x, y = points[name].T
             axes.scatter(x, y, s=14, color=color, marker=marker, alpha=0.4, linewidths=0)
             axes.scatter(
-                x.mean(), y.mean(), s=55, color=color, marker=marker, edgecolors="black", linewidths=0.7, label=name
+                x.mean(),
+                y.mean(),
+                s=55,
+                color=color,
+                marker=marker,
+                edgecolors="black",
+                linewidths=0.7,
+                label=plain_text(name),
             )
         horizontal, vertical = get_metric("alignment"), get_metric("uniformity")
         axes.set_xlabel(f"{horizontal.title} ({horizontal.better} is better)")

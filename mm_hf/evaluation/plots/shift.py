@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..statistics import confidence_half_width
-from .style import check_not_empty, legend_below, method_styles, panel_grid, panel_layout, saved_figure
+from .style import check_not_empty, legend_below, method_styles, panel_grid, panel_layout, plain_text, saved_figure
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -67,7 +67,7 @@ def plot_corruptions(
             for method, (color, marker) in method_styles(runs).items():
                 accuracy = 100 * np.array([np.mean([curves[m] for m in members], axis=0) for curves in runs[method]])
                 mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
-                cell.plot(x, mean, color=color, marker=marker, markersize=3.5, linewidth=1.3, label=method)
+                cell.plot(x, mean, color=color, marker=marker, markersize=3.5, linewidth=1.3, label=plain_text(method))
                 if half is not None:
                     low, high = np.clip([mean - half, mean + half], 0, 100)  # the range of an accuracy
                     cell.fill_between(x, low, high, color=color, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)

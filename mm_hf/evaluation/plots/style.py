@@ -102,6 +102,19 @@ def legend_rows(texts: Iterable[str], width: float, around: float = 0.62) -> int
     return math.ceil(len(texts) / max(int((width - 0.1) / column), 1))
 
 
+def plain_text(name: str) -> str:
+    r"""Return the name of a method or a class as plain text of a figure.
+
+    Matplotlib reads text between two dollar signs as a formula and leaves names that begin with an underscore out of
+    legends.
+
+    Example:
+        >>> plain_text("_price in $ or $")
+        ' _price in \\$ or \\$'
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def check_not_empty(runs: Any, name: str) -> None:
     """Raise a ValueError if there is nothing to plot."""
     if not len(runs):
