@@ -6,14 +6,10 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-<<<<<<< HEAD
-.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures dist clean
+.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures errors dist clean
 
 # torchvision and timm, in a directory of their own: without them everything works, too.
 VISION = $(abspath $(VENV))/vision
-=======
-.PHONY: demo test test-fast oldest check format bench gpu model-table crash-recovery evidence docs figures errors dist clean
->>>>>>> f9cacc5 (docs/errors.md: 125 bad inputs with their messages, run by make errors and in tests)
 
 demo: $(VENV)/.examples  ## train a small ViT with and without Dense MultiMix; tables and figures in outputs/demo
 	$(BIN)/python examples/demo.py

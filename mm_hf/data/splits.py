@@ -79,13 +79,6 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
     if kind == "image":
         data = _decode_images(data, inputs[0], options.dataset_name)
-    if len(names) < 2:
-        raise ValueError(
-            f"The training split has a single class, {names[0]!r}, in the column {label!r}: a classifier needs at "
-            "least two."
-            if names
-            else f"The training split has no classes in the column {label!r}."
-        )
     parts = _divide(data, options)
     _report_unknown_classes(parts, label, names)
     for split, most in (

@@ -75,7 +75,7 @@ CASES: dict[str, list[str]] = {
         "mm-hf check",
         "mm-hf check vit --batch_size 1",
         "mm-hf check vit --task text",
-        "mm-hf models resnext",
+        "mm-hf models resnetx",
         "mm-hf models --task movie",
     ],
     "Settings of methods": [
