@@ -50,6 +50,8 @@ class Requirements:
         token_logits: The loss reads the logits of every location.
         linear_head: The last layer must be linear, because the method mixes its input.
         blocks: The method mixes hidden states where a block of the model begins: see `Mixing.block_mixing`.
+        embeddings: The method mixes the embeddings of token ids, if there are any: `mix_inputs` returns both
+            `inputs_embeds` and `input_ids`.
         dense_labels: The method supports one label per location (tokens, pixels).
         detach_attention: Gradients do not flow through the attention.
         min_examples: Least number of examples in a mini-batch of one rank.
@@ -59,6 +61,7 @@ class Requirements:
     token_logits: bool = False
     linear_head: bool = False
     blocks: bool = False
+    embeddings: bool = False
     dense_labels: bool = False
     detach_attention: bool = True
     min_examples: int = 2

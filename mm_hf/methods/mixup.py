@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..distributed import rank_generator
 from ..functional import Criterion
+from ..locations.embeddings import text_mask, token_embeddings
+from .base import Requirements
 from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_of
 from .settings import check_settings, setting
 
@@ -39,6 +42,10 @@ class Mixup(PairMixing):
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(embeddings=True)
+
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if inputs.get("input_ids") is None and not numbers:
@@ -50,15 +57,21 @@ class Mixup(PairMixing):
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Mix every floating-point input, the embeddings of token ids, and the labels."""
+        """Mix every floating-point input, the embeddings of token ids, and the labels.
+
+        Texts have `inputs_embeds` and the `input_ids` of the longer one of a pair in the result. The wrapped model
+        uses the ids only where its head finds the token that it reads by them.
+        """
         b = len(labels)
-        if inputs.get("input_ids") is not None:
-            embed: Any = model.get_input_embeddings()  # type: ignore[operator]
-            inputs = {**inputs, "inputs_embeds": embed(inputs["input_ids"])}
-            del inputs["input_ids"]
         generator = rank_generator("cpu")
         factor = draw_factor(self.alpha, generator)
         partner = draw_partners(b, generator, labels.device)
+        ids = inputs.get("input_ids")
+        if ids is not None:
+            # The ids of the longer text: by them, some models find the token that their head reads.
+            lengths = text_mask(inputs, model).sum(dim=1)
+            longer = torch.where((lengths[partner] > lengths)[:, None], ids[partner], ids)
+            inputs = {**inputs, "input_ids": longer, "inputs_embeds": token_embeddings(model)(ids)}
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in real_inputs(inputs, b)}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)

@@ -180,7 +180,8 @@ class MultiMix(Mixing):
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(linear_head=True, min_examples=1 if self.gathers else 2)
+        mixes_embeddings = any(method.requirements.embeddings for method in INPUT_METHODS[self.input_mixing or "none"])
+        return Requirements(linear_head=True, embeddings=mixes_embeddings, min_examples=1 if self.gathers else 2)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         for method in INPUT_METHODS[self.input_mixing or "none"]:

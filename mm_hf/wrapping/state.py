@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
 from ..functional import Criterion
 from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, resolve_attention
+from ..locations.embeddings import EmbeddingHook, install_embedding_hook
 from ..locations.head import check_head
 from ..locations.operations import ForwardSize
 from ..locations.probe import forward_size, probe_with_size
@@ -45,6 +46,7 @@ class MixingState:
         self.plan: Plan | None = plan
         self.hooks: LocationHooks | None = None
         self.blocks: BlockHooks | None = None
+        self.embeddings: EmbeddingHook | None = None
         self.attention: str | None = None
         self.epoch: float | None = None
         self.sharded: bool | None = None  # determined at the first training step
@@ -87,6 +89,11 @@ class MixingState:
                 self.blocks.remove()
                 self.blocks = None
             self.blocks = BlockHooks(model, _agreed_blocks(model, inputs))
+        if requires.embeddings and inputs.get("input_ids") is not None:
+            if self.embeddings is not None:
+                self.embeddings.remove()
+            with unsharded(model, inputs) as whole_inputs:
+                self.embeddings = install_embedding_hook(model, whole_inputs)
         self.adapters = _active_adapter(model)
         self.ready = True
 

@@ -68,8 +68,9 @@ def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: di
     try:
         outputs, output = _forward(model, state, method, original, inputs, labels)
     finally:
-        if state.blocks is not None:
-            state.blocks.end()
+        for hooks in (state.blocks, state.embeddings):
+            if hooks is not None:
+                hooks.end()
     outputs = _with_loss(outputs, _loss(model, state, method, output, labels))
     return outputs.to_tuple() if as_tuple else outputs
 
@@ -96,6 +97,11 @@ def _mix(
     inputs, labels = method.mix_inputs(inputs, labels, model, state.criterion)
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.begin(method.block_mixing)
+    if inputs.get("input_ids") is not None and inputs.get("inputs_embeds") is not None:
+        if state.embeddings is None:
+            del inputs["input_ids"]
+        else:
+            state.embeddings.begin(inputs.pop("inputs_embeds"))
     return method, inputs, labels
 
 

@@ -110,8 +110,9 @@ class MixingHandle:
         model.__dict__.update(self._state.before)
         if self._state.hooks is not None:
             self._state.hooks.remove(model)
-        if self._state.blocks is not None:
-            self._state.blocks.remove()
+        for hooks in (self._state.blocks, self._state.embeddings):
+            if hooks is not None:
+                hooks.remove()
 
     def __enter__(self) -> MixingHandle:
         return self

@@ -291,7 +291,9 @@ def test_mixup_of_text_mixes_word_embeddings(name):
     model, inputs, labels = models.build(name), models.batch(name), models.labels()
     torch.manual_seed(0)
     mixed, targets = Mixup().mix_inputs(inputs, labels, model)
-    assert "input_ids" not in mixed and mixed["inputs_embeds"].shape == (6, 12, 32)
+    ids = mixed.pop("input_ids")  # of the longer text
+    assert (ids.ne(model.config.pad_token_id) == mixed["attention_mask"].bool()).all()
+    assert mixed["inputs_embeds"].shape == (6, 12, 32)
     assert (mixed["attention_mask"] >= inputs["attention_mask"]).all()
     torch.testing.assert_close(targets.sum(1), torch.ones(6))
     assert model(**mixed).logits.isfinite().all()
