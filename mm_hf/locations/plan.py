@@ -47,7 +47,7 @@ class Plan:
         prefix: Number of tokens at the front that are not locations (CLS, distillation and register tokens).
         text: True if the tokens are those of `input_ids`: padding and special tokens are not locations.
         special_ids: Ids of the special tokens.
-        padding: Map from the attention mask to the tokens, if they have another number: "strided" or "first".
+        padding: Map from the attention mask to the tokens, if they have another number (see `padding.MAPS`).
         attention: Name of the last self-attention module, or of the module by which the head pools the tokens; None if
             its weights cannot be read.
         attention_base: Source of the weights: rows computed from query and keys of an attention implementation

@@ -13,6 +13,7 @@ from tests.helpers import models, zoo
     ("name", "kind", "padding"),
     [
         ("FunnelForSequenceClassification", "strided", "right"),
+        ("CanineForSequenceClassification", "windows", "right"),
         ("LayoutLMv3ForSequenceClassification", "first", "right"),
         ("LayoutLMv3ForSequenceClassification", "first", "left"),
     ],
@@ -22,15 +23,17 @@ def test_locations_do_not_depend_on_what_is_in_place_of_padding(name, kind, padd
     assert probe(model, zoo.batch(name, model)).padding == kind
     inputs = zoo.batch(name, model, b=4, seed=7, length=16, padding=padding)
     mask = inputs["attention_mask"].bool()
-    embeddings = model.get_input_embeddings()
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
 
     def scramble(module, args, output):
-        return torch.where(mask[..., None], output, torch.randn_like(output))
+        same = output.shape[:2] == mask.shape and args[0].ndim == 2
+        return torch.where(mask[..., None], output, torch.randn_like(output)) if same else output
 
     with torch.no_grad():
         one = extract(model, attention="uniform", **inputs)
-        handle = embeddings.register_forward_hook(scramble)
+        handles = [module.register_forward_hook(scramble) for module in embeddings]
         two = extract(model, attention="uniform", **inputs)
+    for handle in handles:
         handle.remove()
     assert not one.mask.all() and torch.equal(one.mask, two.mask)
     changed = (one.token_logits - two.token_logits).abs().amax(dim=-1) > 1e-4
