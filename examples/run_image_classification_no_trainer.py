@@ -280,6 +280,7 @@ def save_checkpoint(
     accelerator: Accelerator, args: LoopArguments, name: str, mixing: Mixing, handle: MixingHandle
 ) -> None:
     """Save everything that a resumed run needs."""
+    handle.check_losses()  # a loss that is not finite raises an error before it reaches a checkpoint
     directory = Path(args.output_dir, name)
     accelerator.save_state(str(directory))
     if accelerator.is_main_process:

@@ -63,6 +63,11 @@ def all_gather_object(x: Any) -> list[Any]:
     return gathered
 
 
+def first_message(message: str | None) -> str | None:
+    """Return the message of the first rank that has one, on all ranks, so that all of them raise the same error."""
+    return next((found for found in all_gather_object(message) if found is not None), None)
+
+
 @dataclass
 class GlobalBatch:
     """The mini-batches of all ranks as one, in rank order.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attachments import ModuleHooks, attach, detach
 from .modes import nonzero_head_weights, probing_mode
 from .plan import LocationError
 from .probe_inputs import batch_size, distinct_examples
@@ -56,13 +57,14 @@ class Blocks:
     calls: int
 
 
-class BlockHooks:
+class BlockHooks(ModuleHooks):
     """Hooks at the inputs of the blocks. They stay installed and mix only between `begin` and `end`.
 
-    The object holds no reference to the model, so that a deep copy of the model has hooks of its own.
+    A copy of the model has no hooks.
 
     Attributes:
         blocks: The blocks.
+        modules: Their modules.
         mixing: Mixing of the current mini-batch, or None.
         block: Index of the call whose input is mixed.
         chosen: (calls,), True at `block`: the same as a tensor, for compiled models.
@@ -75,15 +77,17 @@ class BlockHooks:
         self.block = 0
         self.chosen: Tensor | None = None
         self.calls = 0
-        self._handles = [
-            model.get_submodule(name).register_forward_pre_hook(self._mix_input, with_kwargs=True)
-            for name in blocks.names
-        ]
+        self.modules = [model.get_submodule(name) for name in blocks.names]
+        self._handles = [m.register_forward_pre_hook(self._mix_input, with_kwargs=True) for m in self.modules]
+        for module in self.modules:
+            attach(module)
 
     def remove(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        for module in self.modules:
+            detach(module)
 
     def begin(self, mixing: BlockMixing) -> None:
         """Mix in the next forward. Call it outside of compiled regions, because it depends on Python numbers."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attachments import ModuleHooks, attach, detach
 from .modes import nonzero_head_weights, probing_mode
 from .plan import LocationError
 from .pools import MASKS
@@ -16,14 +17,15 @@ from .recording import logits_of, original_forward
 from .tolerance import is_close
 
 
-class EmbeddingHook:
+class EmbeddingHook(ModuleHooks):
     """Hook that replaces the output of a model's token embeddings between `begin` and `end`.
 
     Some models find the token that their head reads by the token ids, and take the last position of `inputs_embeds`,
     which is padding in texts that are padded on the right. With this hook, they get ids and mixed embeddings. The hook
-    stays installed, and holds no reference to the model.
+    stays installed. A copy of the model has none.
 
     Attributes:
+        module: The module of the token embeddings.
         embeddings: (b, n, d) the output of the embeddings in the next forward, or None for their own.
         calls: Number of replaced outputs since `begin`.
     """
@@ -31,11 +33,14 @@ class EmbeddingHook:
     def __init__(self, model: nn.Module):
         self.embeddings: Tensor | None = None
         self.calls = 0
-        self._handle = token_embeddings(model).register_forward_hook(self._replace)
+        self.module = token_embeddings(model)
+        self._handle = self.module.register_forward_hook(self._replace)
+        attach(self.module)
 
     def remove(self) -> None:
         """Remove the hook."""
         self._handle.remove()
+        detach(self.module)
 
     def begin(self, embeddings: Tensor) -> None:
         """Replace the output in the next forward."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attachments import ModuleHooks, attach, detach
 from .attention.hook import AttentionHook
 from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention
 from .padding import mapped_mask
@@ -116,18 +117,18 @@ def temporary_hooks(model: nn.Module, plan: Plan) -> Iterator[LocationHooks]:
     try:
         yield hooks
     finally:
-        hooks.remove(model)
+        hooks.remove()
 
 
-class LocationHooks:
+class LocationHooks(ModuleHooks):
     """Hooks of a plan: one on the source of the tokens and, if the attention can be read, one on the attention module.
 
     They stay installed and are active only inside of `capture`. Installing a hook anew for each forward would make
-    torch.compile recompile each time; a flag does not. The object holds no reference to the model, so that a deep copy
-    of the model has hooks of its own.
+    torch.compile recompile each time; a flag does not. A copy of the model has no hooks.
 
     Attributes:
         plan: The plan.
+        modules: The modules with a hook.
         active: Capture the next forward.
         source: The tensor at the plan's source, after the forward inside of `capture`.
         attention_hook: Hook on the attention module, or None.
@@ -138,19 +139,26 @@ class LocationHooks:
         self.active = False
         self.source: Tensor | None = None
         self.attention_hook: AttentionHook | None = None
-        self._handle = model.get_submodule(plan.source).register_forward_hook(self._store_source, with_kwargs=True)
+        self.model = model
+        source = model.get_submodule(plan.source)
+        self.modules = [source]
+        self._handle = source.register_forward_hook(self._store_source, with_kwargs=True)
+        attach(source)
         if plan.attention is not None:
             assert plan.attention_base is not None
-            self.attention_hook = AttentionHook(model.get_submodule(plan.attention), plan.attention_base)
-        model.__dict__[HOOKS] = self
+            module = model.get_submodule(plan.attention)
+            self.modules.append(module)
+            self.attention_hook = AttentionHook(module, plan.attention_base)
+        attach(model, **{HOOKS: self})
 
-    def remove(self, model: nn.Module) -> None:
+    def remove(self) -> None:
         """Restore the model."""
         self._handle.remove()
         if self.attention_hook is not None:
-            assert self.plan.attention is not None
-            self.attention_hook.remove(model.get_submodule(self.plan.attention))
-        model.__dict__.pop(HOOKS, None)
+            self.attention_hook.remove()
+        detach(self.modules[0])
+        if self.model.__dict__.get(HOOKS) is self:
+            detach(self.model, HOOKS)
 
     @contextmanager
     def capture(self, inputs: Mapping[str, Any], kind: str, detach: bool = True) -> Iterator[None]:
@@ -163,16 +171,14 @@ class LocationHooks:
         """
         hook = self.attention_hook if kind in READ_KINDS else None
         self.active = True
-        if hook is not None:
-            hook.active, hook.detach = True, detach
-            hook.batch = batch_size(inputs)
-            hook.index = None if kind == "mean" else self._query_index(inputs)
         try:
+            if hook is not None:
+                hook.begin(batch_size(inputs), None if kind == "mean" else self._query_index(inputs), detach)
             yield
         finally:
             self.active, self.source = False, None
             if hook is not None:
-                hook.active, hook.row = False, None
+                hook.end()
 
     def _store_source(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Only the first call counts: `to_output` calls the head's modules again on every location.

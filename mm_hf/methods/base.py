@@ -15,6 +15,7 @@ The life of a batch, in the order of the calls. `mixing` is the method of the tr
           method.block_mixing                               mixes hidden states if method.requirements.blocks
         output = LocationOutput(logits, ...)                logits, and what method.requirements name beyond them
         result = method.loss(output, labels)                the loss, computed by mm_hf.functional
+          method.mixes(len(labels))                         counted: a training that mixes nothing is reported
         outputs.loss = result.loss                          result.logs are averaged for the next training log
       loss.backward(), optimizer.step()                     Trainer
 
@@ -146,6 +147,10 @@ class Mixing:
     ) -> tuple[dict[str, Any], Tensor]:
         """Return the inputs of the model's forward and the labels, mixed by methods that work in input space."""
         return inputs, labels
+
+    def mixes(self, num_examples: int) -> bool:
+        """Return True if the loss of a mini-batch of this size mixes examples. Read after `mix_inputs`."""
+        return num_examples > 1
 
     @property
     def block_mixing(self) -> BlockMixing | None:

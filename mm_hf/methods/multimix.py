@@ -302,6 +302,11 @@ class MultiMix(Mixing):
             return min(num_examples, math.ceil(2 * self.effective_examples) + 2)
         return num_examples
 
+    def mixes(self, num_examples: int) -> bool:
+        """Return True if there are examples to mix, and a term for mixed examples."""
+        mixed = [f.name for f in fields(self) if f.name.endswith("_weight") and f.name != "clean_weight"]
+        return (num_examples > 1 or self.gathers) and any(getattr(self, name) for name in mixed)
+
     @property
     def gathers(self) -> bool:
         """True if the mini-batches of several ranks are mixed as one."""

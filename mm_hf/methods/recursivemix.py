@@ -102,6 +102,10 @@ class RecursiveMix(PairMixing):
         self._images = images.detach()
         return {**inputs, name: images}, targets
 
+    def mixes(self, num_examples: int) -> bool:
+        """Return True if a previous mini-batch was pasted."""
+        return self._box is not None and bool(area(self._box))
+
     def loss(
         self,
         output: LocationOutput,

@@ -13,8 +13,8 @@ from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
 from ..methods import ERM, DenseMultiMix, Mixing, get_method
-from ..wrapping.state import STATE
-from ..wrapping.wrapper import MixingHandle, wrap_model
+from ..wrapping.wrapper import MixingHandle, remove_earlier, wrap_model
+from .checked import CheckedTrainer
 from .checkpoints import (
     LAST_FILE,
     explain_write_errors,
@@ -32,7 +32,7 @@ from .push import SafePushTrainer
 logger = logging.get_logger(__name__)
 
 
-class MultiMixTrainer(SafePushTrainer):
+class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
     The rest is that of `Trainer`: evaluation and prediction run the model's own forward, checkpoints are those of the
@@ -91,11 +91,8 @@ class MultiMixTrainer(SafePushTrainer):
         self.mixing = mixing
         self.mixes = type(mixing) is not ERM  # a subclass may define another loss
         self.mixing_handle: MixingHandle | None = None
-        if self.mixes and trainer_kwargs.get("compute_loss_func") is not None:
-            raise ValueError(
-                f"compute_loss_func cannot be combined with mixing={mixing.name!r}, because it computes the loss "
-                "from clean logits and labels. Leave it out, or use mixing=ERM()."
-            )
+        self.compute_loss_func = trainer_kwargs.get("compute_loss_func")
+        self._check_loss_function()
         # Set before Trainer's constructor, which makes the model if there is a `model_init`.
         self._wrapping: dict[str, Any] = {
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
@@ -123,16 +120,20 @@ class MultiMixTrainer(SafePushTrainer):
             # the model's signature suggests that the model does so itself.
             self.loss_is_scaled_for_ga = False
 
+    def _check_loss_function(self) -> None:
+        if self.mixes and self.compute_loss_func is not None:
+            raise ValueError(
+                f"compute_loss_func cannot be combined with mixing={self.mixing.name!r}, because it computes the loss "
+                "from clean logits and labels. Leave it out, or use mixing=ERM()."
+            )
+
     def _wrap_for_mixing(self, model: Any) -> None:
-        state = model.__dict__.get(STATE)
-        if (
-            state is not None and state.owned_by_trainer
-        ):  # of an earlier trainer, e.g. in a notebook cell that is run again
-            MixingHandle(model, state).remove()
         if not self.mixes:
+            remove_earlier(model)
             return
         self.mixing_handle = wrap_model(model, self.mixing, **self._wrapping)
-        model.__dict__[STATE].owned_by_trainer = True
+        self.mixing_handle.owned_by_trainer = True
+        self._enable_mixing(self._is_enabled)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make the model with `model_init`, and wrap it."""
@@ -154,6 +155,7 @@ class MultiMixTrainer(SafePushTrainer):
             check_dataset_labels(self.train_dataset, self.model, self.data_collator)
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
+        self._check_loss_function()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _complete_checkpoint(self, wanted: str | bool) -> str:
@@ -193,8 +195,13 @@ class MultiMixTrainer(SafePushTrainer):
             raise ValueError(missing_labels_message(self.train_dataset, name))
         if not self.mixing_handle.prepared:  # before the first call of a compiled model, which fixes its hooks
             self.mixing_handle.prepare(inputs)
-        self.mixing_handle.epoch = self.state.epoch
-        outputs = model(**inputs)
+        self.mixing_handle.epoch, self.mixing_handle.step = self.state.epoch, self.state.global_step + 1
+        enabled = self._is_enabled
+        self._enable_mixing(True)
+        try:
+            outputs = model(**inputs)
+        finally:
+            self._enable_mixing(enabled)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         return (loss, outputs) if return_outputs else loss
 

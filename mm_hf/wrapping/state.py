@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
 from ..functional import Criterion
 from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, resolve_attention
+from ..locations.attachments import ModuleHooks, attach, detach
 from ..locations.embeddings import EmbeddingHook, install_embedding_hook
 from ..locations.head import check_head
 from ..locations.operations import ForwardSize
@@ -22,27 +25,44 @@ from ..locations.recording import record
 from ..locations.sharded import unsharded
 from ..methods import Mixing
 from .auto_num_mixed import AutoNumMixed
+from .finite import LossRecord, cause_in
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
+from .own_loss import check_loss_function
+from .progress import TrainingRecord
 
-STATE = "mm_hf_state"  # the attribute of a wrapped model
+logger = logging.get_logger(__name__)
+
+STATE = "mm_hf_state"  # the attribute of a wrapped model, of the model inside of it, and of the modules with a hook
+# What Accelerate and the wrapping set on a model.
+FORWARD_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
-class MixingState:
+class MixingState(ModuleHooks):
     """State of a wrapped model: the method, the hooks that it needs, and what to log.
 
-    It refers to no model, so that a deep copy of the model (EMA, early stopping) mixes with its own weights. The method
-    is a deep copy, so that one method serves several models, each with its own memory of earlier mini-batches.
+    There is one per model. Each module that has something of the wrapping refers to it, so that a later wrapping finds
+    and removes it wherever the module is by then. Copies and pickles of the modules do not.
+
+    The method is a deep copy, so that one method serves several models, each with its own memory of earlier
+    mini-batches.
     """
 
-    def __init__(self, mixing: Mixing, label_smoothing: float, processing_class: Any, plan: Plan | None = None):
+    def __init__(
+        self, model: nn.Module, mixing: Mixing, label_smoothing: float, processing_class: Any, plan: Plan | None = None
+    ):
+        self.model = model
         self.mixing = copy.deepcopy(mixing)
         self.label_smoothing = label_smoothing
         self.processing_class = processing_class
+        self.enabled = True
         self.owned_by_trainer = False
         self.ready = False
         self.adapters: Any = None
         self.label_kind: LabelKind | None = None
-        self.before: dict[str, Any] = {}
+        self.before = {name: model.__dict__[name] for name in FORWARD_ATTRIBUTES if name in model.__dict__}
+        self.modules: list[nn.Module] = []
+        self._base_handle: Any = None
+        self.warned_of_base_call = False
         self.plan: Plan | None = plan
         self.hooks: LocationHooks | None = None
         self.blocks: BlockHooks | None = None
@@ -53,6 +73,59 @@ class MixingState:
         self.auto_num_mixed = AutoNumMixed() if mixing.is_auto else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
+        self.step: int | None = None  # set by a trainer; else mini-batches are counted
+        self.mixed_inputs: str | None = None  # name of the method that mixed the inputs or hidden states of this batch
+        self.warned_of_discarded_loss = False
+        self.record = TrainingRecord()
+        self.loss_record = LossRecord()
+
+    def install(self, forward: Callable[..., Any]) -> None:
+        """Replace the model's forward."""
+        base = base_model(self.model)
+        if base is not self.model:
+            self._base_handle = base.register_forward_pre_hook(self._warn_of_base_call, with_kwargs=True)
+        attach(self.model, forward=types.MethodType(forward, self.model))
+        self._mark(self.model, base)
+
+    def _warn_of_base_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Warn once if the model inside of a wrapped PEFT model trains without it, as after merging the adapter."""
+        trains = module.training and kwargs.get("labels") is not None  # the wrapped forward passes none
+        if trains and self.enabled and not self.warned_of_base_call and not torch.compiler.is_compiling():
+            self.warned_of_base_call = True
+            logger.warning(
+                f"{type(self.model).__name__} is wrapped with {self.mixing.name}, and the {type(module).__name__} "
+                "inside of it was called in training mode: nothing is mixed. Remove the handle and wrap the model that "
+                "you train."
+            )
+
+    @property
+    def installed(self) -> bool:
+        """True until `remove`."""
+        return self.model.__dict__.get(STATE) is self
+
+    def remove(self) -> None:
+        """Restore the model as it was. A second call does nothing."""
+        if not self.installed:
+            return
+        if self.hooks is not None:
+            self.hooks.remove()
+        for hooks in (self.blocks, self.embeddings):
+            if hooks is not None:
+                hooks.remove()
+        if self._base_handle is not None:
+            self._base_handle.remove()
+        for module in self.modules:
+            if module.__dict__.get(STATE) is self:
+                detach(module, STATE)
+        # This also removes what Accelerate put around our forward; preparing the model again puts it around the
+        # original.
+        detach(self.model, *FORWARD_ATTRIBUTES)
+        self.model.__dict__.update(self.before)
+
+    def _mark(self, *modules: nn.Module) -> None:
+        for module in modules:
+            attach(module, **{STATE: self})
+        self.modules.extend(modules)
 
     def is_ready(self, model: nn.Module) -> bool:
         """Return True if probed and the active adapter is unchanged."""
@@ -66,6 +139,7 @@ class MixingState:
             LocationError: The model does not provide what the method requires.
         """
         requires = self.mixing.requirements
+        check_loss_function(model)
         self._check_labels(model, inputs.get("labels"))
         inputs = {k: v for k, v in inputs.items() if k != "labels"}
         self.mixing.check_inputs(inputs, model)
@@ -89,11 +163,14 @@ class MixingState:
                 self.blocks.remove()
                 self.blocks = None
             self.blocks = BlockHooks(model, _agreed_blocks(model, inputs))
+            self._mark(*self.blocks.modules)
         if requires.embeddings and inputs.get("input_ids") is not None:
             if self.embeddings is not None:
                 self.embeddings.remove()
             with unsharded(model, inputs) as whole_inputs:
                 self.embeddings = install_embedding_hook(model, whole_inputs)
+            if self.embeddings is not None:
+                self._mark(self.embeddings.module)
         self.adapters = _active_adapter(model)
         self.ready = True
 
@@ -126,12 +203,33 @@ class MixingState:
     def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> ForwardSize:
         given = self.plan if self.hooks is None else None  # another adapter has other modules: search again
         if self.hooks is not None:
-            self.hooks.remove(model)
+            self.hooks.remove()
             self.hooks = None
         plan, size = _agreed_plan(model, inputs, self.processing_class, given)
         self.attention = resolve_attention(kind, plan)
         self.plan, self.hooks = plan, LocationHooks(model, plan)
+        self._mark(*self.hooks.modules)
         return size
+
+    def log_loss(self, loss: Tensor, values: Mapping[str, Tensor | float], logits: Tensor) -> None:
+        """Log the loss of a mini-batch and its other values, on the device.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite. On a GPU, and with several ranks, this is raised later.
+        """
+        self.log(values)
+        if loss.requires_grad:
+            loss.register_hook(self.record.on_backward)
+        terms = {k.removeprefix("loss_"): v for k, v in values.items() if k.startswith("loss_") and torch.is_tensor(v)}
+        terms.pop("terms", None)
+        step = self.record.losses if self.step is None else self.step
+        self.loss_record.add(step, {"loss": loss.detach(), **terms}, _is_scaled(logits))
+
+    def check_loss(self, inputs: Mapping[str, Any]) -> None:
+        """Check the loss of a mini-batch at once where this waits for no device and no rank."""
+        devices = {x.device.type for x in inputs.values() if isinstance(x, Tensor)}
+        if devices <= {"cpu"} and not is_distributed() and self.loss_record.is_bad():
+            self.loss_record.check(cause_in(self.model, inputs))
 
     def log(self, values: Mapping[str, Tensor | float]) -> None:
         """Add values to the running means, on the device."""
@@ -140,7 +238,12 @@ class MixingState:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def pop_logs(self) -> dict[str, float]:
-        """Return the means since the last call as numbers. This synchronizes the device."""
+        """Return the means since the last call as numbers. This synchronizes the device.
+
+        Raises:
+            NonFiniteLossError: A loss since the last call was not finite.
+        """
+        self.loss_record.check()
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
@@ -191,9 +294,27 @@ def _on_all_ranks(find: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
     return results
 
 
+def states_in(model: nn.Module) -> list[MixingState]:
+    """Return the states of all wrappings that left something in a model or its submodules."""
+    found = [module.__dict__[STATE] for module in model.modules() if STATE in module.__dict__]
+    return list(dict.fromkeys(found))
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the model inside of a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(type(model), "get_base_model") else model  # type: ignore[operator]
+
+
 def _active_adapter(model: nn.Module) -> Any:
     """Return the active adapter of a PEFT model."""
     return getattr(model, "active_adapter", None) if hasattr(type(model), "get_base_model") else None
+
+
+def _is_scaled(logits: Tensor) -> bool:
+    """Return True in float16, where a gradient scaler skips steps."""
+    kind = logits.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return logits.dtype == torch.float16 or (autocast and torch.get_autocast_dtype(kind) == torch.float16)
 
 
 def _has_checkpointed_layers(model: nn.Module) -> bool:

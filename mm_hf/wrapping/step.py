@@ -13,36 +13,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging
 
+from ..functional import count_valid
 from ..locations import LocationOutput
+from ..locations.attachments import REPLACED_FORWARD
 from ..locations.recording import logits_of
 from ..locations.sharded import is_sharded
-from ..methods import Mixing
+from ..methods import ERM, Mixing
 from .labels import at_locations, check_shapes
+from .own_loss import warn_of_own_loss
 from .state import STATE, MixingState
+
+# A key of outputs whose inputs or hidden states were mixed: the name of the method. Their logits are not those of the
+# examples, for example for distillation.
+MIXED_INPUTS = "mixed_inputs"
+
+logger = logging.get_logger(__name__)
 
 
 def mixing_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return a forward with the original's signature that computes the mixing loss in training.
 
-    It refers to the class's forward and to no model, so that a deep copy of the model trains with its own weights.
+    It refers to the class's forward and to no model. In a copy of the model, where Accelerate's wrapper still calls it,
+    it runs the class's forward.
     """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.training:
+        state: MixingState | None = self.__dict__.get(STATE)
+        if state is None or not state.enabled or not self.training:
             return original(self, *args, **kwargs)
         if args:
             bound = signature.bind(self, *args, **kwargs)
             kwargs = _flat_arguments(bound.arguments, signature)
         if kwargs.get("labels") is None:
+            _note_unlabeled(self, state)
             return original(self, **kwargs)
-        return _training_forward(self, original, kwargs)
+        return _training_forward(self, state, original, kwargs)
 
     signature = inspect.signature(original)
     # Not functools.wraps: accelerate's unwrap_model follows __wrapped__ past this function and would lose it, and a
     # bound __wrapped__ hides the first parameter from the Trainer, which would then drop the model's main input.
     forward.__signature__ = signature  # type: ignore[attr-defined]
     forward.__doc__ = original.__doc__
+    setattr(forward, REPLACED_FORWARD, original)
     return forward
 
 
@@ -56,30 +70,68 @@ def _flat_arguments(arguments: Mapping[str, Any], signature: inspect.Signature) 
     return flat
 
 
-def _training_forward(model: nn.Module, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+def _training_forward(
+    model: nn.Module, state: MixingState, original: Callable[..., Any], inputs: dict[str, Any]
+) -> Any:
     """Run the model's own forward without labels and return its outputs with the method's loss."""
-    state: MixingState = model.__dict__[STATE]
     labels = inputs.pop("labels")
     inputs.pop("num_items_in_batch", None)  # the loss is a mean over this batch, whatever the accumulation
     as_tuple = inputs.pop("return_dict", None) is False
     if not state.is_ready(model):
-        _prepare(model, state, {**inputs, "labels": labels})
-    method, inputs, labels = _mix(model, state, inputs, labels)
+        _prepare(model, state, original, inputs, labels)
+    method, mixed, labels = _mix(model, state, inputs, labels)
     try:
-        outputs, output = _forward(model, state, method, original, inputs, labels)
+        outputs, output = _forward(model, state, method, original, mixed, labels)
     finally:
         for hooks in (state.blocks, state.embeddings):
             if hooks is not None:
                 hooks.end()
-    outputs = _with_loss(outputs, _loss(model, state, method, output, labels))
-    return outputs.to_tuple() if as_tuple else outputs
+    outputs = _with_loss(outputs, _loss(model, state, method, output, labels, inputs))
+    if as_tuple:
+        return outputs.to_tuple()
+    if state.mixed_inputs is not None:
+        outputs[MIXED_INPUTS] = state.mixed_inputs
+    return outputs
 
 
 # Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which
 # checkpoints do not restore, and does not speed up the loop over chunks.
 @torch.compiler.disable
-def _prepare(model: nn.Module, state: MixingState, inputs: dict[str, Any]) -> None:
-    state.prepare(model, inputs)
+def _prepare(
+    model: nn.Module, state: MixingState, original: Callable[..., Any], inputs: dict[str, Any], labels: Any
+) -> None:
+    state.prepare(model, {**inputs, "labels": labels})
+    if state.record.losses == 0:
+        assert state.label_kind is not None
+        warn_of_own_loss(model, original, inputs, labels, state.label_kind)
+
+
+@torch.compiler.disable
+def _note_unlabeled(model: nn.Module, state: MixingState) -> None:
+    """Warn once of a forward in training mode that can have no mixing loss."""
+    record = state.record
+    if not torch.is_grad_enabled() or state.owned_by_trainer or type(state.mixing) is ERM:
+        return  # a trainer checks each of its steps
+    record.unlabeled += 1
+    if record.unlabeled == 1 and record.losses == 0:
+        logger.warning(
+            f"{type(model).__name__} is wrapped with {state.mixing.name} and was called in training mode without "
+            "labels: nothing is mixed. Pass the labels to the model and train with the loss that it returns; a loss "
+            "that is computed from its logits is that of plain training."
+        )
+
+
+def _warn_of_discarded_loss(model: nn.Module, state: MixingState) -> None:
+    """Warn once if the model trains, and not by the losses that it returned."""
+    weight = next((p for p in model.parameters() if p.requires_grad), None)
+    if weight is not None and not state.owned_by_trainer and state.record.is_discarded(weight):
+        if not state.warned_of_discarded_loss and type(state.mixing) is not ERM:
+            logger.warning(
+                f"{type(model).__name__} is wrapped with {state.mixing.name}, and its weights changed although no "
+                "backward pass used the loss that it returned: nothing is mixed. Train with this loss; a loss that is "
+                "computed from its logits is that of plain training."
+            )
+        state.warned_of_discarded_loss = True
 
 
 @torch.compiler.disable
@@ -88,21 +140,23 @@ def _mix(
 ) -> tuple[Mixing, dict[str, Any], Tensor]:
     """Convert the labels, select the method of this mini-batch, and let it mix the inputs and the labels."""
     labels = state.convert_labels(labels)
+    _warn_of_discarded_loss(model, state)
     mixing = state.mixing
     if state.auto_num_mixed is not None:
         mixing = mixing.with_num_mixed(state.auto_num_mixed.select(mixing, labels.device))
     if state.sharded is None:
         state.sharded = is_sharded(model)
     method = mixing.for_batch(inputs, labels, epoch=state.epoch, same_on_all_ranks=state.sharded)
-    inputs, labels = method.mix_inputs(inputs, labels, model, state.criterion)
+    mixed, labels = method.mix_inputs(inputs, labels, model, state.criterion)
+    state.mixed_inputs = None if mixed is inputs and method.block_mixing is None else method.name
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.begin(method.block_mixing)
-    if inputs.get("input_ids") is not None and inputs.get("inputs_embeds") is not None:
+    if mixed.get("input_ids") is not None and mixed.get("inputs_embeds") is not None:
         if state.embeddings is None:
-            del inputs["input_ids"]
+            del mixed["input_ids"]
         else:
-            state.embeddings.begin(inputs.pop("inputs_embeds"))
-    return method, inputs, labels
+            state.embeddings.begin(mixed.pop("inputs_embeds"))
+    return method, mixed, labels
 
 
 def _forward(
@@ -127,7 +181,14 @@ def _forward(
 
 
 @torch.compiler.disable
-def _loss(model: nn.Module, state: MixingState, method: Mixing, output: LocationOutput, labels: Tensor) -> Tensor:
+def _loss(
+    model: nn.Module,
+    state: MixingState,
+    method: Mixing,
+    output: LocationOutput,
+    labels: Tensor,
+    inputs: dict[str, Any],
+) -> Tensor:
     """Return the method's loss and log its terms."""
     if state.blocks is not None and method.block_mixing is not None:
         state.blocks.check(model)
@@ -136,7 +197,11 @@ def _loss(model: nn.Module, state: MixingState, method: Mixing, output: Location
         assert state.label_kind is not None
         output, labels = at_locations(output, labels, state.label_kind.ignored)
     result = method.loss(output, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
-    state.log(result.logs)
+    mixes = method.mixes(len(labels)) or type(state.mixing) is ERM
+    counts = mixes and state.criterion == "cross_entropy"  # other criteria ignore no label
+    state.record.add(mixes, len(labels), count_valid(labels, output.logits, state.criterion) if counts else None)
+    state.log_loss(result.loss, result.logs, output.logits)
+    state.check_loss(inputs)
     return result.loss
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import types
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..locations import Plan
-from ..methods import Mixing
+from ..methods import ERM, Mixing
+from .finite import LossRecord
 from .labels import check_task
-from .state import STATE, MixingState
+from .own_loss import check_loss_function
+from .progress import TrainingRecord
+from .state import MixingState, states_in
 from .step import mixing_forward
 
-REPLACED = (STATE, "forward", "_original_forward", "_is_accelerate_prepared")
+logger = logging.get_logger(__name__)
 
 
 class MixingHandle:
@@ -31,8 +36,7 @@ class MixingHandle:
             at the start of each epoch, for methods that depend on it (`DenseMultiMix(input_mixing_start=...)`).
     """
 
-    def __init__(self, model: nn.Module, state: MixingState):
-        self._model: nn.Module | None = model
+    def __init__(self, state: MixingState):
         self._state = state
 
     @property
@@ -67,9 +71,28 @@ class MixingHandle:
         self._state.epoch = value
 
     @property
+    def enabled(self) -> bool:
+        """If False, the model's own forward runs in training, too. `MultiMixTrainer` sets it to True in `train`."""
+        return self._state.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._state.enabled = value
+
+    @property
+    def owned_by_trainer(self) -> bool:
+        """True for the wrapping of a trainer, which a later trainer or `wrap_model` removes."""
+        return self._state.owned_by_trainer
+
+    @owned_by_trainer.setter
+    def owned_by_trainer(self, value: bool) -> None:
+        self._state.owned_by_trainer = value
+        self._state.record.reported = value  # by the trainer
+
+    @property
     def installed(self) -> bool:
         """True until the wrapping is removed or another one replaces it."""
-        return self._model is not None and self._model.__dict__.get(STATE) is self._state
+        return self._state.installed
 
     @property
     def prepared(self) -> bool:
@@ -78,13 +101,47 @@ class MixingHandle:
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:
         """Probe and check the model with a batch now. Otherwise, the first training step does."""
-        if self._model is None:
+        if not self.installed:
             raise ValueError("The wrapping of this model was removed: call wrap_model again.")
-        if not self._state.is_ready(self._model):
-            self._state.prepare(self._model, inputs)
+        if not self._state.is_ready(self._state.model):
+            self._state.prepare(self._state.model, inputs)
+
+    @property
+    def record(self) -> TrainingRecord:
+        """Counts of the mini-batches of this training, those that were mixed among them."""
+        return self._state.record
+
+    def start_record(self) -> None:
+        """Begin a new training run, whose mini-batches are counted anew."""
+        self._state.record, self._state.loss_record = TrainingRecord(), LossRecord()
+        self._state.record.reported = self.owned_by_trainer
+
+    @property
+    def step(self) -> int | None:
+        """Number of the current step in messages; None if the mini-batches are counted."""
+        return self._state.step
+
+    @step.setter
+    def step(self, value: int | None) -> None:
+        self._state.step = value
+
+    def check_losses(self) -> None:
+        """Raise an error if a training loss since the last call was not finite. Call it before saving a checkpoint.
+
+        It reads the losses from the device, as `pop_logs` does, and reports those of this rank. On a CPU without other
+        ranks, the forward raises the error itself.
+
+        Raises:
+            NonFiniteLossError: A loss was not finite. The message states the step, the term and the likely cause.
+        """
+        self._state.loss_record.check()
 
     def pop_logs(self) -> dict[str, float]:
-        """Return the means since the last call of the loss terms and of the other values that the method logs."""
+        """Return the means since the last call of the loss terms and of the other values that the method logs.
+
+        Raises:
+            NonFiniteLossError: A loss since the last call was not finite.
+        """
         return self._state.pop_logs()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -99,26 +156,18 @@ class MixingHandle:
         self._state.mixing.load_state_dict(state)
 
     def remove(self) -> None:
-        """Restore the model as it was. A second call does nothing."""
-        model, self._model = self._model, None
-        if model is None:
-            return
-        # This also removes what accelerate put around our forward; preparing the model again puts it around the
-        # original.
-        for name in REPLACED:
-            model.__dict__.pop(name, None)
-        model.__dict__.update(self._state.before)
-        if self._state.hooks is not None:
-            self._state.hooks.remove(model)
-        for hooks in (self._state.blocks, self._state.embeddings):
-            if hooks is not None:
-                hooks.remove()
+        """Restore the model as it was, and warn if no mini-batch was mixed. A second call does nothing."""
+        self._state.remove()
+        if self.record.losses:
+            report_unmixed(self.record, self.mixing)
 
     def __enter__(self) -> MixingHandle:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         self.remove()
+        if error is None:
+            report_unmixed(self.record, self.mixing)
 
 
 def wrap_model(
@@ -135,7 +184,11 @@ def wrap_model(
     The model stays the same object with the same parameters. In evaluation mode, or without labels, its own forward
     runs unchanged. Call this before `accelerator.prepare`, and set `handle.epoch = epoch` at the start of each epoch:
     without it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which also mixes inputs after three
-    epochs).
+    epochs). Copies and pickles of the model are plain models.
+
+    One warning reports a loop that does not train with the loss of the model, a model whose own loss is not that of its
+    logits, and, when the handle is removed, a training that mixed no mini-batch. The outputs of mini-batches whose
+    inputs or hidden states were mixed have the key `mixed_inputs`: their logits are not those of the examples.
 
     Args:
         model: A Transformers classification model, also under PEFT.
@@ -150,7 +203,9 @@ def wrap_model(
         A handle, which is also a context manager: `handle.remove()` restores the model as it was.
 
     Raises:
-        ValueError: The model is wrapped already, or was prepared by accelerate before.
+        ValueError: The model is wrapped already, or something else has replaced its forward or its loss function.
+        NonFiniteLossError: (at a training step on a CPU; elsewhere by `handle.pop_logs` and `handle.check_losses`) the
+            loss is not finite.
         LocationError: The model is a language model; or, now with `example_inputs` and else at the first training step,
             it does not provide what the method requires.
 
@@ -169,23 +224,14 @@ def wrap_model(
         raise ValueError(f"model must be a torch module, got {type(model).__name__}.")
     if not isinstance(mixing, Mixing):
         raise ValueError(f"mixing must be a mixing method such as DenseMultiMix(), got {mixing!r}.")
-    if STATE in model.__dict__:
-        raise ValueError(
-            f"This {type(model).__name__} is already wrapped with {model.__dict__[STATE].mixing.name}: call remove() "
-            "on the handle of the first wrap_model before wrapping it again."
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or "forward" in model.__dict__:
-        raise ValueError(
-            "wrap_model must come before accelerator.prepare (or DistributedDataParallel): this "
-            f"{type(model).__name__} has been prepared, or its forward replaced, and mixing would be lost or run "
-            "outside mixed precision."
-        )
+    remove_earlier(model)
+    _check_unprepared(model)
     check_task(model)
-    state = MixingState(mixing, label_smoothing, processing_class, plan)
-    state.before = {name: model.__dict__[name] for name in REPLACED if name in model.__dict__}
-    model.__dict__[STATE] = state
-    model.__dict__["forward"] = types.MethodType(mixing_forward(type(model).forward), model)
-    handle = MixingHandle(model, state)
+    state = MixingState(model, mixing, label_smoothing, processing_class, plan)
+    check_loss_function(model)
+    state.install(mixing_forward(type(model).forward))
+    weakref.finalize(state, _report_at_exit, state.record, state.mixing)
+    handle = MixingHandle(state)
     if example_inputs is not None:
         try:
             handle.prepare(example_inputs)
@@ -193,3 +239,59 @@ def wrap_model(
             handle.remove()
             raise
     return handle
+
+
+def report_unmixed(record: TrainingRecord, mixing: Mixing) -> None:
+    """Warn once if a training mixed nothing."""
+    if record.reported or type(mixing) is ERM:
+        return
+    reason = record.why_unmixed()
+    if reason is not None:
+        record.reported = True
+        logger.warning(f"The training with {mixing.name} mixed no mini-batch: {reason}.")
+
+
+def _report_at_exit(record: TrainingRecord, mixing: Mixing) -> None:
+    """Report the training of a model whose handle was not removed."""
+    if record.losses and record.can_be_read:
+        report_unmixed(record, mixing)
+
+
+def remove_earlier(model: nn.Module) -> None:
+    """Remove what earlier trainers left in a model.
+
+    Raises:
+        ValueError: A handle of `wrap_model` is not removed.
+    """
+    for state in states_in(model):
+        if not state.owned_by_trainer:
+            raise ValueError(
+                f"This {type(model).__name__} is already wrapped with {state.mixing.name} by wrap_model: call remove() "
+                "on the handle that it returned, or load the model again."
+            )
+        state.remove()
+
+
+def _check_unprepared(model: nn.Module) -> None:
+    """Raise a ValueError for a model whose forward something else has replaced or contains."""
+    name = type(model).__name__
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise ValueError(
+            "wrap_model must come before torch.compile: wrap the original model (the attribute _orig_mod of this "
+            f"{name}) and compile it again. Copies of compiled code would not mix."
+        )
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "DataParallel computes the loss in copies of the model, which do not mix: wrap the model itself (the "
+            f"attribute module of this {name}) and start one process per GPU (accelerate launch, torchrun)."
+        )
+    if hasattr(model, "_hf_hook"):
+        raise ValueError(
+            f"This {name} was dispatched over several devices or offloaded (device_map), which replaces its forward: "
+            'load it on one device, for example with device_map={"": 0}, and wrap it before anything else.'
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel) or "forward" in model.__dict__:
+        raise ValueError(
+            f"wrap_model must come before accelerator.prepare (or DistributedDataParallel): this {name} has been "
+            "prepared, or its forward replaced, and mixing would be lost or run outside mixed precision."
+        )

@@ -212,3 +212,20 @@ def test_push_passes_card_arguments_to_trainer(trained, tmp_path, monkeypatch):
         "--hub_model_id", "me/it")  # fmt: skip
     assert calls[0] == "me/it"
     assert calls[-1] == {"finetuned_from": None, "tasks": "image-classification", "dataset": "digits"}
+
+
+def test_training_that_mixes_nothing_is_reported(tmp_path, caplog):
+    run(
+        "--mixing",
+        "multimix",
+        "--pooled_weight",
+        0,
+        "--input_mixing",
+        "mixup",
+        "--max_steps",
+        2,
+        "--output_dir",
+        tmp_path,
+    )
+    (found,) = [r.getMessage() for r in caplog.records if "mixed no mini-batch" in r.getMessage()]
+    assert "The training with multimix mixed no mini-batch" in found and "input mixing did not begin" in found

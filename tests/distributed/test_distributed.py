@@ -57,3 +57,41 @@ def test_ranks_mix_their_batches_as_one(tmp_path):
     first, second = launch.launch(tmp_path, SCRIPT, arguments=["dense_multimix, gathered"])
     assert first["weights"] == second["weights"] and first["losses"] == second["losses"]
     assert first["factors"] == second["factors"] and len(set(first["factors"])) == 3
+
+
+STOP = """
+import json, math, sys, torch
+from accelerate import PartialState
+from tests.helpers import digits
+from mm_hf import DenseMultiMix, MultiMixTrainer
+from mm_hf.wrapping.finite import NonFiniteLossError
+
+class Overflowing(DenseMultiMix):
+    def loss(self, *arguments, **options):
+        result = super().loss(*arguments, **options)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 4 and PartialState().process_index == 1:
+            result.logs["loss_dense"] = result.logs["loss_dense"] * math.inf
+            result.loss = result.loss * math.inf
+        return result
+
+directory = sys.argv[1]
+options = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 100, "num_train_epochs": 4}
+arguments = digits.arguments(directory, per_device_train_batch_size=16, ddp_find_unused_parameters=False, **options)
+trainer = MultiMixTrainer(digits.vit(), arguments, mixing=Overflowing(num_mixed=5), train_dataset=digits.dataset())
+try:
+    trainer.train()
+except NonFiniteLossError as error:
+    result = {"message": str(error), "steps": trainer.state.global_step}
+json.dump(result, open(f"{directory}/rank{PartialState().process_index}.json", "w"))
+trainer.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_all_ranks_stop_at_a_loss_of_one_rank_that_is_not_finite(tmp_path):
+    first, second = launch.launch(tmp_path, STOP)
+    assert first == second and first["steps"] == 6  # before the second checkpoint
+    assert "step 4 is not finite (loss inf" in first["message"] or "step 5 is not finite" in first["message"]
+    assert first["message"].endswith(f"The last checkpoint, {tmp_path / 'checkpoint-3'}, was kept.")
+    assert not (tmp_path / "checkpoint-6").exists()

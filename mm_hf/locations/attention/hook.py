@@ -9,21 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attachments import PREFIX, ModuleHooks, attach, detach
 from .functions import SDPA, AttentionFunctionMode, registered_function, sdpa_arguments, sdpa_rows
 from .weights import attention_rows
 
-PREFIX = "mm_hf_"  # of the names under which attention functions with a hook are registered
+HOOK = "mm_hf_hook"  # the attribute of an attention module
 REPORTED = " (weights)"  # ends the `attention_base` of functions whose returned weights are read
 
 
-class AttentionHook:
+class AttentionHook(ModuleHooks):
     """Hook on one attention module that stores one row of its attention, at the cost of one row.
 
-    A module that runs registered attention functions gets a copy of its config that names one of our functions, which
-    runs the original one and computes the row. The model's own config, its masks and all other modules stay as they
-    are. In any other module, an `AttentionFunctionMode` is active while it runs.
-
-    The hook stays installed and does nothing unless `active`. It holds no reference to the module.
+    While the hook is active, a module that runs registered attention functions has a copy of its config that names one
+    of our functions, which runs the original one and computes the row. The model's own config, its masks and all other
+    modules stay as they are. In any other module, an `AttentionFunctionMode` is active while it runs.
 
     Attributes:
         active: Store the row of the next forward.
@@ -40,28 +39,43 @@ class AttentionHook:
         self.batch = 0
         self.row: Tensor | None = None
         self.base = base
+        self.module: Any = module
         self._handles: list[Any] = []
         self._mode: AttentionFunctionMode | None = None
+        self._outer = module.__dict__.get(HOOK)
         self._original_config: Any = None
+        self._config: Any = None
         if base.endswith("]"):  # the k-th call of one of PyTorch's functions
             self._handles = [
                 module.register_forward_pre_hook(self._enter_mode),
                 module.register_forward_hook(self._exit_mode, always_call=True),
             ]
         else:
-            self._original_config = module.config
-            config: Any = copy.copy(self._original_config)
-            config._attn_implementation_internal = _register_function(base.removesuffix(REPORTED))
-            module.config = config
-        module.mm_hf_hook = self  # type: ignore[assignment]
+            self._original_config = self.module.config
+            self._config = copy.copy(self._original_config)
+            self._config._attn_implementation_internal = _register_function(base.removesuffix(REPORTED))
+        attach(module, **{HOOK: self})
 
-    def remove(self, module: nn.Module) -> None:
+    def remove(self) -> None:
         """Restore the module."""
         for handle in self._handles:
             handle.remove()
-        if self._original_config is not None:
-            module.config = self._original_config
-        del module.mm_hf_hook
+        if self.module.__dict__.get(HOOK) is self:
+            detach(self.module, HOOK)
+            if self._outer is not None:
+                attach(self.module, **{HOOK: self._outer})
+
+    def begin(self, batch: int, index: int | Tensor | None, detach: bool) -> None:
+        """Store the row of the forward until `end`."""
+        self.active, self.batch, self.index, self.detach = True, batch, index, detach
+        if self._config is not None:
+            self.module.config = self._config
+
+    def end(self) -> None:
+        """Delete the row, and let the module run as without the hook."""
+        self.active, self.row = False, None
+        if self._config is not None:
+            self.module.config = self._original_config
 
     def store(self, rows: Callable[[Any], Tensor]) -> None:
         """Store the row, given a function of `index` that returns rows (b, h, 1 or n, n)."""
@@ -123,7 +137,7 @@ def _register_function(base: str) -> str:
     def attention_with_hook(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        hook: Any = module.mm_hf_hook
+        hook: Any = getattr(module, HOOK)
         return hook.run(module, query, key, value, attention_mask, **kwargs)
 
     name = PREFIX + base

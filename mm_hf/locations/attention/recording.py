@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attachments import PREFIX
 from ..tolerance import is_close
 from .functions import SDPA, AttentionFunctionMode, registered_function, sdpa_arguments, sdpa_rows
-from .hook import PREFIX
 from .weights import attention_rows
 
 

@@ -69,7 +69,7 @@ def _last_attention(calls: list[AttentionCall], num_tokens: int, reads_first: bo
 
 
 def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:
-    """Return True if the model gives the same logits with the hook installed.
+    """Return True if the model gives the same logits with the hook active.
 
     The hook changes the attention implementation that the module's config names, and some modules branch on that name.
     """
@@ -79,10 +79,12 @@ def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:
         return False
     hook = AttentionHook(module, plan.attention_base)
     try:
+        hook.begin(len(recording.logits), index=0, detach=True)
         with probing_mode(recording.model), torch.no_grad():
             logits = logits_of(original_forward(recording.model, recording.inputs))
     finally:
-        hook.remove(module)
+        hook.end()
+        hook.remove()
     return is_close(logits, recording.logits)
 
 

@@ -1,0 +1,90 @@
+"""Record of a training: the mini-batches whose loss a method computed, and those that it mixed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed import is_distributed
+
+
+class TrainingRecord:
+    """Counts of a training, kept without waiting for the device.
+
+    Attributes:
+        losses: Mini-batches whose loss the method computed.
+        used: Of these, those whose loss a backward pass has reached.
+        unlabeled: Forwards in training mode without labels.
+        single: Of the losses, those of mini-batches that cannot be mixed because they have one example.
+        unmixed: Of the losses, those of other mini-batches that the method did not mix.
+        reported: The training was reported as one that mixed nothing, or a trainer does so.
+    """
+
+    def __init__(self) -> None:
+        self.losses = self.used = self.unlabeled = self.single = self.unmixed = 0
+        self.reported = False
+        self._has_mixed = False
+        self._version: int | None = None
+        self._most_valid: Tensor | None = None  # the largest number of valid examples of a mixed mini-batch
+
+    def add(self, mixes: bool, num_examples: int, num_valid: Tensor | None = None) -> None:
+        """Add a mini-batch.
+
+        Args:
+            mixes: The method mixes it if it has labels.
+            num_examples: Its size.
+            num_valid: Number of its valid examples, a scalar tensor; None if all are.
+        """
+        self.losses += 1
+        if not mixes:
+            self.single += num_examples == 1
+            self.unmixed += num_examples > 1
+        elif num_valid is None:
+            self._has_mixed = True
+        elif not self._has_mixed:
+            most = num_valid if self._most_valid is None else torch.maximum(self._most_valid, num_valid)
+            self._most_valid = most.detach()
+            if most.device.type == "cpu":
+                self._read()
+
+    def _read(self) -> None:
+        if self._most_valid is not None and not self._most_valid.is_meta:
+            # With one valid example per rank, the mini-batches of several ranks may be mixed as one.
+            self._has_mixed = float(self._most_valid) > (0.5 if is_distributed() else 1.5)
+            self._most_valid = None if self._has_mixed else self._most_valid
+
+    def why_unmixed(self) -> str | None:
+        """Return a clause that states why no mini-batch was mixed; None if one was. It waits for the device."""
+        if not self._has_mixed:
+            self._read()
+        if self._has_mixed or (self._most_valid is not None and self._most_valid.is_meta):
+            return None
+        if self.losses == 0:
+            return "no training step computed its loss from labels that the model received"
+        if self.single == self.losses:
+            return "every mini-batch had one example"
+        if self.unmixed == self.losses:
+            return (
+                "its terms for mixed examples have the weight 0, and input mixing did not begin or has the "
+                "probability 0"
+            )
+        return f"all labels were ignored in the {self.losses - self.single - self.unmixed} mini-batches to mix"
+
+    @property
+    def can_be_read(self) -> bool:
+        """True if `why_unmixed` waits for no device."""
+        return self._most_valid is None or self._most_valid.device.type == "cpu"
+
+    def is_discarded(self, weight: Tensor) -> bool:
+        """Return True if a weight has changed since the first loss, and no backward pass has reached a loss.
+
+        Args:
+            weight: A trainable parameter, before the forward of a mini-batch.
+        """
+        if self._version is None:
+            self._version = weight._version
+        return self.losses > 0 and self.used == 0 and weight._version != self._version
+
+    def on_backward(self, gradient: Tensor) -> None:
+        """Count a loss that a backward pass has reached: a hook of the loss."""
+        self.used += 1
