@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AlignMixup": ".methods",
     "AttentionMapCallback": ".training.callbacks",
     "CutMix": ".methods",
     "DenseMultiMix": ".methods",
     "ERM": ".methods",
+    "InputMixing": ".methods",
     "LocationError": ".locations",
     "LocationOutput": ".locations",
     "ManifoldMixup": ".methods",
@@ -25,7 +27,9 @@ _EXPORTS = {
     "MultiMixTrainer": ".training.trainer",
     "Plan": ".locations",
     "RecursiveMix": ".methods",
+    "RegMixup": ".methods",
     "TransMix": ".methods",
+    "ZetaMixup": ".methods",
     "check_model": ".evaluation.model_check",
     "clean_loss": ".functional",
     "dense_multimix_loss": ".functional",
@@ -45,14 +49,18 @@ if TYPE_CHECKING:
     from .locations import LocationError, LocationOutput, Plan, extract, probe
     from .methods import (
         ERM,
+        AlignMixup,
         CutMix,
         DenseMultiMix,
+        InputMixing,
         ManifoldMixup,
         Mixing,
         Mixup,
         MultiMix,
         RecursiveMix,
+        RegMixup,
         TransMix,
+        ZetaMixup,
         get_method,
     )
     from .training.callbacks import AttentionMapCallback

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import check_path
-from ..methods.settings import setting
+from ..methods.settings import required_settings, setting
 from ._options import check_method, expand_arguments, make_parser, parse, take
 
 if TYPE_CHECKING:
@@ -54,7 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     options = take(parse(parser, expand_arguments(arguments, "--model"), "mm-hf check", {}), CheckOptions)
     if options.model is None:
         raise ValueError("MODEL is missing: mm-hf check MODEL, a directory or a Hub name.")
-    check_method(options.mixing)
+    required = required_settings(check_method(options.mixing))
+    if required:
+        raise ValueError(
+            f"--mixing {options.mixing} requires {', '.join(required)}, and mm-hf check tries the methods with their "
+            "default settings: choose another one."
+        )
     check_path("model", options.model)
     return _check(options)
 
@@ -142,9 +147,9 @@ def _number_lines(result: ModelCheck, mixing: str) -> list[str]:
 
 def cost_table(result: ModelCheck) -> list[str]:
     """Format a table of the methods: whether each trains the model, and the time of a step."""
-    from ..methods import ERM, METHODS
+    from ..methods import ERM
 
-    width = max(map(len, METHODS))
+    width = max(map(len, result.problems))
     lines = [f"{'method':<{width}}  trains  forward and backward pass (plain training = 1)"]
     for name, problem in result.problems.items():
         time = f"{result.cost[name]:.2f}" if name in result.cost else "1" if name == ERM.name else ""

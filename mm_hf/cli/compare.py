@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import DataOptions, ModelOptions
-from ..methods.settings import nearest, parse_specification, parse_values, read_methods
+from ..methods.settings import check_required, nearest, parse_specification, parse_values, read_methods
 from ._options import (
     FIXED_OPTIONS,
     SMALL_VIT,
@@ -91,7 +91,8 @@ def check_specification(text: str) -> str:
         ValueError: The method or a setting is unknown, or a value invalid.
     """
     name, method, texts = parse_specification(text)
-    parse_values(check_method(method), texts, method)
+    settings = check_method(method)
+    check_required(method, settings, parse_values(settings, texts, method))
     return name
 
 

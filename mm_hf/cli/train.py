@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions, ModelOptions
-from ..methods.settings import read_methods
+from ..methods.settings import check_required, read_methods
 from ._options import (
     SMALL_VIT,
     TRAINING,
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     data.check()
     model.check()
+    check_required(method, settings, values)
     checkpoint = options.resume_from_checkpoint
     if checkpoint not in (None, "last") and not Path(str(checkpoint)).is_dir():
         raise ValueError(

@@ -21,7 +21,7 @@ from ..locations.modes import evaluation_mode
 from ..locations.plan import EVERY, as_tokens, pooled_logits
 from ..locations.recording import Call, Recording, logits_of, record
 from ..locations.tolerance import relative_error
-from ..methods import ERM, METHODS, Mixing
+from ..methods import ERM, Mixing, default_methods
 from ..wrapping.wrapper import wrap_model
 
 NUM_MIXED = 1000  # mixed examples in the check of linearity
@@ -114,9 +114,9 @@ def check_model(
             result.pooled_error, result.locations = pooled_error(model, plan, others)
         except LocationError as error:
             result.reason = _first_line(error)
-        for name, method in METHODS.items():
+        for name, method in default_methods().items():
             timed = 0 if name == ERM.name else rounds
-            result.problems[name] = _try_method(result, model, inputs, method(), processing_class, timed)
+            result.problems[name] = _try_method(result, model, inputs, method, processing_class, timed)
     return result
 
 

@@ -11,35 +11,44 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "ERM": "erm",
     "METHODS": "base",
+    "AlignMixup": "align_mixup",
     "CutMix": "cutmix",
     "DenseMultiMix": "dense_multimix",
+    "InputMixing": "mixing_function",
     "ManifoldMixup": "manifold_mixup",
     "Mixing": "base",
     "MixingLoss": "base",
     "Mixup": "mixup",
     "MultiMix": "multimix",
     "RecursiveMix": "recursivemix",
+    "RegMixup": "regmixup",
     "Requirements": "base",
     "TransMix": "transmix",
+    "ZetaMixup": "zeta_mixup",
+    "default_methods": "base",
     "get_method": "base",
 }
 __all__ = list(_EXPORTS)
 
 if TYPE_CHECKING:
-    from .base import METHODS, Mixing, MixingLoss, Requirements, get_method
+    from .align_mixup import AlignMixup
+    from .base import METHODS, Mixing, MixingLoss, Requirements, default_methods, get_method
     from .cutmix import CutMix
     from .dense_multimix import DenseMultiMix
     from .erm import ERM
     from .manifold_mixup import ManifoldMixup
+    from .mixing_function import InputMixing
     from .mixup import Mixup
     from .multimix import MultiMix
     from .recursivemix import RecursiveMix
+    from .regmixup import RegMixup
     from .transmix import TransMix
+    from .zeta_mixup import ZetaMixup
 
 
 def load_methods() -> None:
     """Import all files of methods."""
-    for module in set(_EXPORTS.values()):
+    for module in sorted(set(_EXPORTS.values())):
         importlib.import_module(f".{module}", __name__)
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from ..functional import Criterion
 from ..locations import BlockMixing, LocationOutput
-from .settings import nearest
+from .settings import check_required, nearest, required_settings, settings_of
 
 METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
@@ -210,6 +210,7 @@ class Mixing:
                 f"{method.__name__} has no setting {', '.join(unknown)}{nearest(unknown[0], known)}; it has "
                 f"{', '.join(known) or 'none'}."
             )
+        check_required(method.name, settings_of(method), values)
         return method(**values)
 
 
@@ -229,3 +230,13 @@ def get_method(name: str) -> type[Mixing]:
             f"There is no mixing method {name!r}{nearest(name, METHODS)}. The methods are {', '.join(sorted(METHODS))}."
         )
     return METHODS[name]
+
+
+def default_methods() -> dict[str, Mixing]:
+    """Return each method with its default settings by name, without those that require a setting.
+
+    Example:
+        >>> default_methods()["mixup"], "input_mixing" in default_methods()
+        (Mixup(alpha=1.0), False)
+    """
+    return {name: method() for name, method in METHODS.items() if not required_settings(settings_of(method))}

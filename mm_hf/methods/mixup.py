@@ -47,12 +47,7 @@ class Mixup(PairMixing):
         return Requirements(embeddings=True)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
-        numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
-        if inputs.get("input_ids") is None and not numbers:
-            raise ValueError(
-                "Mixup mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this "
-                f"batch has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
-            )
+        check_mixable(inputs, type(self).__name__)
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
@@ -75,6 +70,26 @@ class Mixup(PairMixing):
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in real_inputs(inputs, b)}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
+
+
+def check_mixable(inputs: Mapping[str, Any], method: str) -> None:
+    """Raise a ValueError unless an input can be mixed: a floating-point one, or token ids by their embeddings."""
+    numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
+    if inputs.get("input_ids") is None and not numbers:
+        raise ValueError(
+            f"{method} mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this "
+            f"batch has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
+        )
+
+
+def embed_ids(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return the inputs with the embeddings of token ids instead of these."""
+    inputs = dict(inputs)
+    ids = inputs.pop("input_ids", None)
+    if ids is not None:
+        embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+        inputs["inputs_embeds"] = embed(ids)
+    return inputs
 
 
 def real_inputs(inputs: Mapping[str, Any], num_examples: int) -> list[str]:

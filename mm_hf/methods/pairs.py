@@ -16,7 +16,7 @@ from .base import Mixing, MixingLoss
 
 
 class PairMixing(Mixing):
-    """Base class of the methods that mix pairs before or during the forward and give its logits mixed labels."""
+    """Base class of the methods that mix examples before or during the forward and give its logits mixed labels."""
 
     def loss(
         self,

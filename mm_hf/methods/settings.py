@@ -36,7 +36,7 @@ def setting(default: Any, help: str, *, nargs: str | None = None, **limits: Any)
         help: Help text.
         nargs: Number of values, as in argparse.
         limits: `within`, the valid interval of a number, such as "[0, 1]" or "(0, inf)"; `words`, valid words besides
-            numbers; `requirement`, the end of the error message.
+            numbers; `requirement`, the end of the error message; `required`, True if there is no default.
     """
     text = Help(help)
     text.limits = limits
@@ -157,6 +157,18 @@ def check_settings(instance: Any) -> None:
     """Raise a ValueError if a field of a dataclass has a value of a wrong type or outside of its interval."""
     for one in settings_of(instance).values():
         one.check(getattr(instance, one.name))
+
+
+def required_settings(settings: Mapping[str, Setting]) -> list[str]:
+    """Return the names of the settings that have no default."""
+    return [name for name, one in settings.items() if one.metadata.get("required")]
+
+
+def check_required(method: str, settings: Mapping[str, Setting], given: Any) -> None:
+    """Raise a ValueError if a setting without a default is not among the given names."""
+    missing = [name for name in required_settings(settings) if name not in given]
+    if missing:
+        raise ValueError(f"{method} requires {', '.join(missing)}: {settings[missing[0]].metadata['help']}")
 
 
 def settings_of(dataclass_: Any) -> dict[str, Setting]:

@@ -19,7 +19,7 @@ from mm_hf.cli.models import select
 from mm_hf.data import supported_models as table
 from mm_hf.data.dummy_inputs import SENTENCES, detect_task, example_batch, load
 from mm_hf.evaluation.model_check import mixed_error
-from mm_hf.methods import METHODS
+from mm_hf.methods import default_methods
 from tests.helpers import digits, models, zoo
 from tests.helpers.commands import command_error
 
@@ -40,7 +40,7 @@ def test_check_model_measures_errors_and_costs(name):
     assert result.pooled_error < 1e-5 and result.mixed_error < 1e-5
     assert result.attention == "cls" and result.plan.model_class == name
     assert result.problems["dense_multimix"] == result.problems["multimix"] == "" and set(result.problems) == set(
-        METHODS
+        default_methods()
     )
     trained = {method for method, problem in result.problems.items() if not problem}
     assert set(result.cost) == trained - {"erm"} and all(0.2 < cost < 50 for cost in result.cost.values())
@@ -119,7 +119,7 @@ def test_check_command_reports_and_sets_the_exit_code(tmp_path, capsys):
     number = re.search(r"num_mixed='auto' selects ([\d,]+) per step, an expected ([\d.]+)% of the operations", output)
     assert number[1] == "32" and float(number[2]) > 3  # the smallest number, for a tiny model
     rows = dict(re.findall(r"^(\w+) +yes +([\d.]+)$", output, re.MULTILINE))
-    assert set(rows) == set(METHODS) and rows["erm"] == "1" and "pixel_values 4 x 1 x 8 x 8" in output
+    assert set(rows) == set(default_methods()) and rows["erm"] == "1" and "pixel_values 4 x 1 x 8 x 8" in output
 
     perceiver = saved(zoo.build(MULTIMIX_ONLY, vocab_size=262), tmp_path / "perceiver")
     arguments = ["check", perceiver, "--rounds", "0", "--device", "cpu", "--task", "text"]
