@@ -1,4 +1,4 @@
-"""Confidence intervals over seeds, and bootstrap intervals of paired differences over seeds and test examples.
+"""Confidence intervals over seeds, and intervals of paired differences over seeds and test examples.
 
 Functions of NumPy arrays. Methods are compared on the same seeds and the same test examples, and both are resampled
 together, so that the effect of a seed or an example that all methods share cancels.
@@ -157,15 +157,14 @@ def paired_bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Return the difference of two methods, `scores` minus `baseline`, and its percentile bootstrap interval.
+    """Return the difference of two methods, `scores` minus `baseline`, and its interval over examples and seeds.
 
-    Each replicate draws seeds with replacement and test examples with replacement, the same ones for both methods.
-    Within a replicate all seeds share one draw of examples, since they were tested on the same ones. The statistic is
-    computed for each seed, and its mean over the drawn seeds is compared. With one seed only examples are drawn, and
+    Each replicate draws test examples with replacement, the same ones for both methods and all seeds, which were tested
+    on the same examples, and computes the difference for each seed. The variation between seeds is added to their mean
+    as in Student's interval: the standard error over the seeds times a number from Student's distribution with
+    seeds - 1 degrees of freedom. This is valid for two seeds, whose intervals are wide, while drawing two seeds with
+    replacement would not be. The ends are percentiles over the replicates. With one seed only examples are drawn, and
     the interval does not cover other seeds.
-
-    The spread between few seeds is underestimated, in its variance by the factor (seeds - 1) / seeds. The part of each
-    replicate that comes from the drawn seeds is therefore widened about the observed difference.
 
     Args:
         scores: (seeds, n) or (seeds, n, k), per-example scores for each seed.
@@ -184,8 +183,8 @@ def paired_bootstrap(
         ValueError: The shapes differ or are empty, or `replicates` or `level` is out of range.
 
     Source:
-        Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics, 1979; for two ways of drawing
-        at once Owen, "The pigeonhole bootstrap", Annals of Applied Statistics, 2007.
+        Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics, 1979, for the examples;
+        Student, "The Probable Error of a Mean", Biometrika, 1908, for the seeds. Their combination is our choice.
 
     Example:
         >>> correct = np.array([[1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
@@ -206,16 +205,31 @@ def paired_bootstrap(
     observed = float(per_seed.mean())
     if not np.isfinite(observed):
         return Interval(float("nan"))
-    widening = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
     generator = np.random.default_rng(seed)
+    deviations = _student_deviations(generator, replicates, seeds)
     found = []
     for counts in _example_counts(generator, replicates, n):
-        weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(counts)) / seeds
         differences = np.stack([statistic(x, counts) - statistic(y, counts) for x, y in zip(a, b, strict=True)], axis=1)
-        over_seeds = differences.mean(axis=1)
-        found.append(over_seeds + widening * ((weights * differences).sum(axis=1) - over_seeds))
+        of_seeds = np.zeros(len(counts))
+        if seeds > 1:
+            of_seeds, deviations = deviations[: len(counts)], deviations[len(counts) :]
+            of_seeds = of_seeds * differences.std(axis=1, ddof=1) / np.sqrt(seeds)
+        mean = differences.mean(axis=1)
+        found += [mean + of_seeds, mean - of_seeds]  # both signs: swapping the methods negates the interval
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return Interval(observed, float(low), float(high))
+
+
+def _student_deviations(generator: np.random.Generator, replicates: int, seeds: int) -> np.ndarray:
+    """Return the quantiles of Student's distribution for equally spaced probabilities, in random order.
+
+    Random numbers would give less accurate ends of the interval, because this distribution has heavy tails.
+    """
+    if seeds < 2:
+        return np.zeros(replicates)
+    from scipy.stats import t
+
+    return t.ppf((generator.permutation(replicates) + 0.5) / replicates, seeds - 1)
 
 
 def _example_counts(generator: np.random.Generator, replicates: int, n: int) -> Iterator[np.ndarray]:

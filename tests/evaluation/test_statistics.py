@@ -109,9 +109,10 @@ def test_bootstrap_in_chunks_of_replicates(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "of_seeds", "lowest"), [(5, 0.05, 0.90), (5, 0.0, 0.93), (3, 0.05, 0.87), (10, 0.1, 0.88)]
+    ("seeds", "of_seeds", "lowest"),
+    [(2, 0.0, 0.95), (2, 1.0, 0.93), (3, 0.05, 0.95), (3, 1.0, 0.93), (5, 0.0, 0.95), (5, 0.2, 0.93), (10, 0.1, 0.93)],
 )
-def test_bootstrap_interval_has_about_its_nominal_coverage(seeds, of_seeds, lowest):
+def test_interval_has_its_nominal_coverage_from_two_seeds_on(seeds, of_seeds, lowest):
     """Each score has shared effects of its seed and example, effects that differ between methods, and noise."""
     generator = np.random.default_rng(7)
     truth, n, trials, covered = 0.3, 80, 300, 0
@@ -123,7 +124,8 @@ def test_bootstrap_interval_has_about_its_nominal_coverage(seeds, of_seeds, lowe
             method, shared + 0.3 * generator.normal(size=(seeds, n)), replicates=300, seed=trial
         )
         covered += interval.low <= truth <= interval.high
-    assert lowest <= covered / trials <= 0.99
+    # Few seeds whose effects are small could be estimated by the examples alone: the interval is too wide for these.
+    assert lowest <= covered / trials <= (0.99 if seeds * of_seeds >= 1 or seeds >= 5 else 1)
 
 
 def test_invalid_arguments_raise_value_error():
