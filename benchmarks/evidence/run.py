@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import verdict
-from benchmarks.evidence.methods import BASELINE, METHODS
+from benchmarks.evidence.methods import BASELINE, DERIVED, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import (
     Row,
@@ -70,7 +70,7 @@ def summarize(paths: Paths) -> list[Path]:
     """Update evidence.csv from finished runs; write the section and plots of each task in it."""
     table = paths.results / "evidence.csv"
     found = [row for task in TASKS for row in rows_of(paths.output / "run" / task)]
-    merge_rows(table, found, {"task": list(TASKS), "method": list(METHODS)})
+    merge_rows(table, found, {"task": list(TASKS), "method": [*METHODS, *DERIVED]})
     rows = read_rows(table)
     if not rows:
         return []
@@ -91,7 +91,7 @@ def rows_of(directory: Path) -> Iterator[Row]:
     calibration error have intervals of the paired bootstrap over seeds and test examples. Differences of other metrics
     have Student's interval of the differences per seed, which does not generalize to other test examples.
     """
-    runs = finished_runs(directory, list(METHODS))
+    runs = finished_runs(directory, [*METHODS, *DERIVED])
     if BASELINE not in runs:
         return
     paths = [fold / "settings.json" for fold in fold_directories(directory)]

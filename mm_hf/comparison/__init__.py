@@ -5,8 +5,8 @@ It needs the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 
 from .compare import Comparison, run_comparison
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
+from .record import Run
 from .report.write import write_report
-from .run import Run
 from .task import Task, as_methods, parse_method
 
 __all__ = [

@@ -17,9 +17,11 @@ from transformers import TrainerCallback, set_seed
 from ..evaluation.metrics import compared_metrics, example_scores
 from ..evaluation.statistics import REPLICATES, Interval, mean_interval, paired_bootstrap
 from ..locations import LocationError
-from ..methods import Mixing
+from ..methods import ERM, Mixing
+from .derived import derived_names, derived_runs
 from .evaluate import EvaluationOptions, check_packages
-from .run import RESULT, Progress, Run, remove_checkpoints, train_run, warm_up, write_json
+from .record import RESULT, Run, write_json
+from .run import Progress, remove_checkpoints, train_run, warm_up
 from .task import Task, as_methods, baseline_of, slug
 
 SETTINGS = "settings.json"
@@ -41,6 +43,8 @@ class Comparison:
         baseline: Name of the method that the others are compared with; None for a single model.
         settings: Settings that all runs share.
         failed: Reason for each method that cannot train this model.
+        derived: Names of the runs that were derived from those of plain training: early stopping and temperature
+            scaling. They only have the metrics of the predictions.
         class_names: Names of all classes.
         replicates: Number of replicates of the bootstrap.
     """
@@ -51,8 +55,14 @@ class Comparison:
     baseline: str | None
     settings: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    derived: Sequence[str] = ()
     class_names: Sequence[str] | None = None
     replicates: int = REPLICATES
+
+    @property
+    def trained(self) -> dict[str, list[Run]]:
+        """The runs that were trained, without those that were derived from them."""
+        return {name: runs for name, runs in self.runs.items() if name not in self.derived}
 
     @property
     def seeds(self) -> list[int]:
@@ -141,6 +151,11 @@ def run_comparison(
     its last checkpoint, if the training arguments save checkpoints (`save_strategy="epoch"`). Seeds and methods can be
     added later.
 
+    With validation examples, two baselines without a training of their own are derived from plain training: the weights
+    with the best validation accuracy (early stopping), and the logits divided by a number that is fitted on the
+    validation examples (temperature scaling). Their names are that of plain training with `_early_stopping` and
+    `_temperature_scaling`.
+
     Args:
         task: Model, data and budget.
         methods: Methods by name, or specifications such as "dense_multimix:num_mixed=500": see [`as_methods`].
@@ -179,6 +194,12 @@ def run_comparison(
     """
     chosen = as_methods(methods)
     reference = baseline_of(chosen, baseline)
+    taken = {name for plain, method in chosen.items() if type(method) is ERM for name in derived_names(plain).values()}
+    if taken & chosen.keys():
+        raise ValueError(
+            f"methods has {min(taken & chosen.keys())!r}, the name of a baseline that is derived from plain training: "
+            "choose another name."
+        )
     which = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not which or len(set(which)) < len(which) or min(which) < 0:
         raise ValueError(
@@ -227,10 +248,20 @@ def run_comparison(
     # The baseline comes first in every table and has the first color in every plot.
     finished = {name: runs[name] for name in order if name not in failed}
     _remove_models(finished, keep_models)
+    derived = {}
+    for name in [name for name in finished if type(chosen[name]) is ERM]:
+        derived |= derived_runs(directory, name, which)
     comparison = Comparison(
-        task.name, {name: chosen[name] for name in finished}, finished, reference, settings, failed, task.class_names,
+        task.name,
+        {name: chosen[name] for name in finished},
+        {**finished, **derived},
+        reference,
+        settings,
+        failed,
+        list(derived),
+        task.class_names,
         replicates,
-    )  # fmt: skip
+    )
     comparison.write_csv(directory / "results.csv")
     if report:
         from .report.write import write_report

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +18,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from ..methods import ERM, Mixing
 from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.trainer import MultiMixTrainer
+from .derived import BestWeights, write_derived_runs
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
+from .record import Run, write_json
 from .task import Task
 
-RESULT, ARRAYS, COST = "result.json", "predictions.npz", "comparison.json"
+COST = "comparison.json"
 Progress = Callable[[str, int, str], None]
-
-
-@dataclass
-class Run:
-    """A finished run.
-
-    Attributes:
-        method: Name of the method in the comparison.
-        seed: Seed of initial weights, order of data and mixing.
-        metrics: Values by the names of the registry of metrics.
-        corruptions: For each corruption the accuracy at severities 0 to 5.
-        history: `log_history` of the trainer.
-        notes: Reasons for metrics that could not be computed.
-        initial_weights: Digest of the weights before training.
-        directory: Directory of the run.
-    """
-
-    method: str
-    seed: int
-    metrics: dict[str, float]
-    corruptions: dict[str, list[float]]
-    history: list[dict[str, Any]]
-    notes: list[str]
-    initial_weights: str
-    directory: Path
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The available arrays: `logits`, `labels` and `features` of the test examples, and `ood_logits`."""
-        with np.load(self.directory / ARRAYS, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-
-    @property
-    def model(self) -> Path | None:
-        """The directory of the trained model; None if it was removed."""
-        return self.directory / "model" if (self.directory / "model" / "config.json").exists() else None
-
-    @classmethod
-    def read(cls, directory: Path) -> Run | None:
-        """Return the run in a directory; None if it is not finished."""
-        if not (directory / RESULT).exists():
-            return None
-        values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-        return cls(**values, directory=directory)
-
-    def write(self, arrays: Mapping[str, Any]) -> None:
-        """Write the run; the result is written last and atomically, so a directory with a result is complete."""
-        partial = self.directory / f"{ARRAYS}.partial"
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, self.directory / ARRAYS)
-        values = {k: v for k, v in vars(self).items() if k != "directory"}
-        write_json(self.directory / RESULT, values)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file atomically: a reader finds either the old or the new content."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def train_run(
@@ -105,7 +45,8 @@ def train_run(
         name: Name of the method in the comparison.
         mixing: The method.
         seed: Seed of initial weights, order of data, augmentation and mixing.
-        directory: Directory of this run. The model is written to `model` inside it.
+        directory: Directory of this run. The model is written to `model` inside it. Of plain training with validation
+            examples, early stopping and temperature scaling are written beside it: see `mm_hf.comparison.derived`.
         evaluation: Options of the evaluation after training.
         progress: Function that is called with the name, the seed and a short status.
         callbacks: Additional trainer callbacks.
@@ -118,7 +59,10 @@ def train_run(
     args = task.arguments(str(checkpoints), seed)
     costs = _Costs()
     reporting = _ProgressCallback(name, seed, progress)
-    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=[costs, reporting, *(callbacks or [])])
+    best = BestWeights(directory / "best.pt")
+    derives = type(mixing) is ERM and task.validation_dataset is not None
+    of_run: list[TrainerCallback] = [costs, reporting, *([best] if derives else []), *(callbacks or [])]
+    trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=of_run)
     assert isinstance(trainer, _Trainer) and trainer.model is not None
     trainer.costs = costs
     digest = weights_digest(trainer.model)
@@ -147,7 +91,9 @@ def train_run(
         "loss_terms_per_step": float(np.mean(terms)) if terms else float(args.train_batch_size),
     }
     run = Run(name, seed, result.metrics, result.corruptions, history, result.notes, digest, directory)
-    run.write(result.arrays)
+    if derives:
+        write_derived_runs(run, result.arrays, plain, task, best)
+    run.write(result.arrays)  # last: a finished run has its derived ones
     return run
 
 

@@ -15,14 +15,14 @@ from benchmarks.evidence import ablate, results, run, verdict
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.data import examples as data
 from benchmarks.evidence.data import images, sequences
-from benchmarks.evidence.methods import METHODS, TITLES, LabelSmoothing
+from benchmarks.evidence.methods import METHODS, TITLES, CenteredRegression, LabelSmoothing
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.tasks.models import UpperDinov2ForImageClassification
 from benchmarks.harness import RESULTS, read
-from mm_hf import ERM, DenseMultiMix, probe
-from tests.helpers import digits
+from mm_hf import ERM, CutMix, DenseMultiMix, probe, wrap_model
+from tests.helpers import digits, models
 
 
 def directories(root):
@@ -201,6 +201,33 @@ def test_label_smoothing_matches_the_training_argument(tmp_path):
         trainer.train()
         found.append(digits.losses(trainer))
     assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] != found[0]
+
+
+def test_centered_regression_is_the_literal_squared_loss():
+    labels, logits = torch.tensor([0, 2]), torch.tensor([[1.0, 0.0, -4.0], [0.5, 0.0, 2.0]])
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        for j, logit in enumerate(row):
+            target = 4 * ((j == label) - 1 / 3)
+            total += (logit - sum(row) / 3 - target) ** 2 / 6
+    output = type("Output", (), {"logits": logits})()
+    assert float(CenteredRegression().loss(output, labels).loss) == pytest.approx(total)
+    # Adding a number to all logits of an example changes nothing, and logits at their targets have the loss 0.
+    output.logits = 4 * torch.eye(3)[labels] + torch.tensor([[7.0], [-3.0]])
+    assert float(CenteredRegression().loss(output, labels).loss) == pytest.approx(0, abs=1e-10)
+
+
+def test_centered_regression_gives_a_share_of_the_mini_batches_to_cutmix():
+    torch.manual_seed(0)
+    chosen = [type(CenteredRegression(cutmix_prob=0.3).for_batch({}, models.labels())) for _ in range(1000)]
+    assert set(chosen) == {CutMix, CenteredRegression} and chosen.count(CutMix) == pytest.approx(300, abs=50)
+    model = models.build("vit").train()
+    with wrap_model(model, CenteredRegression()) as handle:
+        for _ in range(12):
+            model(**models.batch("vit"), labels=models.labels()).loss.backward()
+        assert set(handle.pop_logs()) == {"loss_regression", "loss_cutmix"}
+    with pytest.raises(ValueError, match="CutMix cuts and pastes"):
+        CenteredRegression().check_inputs(models.batch("bert"), models.build("bert"))
 
 
 def test_upper_blocks_of_a_backbone_have_locations():

@@ -45,7 +45,7 @@ def test_findings_state_significant_differences_only(tmp_path):
     assert re.fullmatch(
         r"better compared with erm: better accuracy \(\+[\d.]+ points\), NLL \(\u2212[\d.]+ nats\).*\.", found[0]
     )
-    assert found[1] == "equal: no significant difference from erm."
+    assert found[1] == "equal: no reliable difference from erm; use more seeds to detect a smaller one."
     assert len(found) == 2
 
 

@@ -17,7 +17,7 @@ from mm_hf.comparison import Task
     """mnist1d: 1,000 training sequences of 40 values, 500 for validation, 2,000 for the test, as images of one row. A
     ViT with patches of four values is trained from scratch for 50 epochs. CutMix and TransMix are left out: a rectangle
     cut from one row is usually empty. Unknown class: 500 sequences whose values are permuted, all in the same way.""",
-    without=["cutmix", "transmix"],
+    without=["cutmix", "recursivemix", "transmix"],
 )
 def mnist1d(options: TaskOptions) -> Task:
     """Build the task of sequences and a ViT."""

@@ -110,7 +110,7 @@ def _reliability(comparison: Comparison, path: Path) -> Figure | None:
 def _corruptions(comparison: Comparison, path: Path) -> Figure | None:
     if not _all_have(comparison, lambda run: run.corruptions):
         return None
-    curves = {name: [run.corruptions for run in runs] for name, runs in comparison.runs.items()}
+    curves = {name: [run.corruptions for run in runs] for name, runs in comparison.trained.items()}
     plot_corruptions(curves, path, severities=SEVERITIES)
     return Figure(
         path,
@@ -156,10 +156,13 @@ def _embeddings(comparison: Comparison, path: Path) -> Figure | None:
 
 
 def _alignment_uniformity(comparison: Comparison, path: Path) -> Figure | None:
-    if not _all_have(comparison, lambda run: "alignment" in run.metrics) or len(comparison.runs) < 2:
+    if not _all_have(comparison, lambda run: "alignment" in run.metrics) or len(comparison.trained) < 2:
         return None
     plot_alignment_uniformity(
-        {n: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in runs] for n, runs in comparison.runs.items()},
+        {
+            n: [(r.metrics["alignment"], r.metrics["uniformity"]) for r in runs]
+            for n, runs in comparison.trained.items()
+        },
         path,
     )
     return Figure(
@@ -172,14 +175,14 @@ def _alignment_uniformity(comparison: Comparison, path: Path) -> Figure | None:
 
 
 def _cost(comparison: Comparison, path: Path) -> Figure | None:
-    if comparison.baseline is None or len(comparison.runs) < 2:
+    if comparison.baseline is None or len(comparison.trained) < 2:
         return None
     costs: dict[str, dict[str, list[float]]] = {}
     # On a CPU, the growth of a small model's process is dominated by what the allocator happens to reuse.
     least = {"train_seconds": 0.0, "peak_memory_mib": 0.0 if torch.cuda.is_available() else MIN_PEAK_MEMORY_MIB}
     for metric, minimum in least.items():
-        values = comparison.values(metric)
-        if len(values) == len(comparison.runs) and values[comparison.baseline].mean() > minimum:
+        values = {name: of for name, of in comparison.values(metric).items() if name in comparison.trained}
+        if len(values) == len(comparison.trained) and values[comparison.baseline].mean() > minimum:
             costs[METRICS[metric].title] = {name: list(v) for name, v in values.items()}
     if not costs:
         return None
@@ -196,13 +199,14 @@ def _cost(comparison: Comparison, path: Path) -> Figure | None:
 def _training(comparison: Comparison, path: Path) -> Figure | None:
     if not _all_have(comparison, lambda run: any("eval_nll" in entry for entry in run.history)):
         return None
-    plot_validation({name: [run.history for run in runs] for name, runs in comparison.runs.items()}, path)
+    plot_validation({name: [run.history for run in runs] for name, runs in comparison.trained.items()}, path)
     lines = "Thin lines: seeds; thick lines: their mean." if len(comparison.seeds) > 1 else "One seed."
     return Figure(path, "Training curves", f"Validation NLL and accuracy during training. {lines}")
 
 
 def _all_have(comparison: Comparison, condition: Callable[[Run], Any]) -> bool:
-    return all(condition(run) for runs in comparison.runs.values() for run in runs)
+    """Return True if all runs that were trained meet a condition."""
+    return all(condition(run) for runs in comparison.trained.values() for run in runs)
 
 
 def _all_finite(comparison: Comparison) -> bool:
@@ -210,7 +214,7 @@ def _all_finite(comparison: Comparison) -> bool:
 
 
 def _arrays_of_first_seed(comparison: Comparison) -> dict[str, dict[str, np.ndarray]]:
-    return {name: runs[0].arrays for name, runs in comparison.runs.items()}
+    return {name: runs[0].arrays for name, runs in comparison.trained.items()}
 
 
 def _seed(comparison: Comparison) -> str:

@@ -48,7 +48,7 @@ def _differences(comparison: Comparison, name: str) -> str:
             changes[side].append(f"{info.title} ({difference})")
     sides = [f"{side} {_enumerate(metrics)}" for side, metrics in changes.items() if metrics]
     if not sides:
-        return f"{name}: no significant difference from {comparison.baseline}."
+        return f"{name}: no reliable difference from {comparison.baseline}; use more seeds to detect a smaller one."
     return f"{name} compared with {comparison.baseline}: {'; '.join(sides)}."
 
 

@@ -78,7 +78,7 @@ def mean_table(comparison: Comparison, group: Group) -> Table | None:
         return None
     rows = [
         [Cell(name), *(Cell(info.format_mean(mean[name]) if name in mean else "n/a") for info, mean in means.items())]
-        for name in comparison.runs
+        for name in (comparison.runs if group == "classification" else comparison.trained)
     ]
     seeds = len(comparison.seeds)
     caption = f"Mean over {seeds} seeds ± half-width of Student's 95 % interval." if seeds > 1 else ""

@@ -39,7 +39,7 @@ def write_report(comparison: Comparison, directory: str | Path) -> Path:
 
 def _values(comparison: Comparison) -> dict[str, Any]:
     """Return the variables of the templates, but for the figures."""
-    task, several = comparison.settings.get("task", {}), len(comparison.runs) > 1
+    task, several = comparison.settings.get("task", {}), len(comparison.trained) > 1
     return {
         "name": f"{'Mixing methods' if several else next(iter(comparison.runs))} on {comparison.name}",
         "summary": _summary(comparison),
@@ -52,13 +52,14 @@ def _values(comparison: Comparison) -> dict[str, Any]:
         "notes": sorted({note for runs in comparison.runs.values() for run in runs for note in run.notes}),
         "replicates": f"{comparison.replicates:,}",
         "seeds": len(comparison.seeds),
+        "derived": list(comparison.derived),
         "trained": several or comparison.baseline is not None,
         "environment": _environment(comparison),
     }
 
 
 def _summary(comparison: Comparison) -> str:
-    task, seeds, methods = comparison.settings.get("task", {}), len(comparison.seeds), len(comparison.runs)
+    task, seeds, methods = comparison.settings.get("task", {}), len(comparison.seeds), len(comparison.trained)
     model = f"{task['model']} with {task['parameters']:,} parameters" if "model" in task else "The model"
     test = f"{task['test_examples']:,} test examples" if "test_examples" in task else "the test examples"
     if methods == 1 and comparison.baseline is None:
