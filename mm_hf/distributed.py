@@ -7,13 +7,9 @@ each example's gradient to its own rank.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -26,37 +22,11 @@ def rank_generator(device: torch.device | str) -> torch.Generator:
     Trainer seeds the global generators of all ranks alike, so without the rank all would draw the same factors.
     Checkpoints restore the global generator, so a resumed training run draws the same numbers as an uninterrupted one.
     """
-    return torch.Generator(device).manual_seed(_rank_seed())
+    return torch.Generator(device).manual_seed(rank_seed())
 
 
-@contextmanager
-def rank_random_state(device: torch.device) -> Iterator[None]:
-    """Seed the global generators of PyTorch, NumPy and Python inside of a `with` statement as `rank_generator` does.
-
-    This is for functions that draw from them. At the end, they are restored.
-
-    Args:
-        device: Device whose generator is seeded besides that of the CPU.
-    """
-    seed = _rank_seed()
-    before = random.getstate(), np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-
-
-def _rank_seed() -> int:
-    """Draw a seed from the CPU's global generator, and add the rank."""
+def rank_seed() -> int:
+    """Draw a seed from the CPU's global generator, and add the rank: see `rank_generator`."""
     return int(torch.randint(2**62, ())) + (dist.get_rank() if is_distributed() else 0)
 
 

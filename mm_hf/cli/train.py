@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     given = expand_option_file(arguments)
     method = method_name(given)
     settings = check_method(method)
-    groups: dict[str, Any] = {f"settings of {method}": settings} if settings else {}
+    groups: dict[str, Any] = {f"settings of {method}": settings}
     parser = make_parser(
         "mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups, data=DataOptions, model=ModelOptions
     )
@@ -190,9 +190,8 @@ def other_settings(method: str) -> dict[str, str]:
         for setting in settings:
             if setting not in own:
                 owners.setdefault(f"--{setting}", []).append(name)
-    has = f"whose settings are {', '.join(sorted(own))}" if own else "which has no settings"
     return {
-        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, {has}."
+        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, whose settings are {', '.join(own)}."
         for option, names in owners.items()
     }
 

@@ -248,6 +248,11 @@ class ImageDataset(Dataset):
         """
         self.seed, self.epoch = seed, epoch
 
+    @property
+    def targets(self) -> list[int]:
+        """The class indices of all examples, read without the images."""
+        return self.rows.with_format(None)[self.transform.columns[1]]
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -9,6 +9,7 @@ from .losses import (
     dense_multimix_loss,
     multimix_loss,
     soft_targets,
+    weight_targets,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "multimix_loss",
     "sample_factors",
     "soft_targets",
+    "weight_targets",
 ]

@@ -17,7 +17,15 @@ from .chunked_loss import DenseMixingLoss, LossOptions
 from .criteria import mask_infinite
 from .factors import SparseFactors, sample_factors
 
-__all__ = ["clean_loss", "count_valid", "dense_multimix_loss", "multimix_loss", "sample_factors", "soft_targets"]
+__all__ = [
+    "clean_loss",
+    "count_valid",
+    "dense_multimix_loss",
+    "multimix_loss",
+    "sample_factors",
+    "soft_targets",
+    "weight_targets",
+]
 
 Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 
@@ -318,3 +326,27 @@ def soft_targets(
         if criterion == "cross_entropy":
             is_valid = (targets.sum(dim=-1) > 0).to(dtype)
     return targets, is_valid
+
+
+def weight_targets(labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Convert labels to targets that are multiplied by the weights of their classes.
+
+    [`clean_loss`] of them is the cross-entropy with class weights: a mean over the examples that is weighted by the
+    weights of their classes.
+
+    Args:
+        labels: Class indices (...), where -100 is ignored, or class probabilities (..., c).
+        class_weights: (c,), not negative. Only their ratios matter.
+
+    Returns:
+        (..., c), in the type of the class probabilities, else in that of the weights. The largest weight counts as 1.
+
+    Example:
+        >>> import torch
+        >>> weights, logits, labels = torch.tensor([1.0, 4.0]), torch.randn(8, 2), torch.randint(2, (8,))
+        >>> expected = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+        >>> torch.testing.assert_close(clean_loss(logits, weight_targets(labels, weights)), expected)
+    """
+    dtype = labels.dtype if labels.is_floating_point() else class_weights.dtype
+    targets, is_valid = soft_targets(labels, len(class_weights), dtype)
+    return targets * is_valid[..., None] * (class_weights / class_weights.max()).to(dtype)

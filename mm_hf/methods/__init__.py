@@ -25,6 +25,8 @@ _EXPORTS = {
     "Requirements": "base",
     "TransMix": "transmix",
     "ZetaMixup": "zeta_mixup",
+    "balanced_weights": "class_weights",
+    "check_class_weights": "class_weights",
     "default_methods": "base",
     "get_method": "base",
 }
@@ -33,6 +35,7 @@ __all__ = list(_EXPORTS)
 if TYPE_CHECKING:
     from .align_mixup import AlignMixup
     from .base import METHODS, Mixing, MixingLoss, Requirements, default_methods, get_method
+    from .class_weights import balanced_weights, check_class_weights
     from .cutmix import CutMix
     from .dense_multimix import DenseMultiMix
     from .erm import ERM

@@ -19,7 +19,7 @@ from .base import Mixing, Requirements
 from .input_mixing import draw_input_method
 from .mixup import Mixup
 from .pairs import PairMixing, draw_factor, draw_partners, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 
 LAST = 1 - 2**-20  # depth of the last block
 
@@ -72,12 +72,12 @@ class AlignMixup(PairMixing):
     eps: float = setting(0.1, "Weight of the entropy of the transport plan.", within="(0, inf)")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         self._mixing: AlignedBlockMixing | None = None
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(blocks=True)
+        return Requirements(blocks=True, embeddings=self.unaligned_prob > 0)
 
     @property
     def block_mixing(self) -> BlockMixing | None:

@@ -13,6 +13,7 @@ The life of a batch, in the order of the calls. `mixing` is the method of the tr
         inputs, labels = method.mix_inputs(inputs, labels)  mix in input space
         outputs = forward(**inputs)                         the model's own forward, once and without labels
           method.block_mixing                               mixes hidden states if method.requirements.blocks
+        labels = weigh(labels)                              multiply them by mixing.class_weights, if there are any
         output = LocationOutput(logits, ...)                logits, and what method.requirements name beyond them
         result = method.loss(output, labels)                the loss, computed by mm_hf.functional
           method.mixes(len(labels))                         counted: a training that mixes nothing is reported
@@ -35,7 +36,8 @@ from torch import Tensor, nn
 
 from ..functional import Criterion
 from ..locations import BlockMixing, LocationOutput
-from .settings import check_required, nearest, required_settings, settings_of
+from .class_weights import ClassWeights, check_class_weights
+from .settings import check_required, check_settings, nearest, required_settings, setting, settings_of
 
 METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
@@ -90,14 +92,36 @@ class Mixing:
 
     `HfArgumentParser` parses the fields, and `to_dict` and `from_dict` write and read them. A wrapped model trains with
     a deep copy of the method, so that one method serves several models.
+
+    Args:
+        class_weights: Weights of the classes in the loss, one number for each class; or "balanced", with which
+            `MultiMixTrainer` computes them from the labels of the training data, as scikit-learn does: the rarer a
+            class, the larger its weight. `loss` gets targets that are multiplied by the weights, so that the target of
+            an example sums to its weight, and returns a mean that is weighted by these sums. MultiMix and Dense
+            MultiMix multiply the interpolation factors of the examples by them, too.
     """
 
     name: ClassVar[str] = ""
+
+    class_weights: ClassWeights | None = setting(
+        None,
+        "Weight of each class in the loss, or 'balanced': from the training data. Default: 1.",
+        nargs="+",
+        kw_only=True,
+        within="[0, inf)",
+        words=("balanced",),
+        requirement="must be 'balanced' or one number of at least 0 for each class; focal loss and other losses of "
+        "single classes are not defined for mixed examples",
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
             METHODS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        self.class_weights = check_class_weights(self.class_weights)
+        check_settings(self)
 
     # ---- Before training ----
 
@@ -194,7 +218,10 @@ class Mixing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the method's name and its settings, in JSON types only."""
-        return {"method": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        class_weights = values.pop("class_weights")
+        weights = {} if class_weights is None else {"class_weights": class_weights}
+        return {"method": self.name, **values, **weights}
 
     @classmethod
     def from_dict(cls: type[Method], values: Mapping[str, Any]) -> Method:
@@ -205,7 +232,7 @@ class Mixing:
             raise ValueError(f"These are settings of {method.__name__}, not of {cls.__name__}.")
         unknown = sorted(set(values) - {f.name for f in fields(method)})
         if unknown:
-            known = [f.name for f in fields(method)]
+            known = list(settings_of(method))
             raise ValueError(
                 f"{method.__name__} has no setting {', '.join(unknown)}{nearest(unknown[0], known)}; it has "
                 f"{', '.join(known) or 'none'}."

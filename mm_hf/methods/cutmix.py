@@ -14,7 +14,7 @@ from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations.pools import MASKS
 from .pairs import PairMixing, draw_factor, draw_partners, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 
 Span = tuple[int, int]  # start and end on one axis
 Box = tuple[int, int, int, int]  # top, bottom, left and right of a rectangle
@@ -56,9 +56,6 @@ class CutMix(PairMixing):
     name: ClassVar[str] = "cutmix"
 
     alpha: float = setting(1.0, "Parameter of the Beta distribution of the share that is kept.", within="(0, inf)")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         signal_of(inputs, model, type(self).__name__)

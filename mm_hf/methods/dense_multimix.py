@@ -62,6 +62,14 @@ class DenseMultiMix(MultiMix):
         True, "Weight a mixed example by the total attention of its examples at the location."
     )
 
+    def _validate(self) -> None:
+        super()._validate()
+        if self.class_weights is not None and not self.confidence_weighted:
+            raise ValueError(
+                "class_weights are a part of the confidence of the examples: confidence_weighted must be True, got "
+                "False."
+            )
+
     @property
     def requirements(self) -> Requirements:
         return replace(

@@ -15,7 +15,7 @@ from ..functional import Criterion
 from ..locations import BlockMixing
 from .base import Requirements
 from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ManifoldMixup(PairMixing):
     alpha: float = setting(2.0, "Parameter of the Beta distribution of the factor.", within="(0, inf)")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         self._mixing: BlockMixing | None = None
 
     @property

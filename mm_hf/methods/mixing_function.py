@@ -79,6 +79,7 @@ class InputMixing(PairMixing):
     function: Function = setting(MISSING, "Import path of the mixing function, module:name.", required=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not callable(self.function) and not isinstance(self.function, str):
             raise ValueError(f"function must be callable or its import path, 'module:name', got {self.function!r}.")
 
@@ -112,7 +113,9 @@ class InputMixing(PairMixing):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the method's name, and the import path of the function or else a description of it."""
-        return {"method": self.name, "function": path_of(self.function)}
+        described = copy.copy(self)
+        described.function = path_of(self.function)
+        return super(InputMixing, described).to_dict()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, InputMixing) and self.to_dict() == other.to_dict()

@@ -14,7 +14,7 @@ from ..functional import Criterion
 from ..locations.embeddings import text_mask, token_embeddings
 from .base import Requirements
 from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 
 
 @dataclass
@@ -38,9 +38,6 @@ class Mixup(PairMixing):
     name: ClassVar[str] = "mixup"
 
     alpha: float = setting(1.0, "Parameter of the Beta distribution of the factor.", within="(0, inf)")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def requirements(self) -> Requirements:
@@ -83,13 +80,9 @@ def check_mixable(inputs: Mapping[str, Any], method: str) -> None:
 
 
 def embed_ids(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the inputs with the embeddings of token ids instead of these."""
-    inputs = dict(inputs)
-    ids = inputs.pop("input_ids", None)
-    if ids is not None:
-        embed: Any = model.get_input_embeddings()  # type: ignore[operator]
-        inputs["inputs_embeds"] = embed(ids)
-    return inputs
+    """Return the inputs, with the embeddings of token ids, if there are any, beside these."""
+    ids = inputs.get("input_ids")
+    return dict(inputs) if ids is None else {**inputs, "inputs_embeds": token_embeddings(model)(ids)}
 
 
 def real_inputs(inputs: Mapping[str, Any], num_examples: int) -> list[str]:

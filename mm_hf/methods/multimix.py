@@ -17,6 +17,7 @@ from ..functional.cost import operations_per_mixed_example
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
+from .class_weights import check_class_weights
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable
 from .settings import check_settings, setting, settings_of
 
@@ -148,6 +149,7 @@ class MultiMix(Mixing):
     )
 
     def __post_init__(self) -> None:
+        self.class_weights = check_class_weights(self.class_weights)
         settings_of(self)["preset"].check(self.preset)
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
         for name, value in defaults.items():
@@ -238,7 +240,7 @@ class MultiMix(Mixing):
             terms["clean"] = Term(loss, len(labels))
         if self.pooled_weight:
             ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
-            unweighted = {**options, "confidence_weighted": False}
+            unweighted = {**options, "confidence_weighted": self.class_weights is not None}
             terms["pooled"] = self._mixed_term(output.logits[:, None], labels, ones, unweighted, batch)
         return terms
 
@@ -253,13 +255,18 @@ class MultiMix(Mixing):
     ) -> Term:
         """Return the loss of mixed logits (b, 1, c), or (b, r, c) if `dense`, with labels of examples or locations."""
         device, generator = logits.device, None
+        if self.class_weights is not None:  # targets sum to the weight of their example
+            weights = labels.sum(dim=-1)
+            labels = labels / weights.clamp(min=torch.finfo(labels.dtype).tiny)[..., None]
+            attention = attention * weights.view(len(labels), -1)
         if batch is None:
             factors = self.sample(len(logits), device)
         else:
             r, generator = batch.num_locations if dense else 1, batch.generator
-            has_classes = options["criterion"] == "cross_entropy" and not labels.is_floating_point()
-            per_location = dense and has_classes and labels.ndim == 2
-            labels = batch.gather(labels, r, IGNORE_INDEX) if per_location else batch.gather(labels)
+            is_index = options["criterion"] == "cross_entropy" and not labels.is_floating_point()
+            per_location = dense and ((is_index and labels.ndim == 2) or labels.ndim == 3)
+            fill = IGNORE_INDEX if is_index else 0
+            labels = batch.gather(labels, r, fill) if per_location else batch.gather(labels)
             logits, attention = batch.gather(logits, r), batch.gather(attention, r)
             factors = self.sample(len(logits), device, generator)
             options = {**options, "columns": batch.columns(factors.shape[1])}

@@ -17,7 +17,7 @@ from ..locations import LocationOutput
 from .base import MixingLoss, Requirements
 from .cutmix import Box, area, draw_box, image_of
 from .pairs import PairMixing, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 from .transmix import grid_of
 
 MEMORY = ("images", "targets", "logits")
@@ -71,9 +71,9 @@ class RecursiveMix(PairMixing):
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         self._memory: dict[str, Tensor] = {}  # shared with the copies for mini-batches
-        self._images = torch.empty(0)
+        self._images = self._targets = torch.empty(0)
         self._box: Box | None = None
 
     @property
@@ -99,7 +99,7 @@ class RecursiveMix(PairMixing):
             self._box = draw_box(images.shape[-2], images.shape[-1], 1 - share, generator)
             images = paste(images, self._previous("images", images), self._box)
             targets = targets.lerp(self._previous("targets", targets), _share(images, self._box))
-        self._images = images.detach()
+        self._images, self._targets = images.detach(), targets.detach()
         return {**inputs, name: images}, targets
 
     def mixes(self, num_examples: int) -> bool:
@@ -128,7 +128,7 @@ class RecursiveMix(PairMixing):
                 result.logs["loss_consistency"] = consistency.detach()
         if self._box is not None:
             result.logs["pasted_area"] = _share(self._images, self._box)
-        self._memory.update(images=self._images, targets=labels.detach(), logits=output.logits.detach())
+        self._memory.update(images=self._images, targets=self._targets, logits=output.logits.detach())
         return result
 
     def _previous(self, name: str, like: Tensor) -> Tensor:

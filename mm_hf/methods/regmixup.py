@@ -51,11 +51,11 @@ class RegMixup(Mixup):
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
         """Return the clean examples followed by the mixed ones."""
-        inputs = embed_ids(inputs, model)
         mixed, targets = super().mix_inputs(inputs, labels, model, criterion)
+        clean = embed_ids(inputs, model)
         both = {
             name: torch.cat([value, mixed[name]])
-            for name, value in inputs.items()
+            for name, value in clean.items()
             if isinstance(value, Tensor) and value.ndim and len(value) == len(labels)
         }
         return {**inputs, **both}, torch.cat([targets_of(labels, model, criterion), targets])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
-ALIASES = {"Count": ("int",), "Alpha": ("float",)}  # annotations of `MultiMix`
+ALIASES = {"Count": ("int",), "Alpha": ("float",), "ClassWeights": ("float",)}  # annotations of methods
 
 
 class Help(str):
@@ -28,19 +28,21 @@ class Help(str):
     limits: Mapping[str, Any] = {}
 
 
-def setting(default: Any, help: str, *, nargs: str | None = None, **limits: Any) -> Any:
+def setting(default: Any, help: str, *, nargs: str | None = None, kw_only: bool = False, **limits: Any) -> Any:
     """Return a dataclass field with the help text of its command-line option.
 
     Args:
         default: Default value.
         help: Help text.
         nargs: Number of values, as in argparse.
+        kw_only: The field is an argument that is given by its name only, and `repr` omits it.
         limits: `within`, the valid interval of a number, such as "[0, 1]" or "(0, inf)"; `words`, valid words besides
             numbers; `requirement`, the end of the error message; `required`, True if there is no default.
     """
     text = Help(help)
     text.limits = limits
-    return field(default=default, metadata={"help": text, **({"nargs": nargs} if nargs else {})})
+    metadata = {"help": text, **({"nargs": nargs} if nargs else {})}
+    return field(default=default, kw_only=kw_only, repr=not kw_only, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def settings_of(dataclass_: Any) -> dict[str, Setting]:
     for base in reversed(class_.__mro__):
         annotations |= inspect.get_annotations(base)
     found = {}
-    for f in dataclasses.fields(dataclass_):
+    for f in sorted(dataclasses.fields(dataclass_), key=lambda f: f.kw_only is True):
         default = f.default
         if f.default_factory is not dataclasses.MISSING:
             default = f.default_factory()
@@ -261,7 +263,7 @@ def read_settings(name: str, classes: Mapping[str, ast.ClassDef], enums: Mapping
         default, metadata = _default_and_metadata(node.value)
         if not annotation.startswith("ClassVar") and metadata.pop("init", True):
             found[node.target.id] = _make(node.target.id, annotation, default, metadata, enums)
-    return found
+    return dict(sorted(found.items(), key=lambda item: bool(item[1].metadata.get("kw_only"))))
 
 
 def read_classes(files: Sequence[Path]) -> dict[str, ast.ClassDef]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..distributed import rank_generator
 from ..functional import Criterion
+from ..locations.embeddings import text_mask
 from ..locations.pools import MASKS
+from .base import Requirements
 from .mixup import check_mixable, embed_ids, real_inputs
 from .pairs import PairMixing, targets_of
-from .settings import check_settings, setting
+from .settings import setting
 
 
 @dataclass
@@ -48,8 +50,9 @@ class ZetaMixup(PairMixing):
 
     gamma: float = setting(2.8, "Exponent of the weights; a larger one mixes less.", within="(0, inf)")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(embeddings=True)
 
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         check_mixable(inputs, type(self).__name__)
@@ -57,8 +60,15 @@ class ZetaMixup(PairMixing):
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
     ) -> tuple[dict[str, Any], Tensor]:
-        """Mix every floating-point input, the embeddings of token ids, and the labels."""
+        """Mix every floating-point input, the embeddings of token ids, and the labels.
+
+        Texts have `inputs_embeds` and the `input_ids` of the longest one in the result, as those of `Mixup`.
+        """
         inputs = embed_ids(inputs, model)
+        if inputs.get("input_ids") is not None:
+            ids = inputs["input_ids"]
+            longest = text_mask(inputs, model).sum(dim=1).argmax()
+            inputs["input_ids"] = ids.index_select(0, longest[None]).expand_as(ids)
         weights = zeta_weights(len(labels), self.gamma, rank_generator("cpu")).to(labels.device)
         mixed = {name: mix(inputs[name], weights) for name in real_inputs(inputs, len(labels))}
         for name in MASKS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,6 +70,32 @@ def read_labels(dataset: Any) -> tuple[str | None, list[Any]]:
         return name, dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
     except (TypeError, AttributeError):  # a stream cannot be read ahead
         return None, []
+
+
+def iterate_labels(dataset: Any) -> Iterator[Any]:
+    """Yield the labels of a training dataset; those of every row, read one by one, if there is no column of labels.
+
+    A column is one that [`read_labels`] reads, or `targets` of torchvision's datasets.
+
+    Raises:
+        ValueError: The dataset is a stream, or a row has no labels.
+    """
+    column: Any = read_labels(dataset)[1] or getattr(dataset, "targets", None)
+    if column is not None:
+        yield from column
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f'class_weights="balanced" needs a training dataset whose labels can be read ahead, and got '
+            f"{type(dataset).__name__}: give one number for each class."
+        )
+    with restore_random_state():
+        for i in range(len(dataset)):
+            row = dataset[i]
+            name = next((n for n in LABEL_NAMES if n in row), None)
+            if name is None:
+                raise ValueError(f'class_weights="balanced" needs labels, and row {i} has only {", ".join(row)}.')
+            yield row[name]
 
 
 def find_label_error(name: str, labels: list[Any]) -> str | None:

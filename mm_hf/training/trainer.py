@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
-from ..methods import ERM, DenseMultiMix, Mixing, get_method
+from ..methods import ERM, DenseMultiMix, Mixing, balanced_weights, get_method
 from ..wrapping.wrapper import MixingHandle, remove_earlier, wrap_model
 from .checked import CheckedTrainer
 from .checkpoints import (
@@ -24,7 +25,7 @@ from .checkpoints import (
     load_weights,
     raise_if_missing,
 )
-from .dataset_labels import check_dataset_labels, missing_labels_message
+from .dataset_labels import check_dataset_labels, iterate_labels, missing_labels_message
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
 from .model_card import card_tags, existing_tags, is_user_edited, write_card
 from .push import SafePushTrainer
@@ -51,7 +52,8 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
 
     Attributes:
         mixing: The method.
-        mixing_handle: Handle of the wrapped model (see [`wrap_model`]); None with `ERM()`.
+        mixing_handle: Handle of the wrapped model (see [`wrap_model`]); None with `ERM()` without class weights. Its
+            `mixing` has the numbers of class weights that are "balanced".
 
     Raises:
         ValueError: An argument cannot be combined with mixing.
@@ -89,7 +91,8 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         if not isinstance(mixing, Mixing):
             raise ValueError(f"mixing must be a method such as DenseMultiMix() or the name of one, got {mixing!r}.")
         self.mixing = mixing
-        self.mixes = type(mixing) is not ERM  # a subclass may define another loss
+        # A subclass of ERM may define another loss.
+        self.mixes = type(mixing) is not ERM or mixing.class_weights is not None
         self.mixing_handle: MixingHandle | None = None
         self.compute_loss_func = trainer_kwargs.get("compute_loss_func")
         self._check_loss_function()
@@ -98,6 +101,7 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
             "processing_class": trainer_kwargs.get("processing_class"),
         }
+        self._labels_of: Any = trainer_kwargs.get("train_dataset")  # for balanced class weights
         self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
         super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
@@ -124,14 +128,19 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         if self.mixes and self.compute_loss_func is not None:
             raise ValueError(
                 f"compute_loss_func cannot be combined with mixing={self.mixing.name!r}, because it computes the loss "
-                "from clean logits and labels. Leave it out, or use mixing=ERM()."
+                "from clean logits and labels. Leave it out (class_weights of the method weigh rare classes; focal "
+                "loss and other losses of single classes are not defined for mixed examples), or use mixing=ERM()."
             )
 
     def _wrap_for_mixing(self, model: Any) -> None:
         if not self.mixes:
             remove_earlier(model)
             return
-        self.mixing_handle = wrap_model(model, self.mixing, **self._wrapping)
+        mixing = self.mixing
+        if mixing.class_weights == "balanced":
+            mixing = copy.copy(mixing)
+            mixing.class_weights = balanced_weights(iterate_labels(self._labels_of), model.config.num_labels)
+        self.mixing_handle = wrap_model(model, mixing, **self._wrapping)
         self.mixing_handle.owned_by_trainer = True
         self._enable_mixing(self._is_enabled)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
-from ..functional import Criterion
+from ..functional import Criterion, weight_targets
 from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, resolve_attention
 from ..locations.attachments import ModuleHooks, attach, detach
 from ..locations.embeddings import EmbeddingHook, install_embedding_hook
@@ -23,7 +23,7 @@ from ..locations.probe import forward_size, probe_with_size
 from ..locations.probe_inputs import batch_size
 from ..locations.recording import record
 from ..locations.sharded import unsharded
-from ..methods import Mixing
+from ..methods import Mixing, check_class_weights
 from .auto_num_mixed import AutoNumMixed
 from .finite import LossRecord, cause_in
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
@@ -70,6 +70,7 @@ class MixingState(ModuleHooks):
         self.attention: str | None = None
         self.epoch: float | None = None
         self.sharded: bool | None = None  # determined at the first training step
+        self.class_weights = _class_weights(self.mixing)
         self.auto_num_mixed = AutoNumMixed() if mixing.is_auto else None
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
@@ -194,11 +195,33 @@ class MixingState(ModuleHooks):
                 f"label_smoothing spreads class probabilities, and {type(model).__name__} is trained by "
                 f"{self.criterion}: leave it at 0."
             )
+        if self.class_weights is not None:
+            self._check_class_weights(model, self.class_weights)
         if has_location_shape(labels) and not self.mixing.requirements.dense_labels:
             raise ValueError(
                 f"{type(model).__name__} has a label for every location, and {self.mixing} mixes one label per "
                 'example. Use DenseMultiMix(pooled_weight=0, input_mixing="none"), or ERM().'
             )
+
+    def _check_class_weights(self, model: nn.Module, weights: Tensor) -> None:
+        if self.criterion != "cross_entropy":
+            raise ValueError(
+                f"class_weights weigh examples by their one class, and {type(model).__name__} is trained by "
+                f"{self.criterion}: leave them out."
+            )
+        assert self.label_kind is not None
+        if len(weights) != self.label_kind.num_labels:
+            raise ValueError(
+                f"class_weights has {len(weights)} numbers, and {type(model).__name__} has "
+                f"{self.label_kind.num_labels} labels: give one for each class."
+            )
+
+    def weigh(self, labels: Tensor) -> Tensor:
+        """Return labels as targets that are multiplied by the class weights; unchanged without class weights."""
+        if self.class_weights is None:
+            return labels
+        self.class_weights = self.class_weights.to(labels.device)
+        return weight_targets(labels, self.class_weights)
 
     def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> ForwardSize:
         given = self.plan if self.hooks is None else None  # another adapter has other modules: search again
@@ -247,6 +270,16 @@ class MixingState(ModuleHooks):
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
+
+
+def _class_weights(mixing: Mixing) -> Tensor | None:
+    weights = check_class_weights(mixing.class_weights)  # a subclass may have set them unchecked
+    if weights == "balanced":
+        raise ValueError(
+            'class_weights="balanced" is computed from the labels of a dataset, by MultiMixTrainer: give wrap_model '
+            "the numbers, mm_hf.methods.balanced_weights(labels, num_labels)."
+        )
+    return None if weights is None else torch.tensor(weights)
 
 
 def _agreed_plan(

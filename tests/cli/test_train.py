@@ -148,9 +148,9 @@ def test_settings_of_other_methods_are_rejected():
         others = train.other_settings(name)
         assert not {f"--{f.name}" for f in fields(method)} & set(others)
     assert train.other_settings("mixup")["--num_mixed"] == (
-        "is a setting of dense_multimix and multimix, not of --mixing mixup, whose settings are alpha."
+        "is a setting of dense_multimix and multimix, not of --mixing mixup, whose settings are alpha, class_weights."
     )
-    assert "which has no settings" in train.other_settings("erm")["--alpha"]
+    assert "not of --mixing erm, whose settings are class_weights." in train.other_settings("erm")["--alpha"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from mm_hf import DenseMultiMix, MultiMixTrainer, get_method, wrap_model
 from tests.helpers import digits, launch, models
 
 METHODS = ["multimix", "dense_multimix", "mixup", "cutmix", "manifold_mixup", "transmix"]
+METHODS += ["zeta_mixup", "regmixup", "align_mixup"]
 
 
 @pytest.mark.parametrize("name", METHODS)

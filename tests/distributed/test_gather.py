@@ -117,6 +117,9 @@ CASES = {
     "vit, one example on a rank": ("vit", dense(pooled_weight=1.0), steps("vit", (6, one_example))),
     "vit, soft labels": ("vit", dense(pooled_weight=1.0), steps("vit", (7, uneven), soft=True)),
     "vit, ignored labels": ("vit", dense(pooled_weight=1.0), steps("vit", (8, uneven), ignored=True)),
+    "vit, class weights": (
+        "vit", dense(pooled_weight=0.5, class_weights=[1, 0, 5, 2, 0.5]), steps("vit", (8, uneven), ignored=True)
+    ),
     "bert, sequences of different lengths": ("bert", dense(pooled_weight=0.5), steps("bert", (9, uneven))),
     "multimix": ("bert", MultiMix(**options), steps("bert", (10, uneven))),
 }

@@ -73,6 +73,8 @@ def mixed_tokens(tokens, factor, partner, mask=None):
     """Return tokens (b, n, d) mixed with aligned ones, one example and one location at a time."""
     result = tokens.clone()
     for i, j in enumerate(partner.tolist()):
+        if i == j:
+            continue
         valid = [range(tokens.shape[1])] * 2
         if mask is not None:
             valid = [[k for k in range(tokens.shape[1]) if mask[m, k]] for m in (i, j)]

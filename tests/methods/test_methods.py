@@ -127,7 +127,7 @@ def test_invalid_settings_raise_a_value_error(values, message):
 
 def test_unknown_names_and_settings_raise_a_value_error():
     with pytest.raises(
-        ValueError, match="no mixing method 'mixmax'. The methods are align_mixup, cutmix, dense_multimix, erm"
+        ValueError, match="no mixing method 'mixmax'. The methods are align_mixup, .*cutmix, dense_multimix, erm"
     ):
         get_method("mixmax")
     with pytest.raises(

@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from mm_hf import InputMixing, Mixing, MultiMixTrainer, wrap_model
-from mm_hf.distributed import rank_random_state
 from mm_hf.methods import default_methods, get_method
-from mm_hf.methods.mixing_function import path_of
+from mm_hf.methods.mixing_function import path_of, rank_random_state
 from tests.helpers import digits, launch, models
 
 augmentation = pytest.importorskip("kornia.augmentation")
