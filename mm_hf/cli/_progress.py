@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import transformers
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
@@ -96,19 +96,31 @@ def metric_line(metrics: Mapping[str, float]) -> str:
 
 
 class ProgressTable:
-    """Progress of a comparison, with one row per method and one column per seed.
+    """Progress of a comparison: on a terminal a live table of methods and seeds, lines elsewhere.
 
     Args:
-        methods: Names of the methods, in order.
+        rows: Names of the rows, in order.
         seeds: Seeds, in order.
         console: Console for the output. Default: standard output.
+        work: Relative duration of the runs of each row, for the remaining time. Default: all are equal.
     """
 
-    def __init__(self, methods: Sequence[str], seeds: Sequence[int], console: Console | None = None):
+    def __init__(
+        self,
+        rows: Sequence[str],
+        seeds: Sequence[int],
+        console: Console | None = None,
+        work: Mapping[str, float] | None = None,
+    ):
         self.console = console or Console()
-        self.methods, self.seeds = list(methods), list(seeds)
+        self.rows, self.seeds = list(rows), list(seeds)
+        self.work = {row: (work or {}).get(row, 1.0) for row in rows}
         self.cells: dict[tuple[str, int], str] = {}
+        self.shares: dict[tuple[str, int], float] = {}  # of the runs that this process trains, how much is done
         self.done = 0
+        self.failed: set[str] = set()
+        self._finished_before = 0.0
+        self._start: float | None = None
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
     def __enter__(self) -> ProgressTable:
@@ -123,36 +135,82 @@ class ProgressTable:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, method: str, seed: int, status: str) -> None:
+    def update(self, row: str, seed: int, status: str) -> None:
         """Show the status of a run, such as "40 %"."""
-        self.cells[method, seed] = status.splitlines()[0]
+        self._start = self._start or time.perf_counter()
+        self.cells[row, seed] = status.splitlines()[0]
+        if status.startswith("not possible"):
+            self.failed.add(row)
+            self.shares.pop((row, seed), None)
+            if self._live is None:
+                self._print(f"{row}, seed {seed}: {status}")
+        else:
+            percent = status.removesuffix(" %")
+            self.shares[row, seed] = int(percent) / 100 if percent.isdecimal() else 1.0
         if self._live is not None:
             self._live.update(self._table())
-        elif status.startswith("not possible"):
-            self._print(f"{method}, seed {seed}: {status}")
 
-    def finish(self, run: Run) -> None:
-        """Show the result of a run that finished now or before an interruption, and print a line with its metrics."""
+    def finish(self, run: Run, row: str | None = None) -> None:
+        """Show the result of a run that finished now or before an interruption, and print a line with its metrics.
+
+        Args:
+            run: The run.
+            row: Its row. Default: its method.
+        """
+        row = row or run.method
         self.done += 1
-        self.cells[run.method, run.seed] = get_metric("accuracy").with_unit(run.metrics["accuracy"])
+        if (row, run.seed) in self.shares:
+            self.shares[row, run.seed] = 1.0
+        else:
+            self._finished_before += self.work[row]
+        self.cells[row, run.seed] = get_metric("accuracy").with_unit(run.metrics["accuracy"])
         seconds = get_metric("train_seconds").with_unit(run.metrics["train_seconds"])
-        self._print(
-            f"{run.method}, seed {run.seed}: {metric_line(run.metrics)}, {seconds} "
-            f"({self.done} of {len(self.methods) * len(self.seeds)} runs)"
-        )
+        self._print(f"{row}, seed {run.seed}: {metric_line(run.metrics)}, {seconds} ({self.summary()})")
         if self._live is not None:
             self._live.update(self._table())
+
+    def summary(self) -> str:
+        """Return the number of finished runs and the estimated remaining time."""
+        total = len(self.seeds) * sum(row not in self.failed for row in self.rows)
+        text = f"{self.done} of {total} runs"
+        remaining = self.remaining_seconds()
+        return f"{text}, about {duration(remaining)} left" if remaining else text
+
+    def remaining_seconds(self) -> float | None:
+        """Estimate the remaining time from the time of the runs so far; None if nothing was trained or is left."""
+        total = len(self.seeds) * sum(self.work[row] for row in self.rows if row not in self.failed)
+        trained = sum(share * self.work[row] for (row, _), share in self.shares.items() if row not in self.failed)
+        left = total - self._finished_before - trained
+        if self._start is None or trained <= 0 or left <= 1e-9:
+            return None
+        return (time.perf_counter() - self._start) * left / trained
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Table:
-        table = Table(title="test accuracy", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    def _table(self) -> Group:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("method")
         for seed in self.seeds:
             table.add_column(f"seed {seed}", justify="right")
-        for name in self.methods:
+        for name in self.rows:
             table.add_row(
                 Text(name), *(Text(self.cells.get((name, seed), "·"), overflow="ellipsis") for seed in self.seeds)
             )
-        return table
+        return Group(Text(f"test accuracy ({self.summary()})"), table)  # as a title, it would wrap in a narrow table
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in rough units.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.4, 89.6, 91, 7100, 7300, 200000)]
+        ['1 s', '90 s', '2 min', '1 h 58 min', '2 h 2 min', '55 h']
+    """
+    if seconds <= 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 10 and minutes else f"{hours} h"

@@ -89,7 +89,10 @@ def _analyze(
     directory.mkdir(parents=True, exist_ok=True)
     run = Run(title, 0, result.metrics, result.corruptions, [], result.notes, weights_digest(trained), directory)
     run.write(result.arrays)
-    comparison = Comparison(task.name, {title: mixing}, {title: [run]}, None, settings, class_names=task.class_names)
+    comparison = Comparison(
+        task.name, {title: mixing}, {title: [run]}, None, settings, class_names=task.class_names,
+        test_image=None if task.normalization is None else task.test_image,
+    )  # fmt: skip
     comparison.write_csv(directory / "results.csv")
     path = write_report(comparison, directory)
     for info in metrics_of("classification"):

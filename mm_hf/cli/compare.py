@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import DataOptions, ModelOptions
-from ..methods.settings import check_required, nearest, parse_specification, parse_values, read_methods
+from ..methods.settings import check_required, nearest, parse_specification, parse_values, read_methods, setting
 from ._options import (
     FIXED_OPTIONS,
     SMALL_VIT,
@@ -23,7 +23,8 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from ..comparison import Comparison
+    from ..comparison import Comparison, Run, Task
+    from ..methods import Mixing
 
 USAGE = """mm-hf compare [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                      --methods erm mixup dense_multimix --seeds 5 --output_dir DIR [options]"""
@@ -56,6 +57,11 @@ class CompareOptions:
     )
     baseline: str | None = field(
         default=None, metadata={"help": "Method that the others are compared with. Default: erm, or else the first."}
+    )
+    lengths: list[int] | None = setting(
+        None,
+        "Train at these multiples of the epochs, such as 1 4 16, and draw a map of the best methods.",
+        within="[1, inf)",
     )
     output_dir: str = field(default="comparison", metadata={"help": "Directory for the report and the runs."})
     keep_models: Literal["best", "none", "all"] = field(
@@ -116,20 +122,49 @@ def _compare(
     task = build_task(data, model, training)
     if training.get("log_level") is None:
         transformers.utils.logging.set_verbosity_error()
+    common: dict[str, Any] = {
+        "baseline": options.baseline,
+        "evaluation": evaluation,
+        "keep_models": options.keep_models,
+    }
+    if options.lengths is not None:
+        _compare_lengths(task, methods, seeds, options, common)
+        return 0
     with ProgressTable(list(methods), seeds) as table:
         comparison = run_comparison(
-            task,
-            methods,
-            seeds,
-            options.output_dir,
-            baseline=options.baseline,
-            evaluation=evaluation,
-            keep_models=options.keep_models,
-            progress=table.update,
-            on_run=table.finish,
+            task, methods, seeds, options.output_dir, progress=table.update, on_run=table.finish, **common
         )
     _print_summary(comparison, Path(options.output_dir))
     return 0
+
+
+def _compare_lengths(
+    task: Task, methods: Mapping[str, Mixing], seeds: list[int], options: CompareOptions, common: dict[str, Any]
+) -> None:
+    from ..comparison import run_lengths
+    from ..comparison.report.lengths import sentence
+    from ._progress import ProgressTable
+
+    lengths = sorted(options.lengths or [])
+    work = {_row(name, length): float(length) for length in lengths for name in methods}
+    with ProgressTable(list(work), seeds, work=work) as table:
+
+        def update(length: int, name: str, seed: int, status: str) -> None:
+            table.update(_row(name, length), seed, status)
+
+        def finish(length: int, run: Run) -> None:
+            table.finish(run, _row(run.method, length))
+
+        found = run_lengths(task, methods, seeds, options.output_dir, lengths, progress=update, on_run=finish, **common)
+    print()
+    for length, comparison in found.items():
+        print(sentence(length, comparison))
+    directory = Path(options.output_dir)
+    print(f"\nWrote {directory / 'report.html'}, report.md, lengths.csv, figures/ and a directory for each length.")
+
+
+def _row(name: str, length: int) -> str:
+    return f"{name} {length}x"
 
 
 def _print_summary(comparison: Comparison, directory: Path) -> None:

@@ -5,6 +5,7 @@ It needs the extra `analysis`: `pip install 'mm-hf[analysis]'`.
 
 from .compare import Comparison, run_comparison
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
+from .lengths import run_lengths
 from .record import Run
 from .report.write import write_report
 from .task import Task, as_methods, parse_method
@@ -19,5 +20,6 @@ __all__ = [
     "evaluate_model",
     "parse_method",
     "run_comparison",
+    "run_lengths",
     "write_report",
 ]

@@ -47,6 +47,7 @@ class Comparison:
             scaling. They only have the metrics of the predictions.
         class_names: Names of all classes.
         replicates: Number of replicates of the bootstrap.
+        test_image: Function that returns the pixels of a test example by its index; None if they are no images.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Comparison:
     derived: Sequence[str] = ()
     class_names: Sequence[str] | None = None
     replicates: int = REPLICATES
+    test_image: Callable[[int], np.ndarray] | None = None
 
     @property
     def trained(self) -> dict[str, list[Run]]:
@@ -248,7 +250,7 @@ def run_comparison(
     # The baseline comes first in every table and has the first color in every plot.
     finished = {name: runs[name] for name in order if name not in failed}
     _remove_models(finished, keep_models)
-    derived = {}
+    derived: dict[str, list[Run]] = {}
     for name in [name for name in finished if type(chosen[name]) is ERM]:
         derived |= derived_runs(directory, name, which)
     comparison = Comparison(
@@ -261,6 +263,7 @@ def run_comparison(
         list(derived),
         task.class_names,
         replicates,
+        None if task.normalization is None else task.test_image,
     )
     comparison.write_csv(directory / "results.csv")
     if report:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -74,6 +75,12 @@ class Task:
                 raise ValueError(f"{name} must have a length, but {type(data).__name__} has none, as a stream.")
             if not len(data):
                 raise ValueError(f"{name} is empty.")
+
+    def test_image(self, index: int) -> np.ndarray:
+        """Return a test image (height, width, channels), or (height, width) in gray, with pixels in [0, 1]."""
+        assert self.normalization is not None
+        values = torch.as_tensor(self.test_dataset[index]["pixel_values"])
+        return self.normalization.to_pixels(values[None])[0].permute(1, 2, 0).squeeze(-1).numpy()
 
     def arguments(self, directory: str, seed: int, **changes: Any) -> TrainingArguments:
         """Return the training arguments of one run."""

@@ -32,7 +32,7 @@ def test_temperature_minimizes_the_nll(scale):
 
 def test_temperature_of_perfect_or_diverged_logits_is_a_bounded_number():
     labels = np.array([0, 1, 0])
-    assert 0.01 <= fit_temperature(np.eye(2)[labels], labels) < 0.02
+    assert 0.01 <= fit_temperature(np.eye(2)[labels], labels) < 0.05
     assert fit_temperature([[np.nan, 0.0], [1.0, 0.0], [0.0, 1.0]], labels) == 1.0
     assert fit_temperature([[4.0, 0.0], [4.0, 0.0], [0.0, 9.0]], [0, 1, -100]) > 50  # as likely as not
 

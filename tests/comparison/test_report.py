@@ -6,11 +6,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from sklearn.metrics import precision_recall_fscore_support
 from transformers import EvalPrediction
 
 from mm_hf import ERM, Mixup
 from mm_hf.comparison import Comparison, Run, write_report
+from mm_hf.comparison.report import figures, tables
 from mm_hf.comparison.report.findings import findings
+from mm_hf.comparison.report.tables import class_scores, class_table, confusion_counts
 from mm_hf.evaluation.metrics import classification_metrics
 from mm_hf.evaluation.metrics.registry import METRICS, MetricInfo, register_metric
 
@@ -32,7 +35,7 @@ def run(directory, method, seed, right, **metrics):
     return made
 
 
-def comparison_of(directory, shares, seeds=2, name="synthetic", **fields):
+def comparison_of(directory, shares, seeds=4, name="synthetic", **fields):
     """Return runs of methods that are right for given shares of the examples; the first method is the baseline."""
     runs = {method: [run(directory, method, seed, right) for seed in range(seeds)] for method, right in shares.items()}
     methods = {method: Mixup() if i else ERM() for i, method in enumerate(shares)}
@@ -145,6 +148,51 @@ def test_both_formats_have_the_same_text(report):
     html = " ".join(page.text).replace("green (better) or red (worse)", "bold")
     markdown, _ = markdown_text(report / "report.md")
     assert sorted(words(html)) == sorted(words(markdown))
+
+
+def test_classes_have_the_precision_recall_and_f1_of_scikit_learn(tmp_path):
+    (tmp_path / "runs").mkdir()
+    comparison = comparison_of(tmp_path / "runs", {"erm": 0.5, "other": 0.8}, 2, class_names=["a", "b", "c|d"])
+    table = class_table(comparison)
+    for column, name in enumerate(("erm", "other"), start=2):
+        arrays = [run.arrays for run in comparison.runs[name]]
+        predictions = np.concatenate([a["logits"].argmax(axis=1) for a in arrays])
+        scores = precision_recall_fscore_support(np.tile(LABELS, 2), predictions)[:3]
+        for k, row in enumerate(table.rows):
+            assert row[column].text == " / ".join(f"{100 * score[k]:.1f}" for score in scores)
+    assert [row[0].text for row in table.rows] == ["a", "b", "c|d"] and table.rows[0][1].text == "20"
+    write_report(comparison, tmp_path)
+    assert "| c\\|d | 20 |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "figures" / "confusion.png").stat().st_size > 1000
+    assert not (tmp_path / "figures" / "mistakes.png").exists()  # no images
+
+
+def test_of_many_classes_those_with_the_lowest_f1_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LISTED_CLASSES", 2)
+    table = class_table(comparison_of(tmp_path, {"erm": 0.6}, seeds=1))
+    scores = class_scores(confusion_counts(comparison_of(tmp_path, {"erm": 0.6}, seeds=1), "erm"))
+    assert [int(row[0].text) for row in table.rows] == np.argsort(scores[:, 2])[:2].tolist()
+    assert "of the 2 of 3 classes with the lowest mean F1" in table.caption
+
+
+def test_worst_mistakes_are_the_most_confident_wrong_predictions(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    drawn = []
+    monkeypatch.setattr(figures, "plot_mistakes", lambda found, path: drawn.append(found) or path.write_bytes(b""))
+    names = ["a", "b", "c"]
+    comparison = comparison_of(tmp_path / "runs", {"erm": 0.5, "perfect": 1.0}, class_names=names)
+    comparison.test_image = lambda i: i  # so that the index can be compared
+    write_report(comparison, tmp_path)
+    arrays = comparison.runs["erm"][0].arrays
+    exponentials = np.exp(arrays["logits"])
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    wrong = [i for i in range(60) if probabilities[i].argmax() != LABELS[i]]
+    expected = sorted(wrong, key=lambda i: -probabilities[i].max())[: figures.MISTAKES]
+    found = drawn[0]["erm"]
+    assert [mistake.image for mistake in found] == expected and not drawn[0]["perfect"]
+    for mistake, i in zip(found, expected, strict=True):
+        assert (mistake.label, mistake.prediction) == (names[LABELS[i]], names[probabilities[i].argmax()])
+        assert mistake.probability == pytest.approx(probabilities[i].max())
 
 
 def test_a_registered_metric_appears_in_the_report(tmp_path):

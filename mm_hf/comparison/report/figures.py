@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from ...evaluation.metrics.registry import METRICS, compared_metrics
 from ...evaluation.plots import (
+    Mistake,
     plot_alignment_uniformity,
+    plot_confusion,
     plot_corruptions,
     plot_cost,
     plot_differences,
     plot_embeddings,
+    plot_mistakes,
     plot_ood,
     plot_reliability,
     plot_validation,
 )
 from ..compare import Comparison
 from ..evaluate import SEVERITIES
-from ..run import Run
+from ..record import Run
+from .tables import confusion_counts
 
 EMBEDDED_EXAMPLES = 2000
+MISTAKES = 8  # of each method
 MIN_PEAK_MEMORY_MIB = 64
 
 
@@ -105,6 +111,57 @@ def _reliability(comparison: Comparison, path: Path) -> Figure | None:
     if len(comparison.seeds) > 1:
         caption += " The predictions of all seeds are pooled; their calibration error is not the mean over seeds."
     return Figure(path, "Reliability diagrams", caption, narrow=len(pooled) == 1)
+
+
+def _confusion(comparison: Comparison, path: Path) -> Figure | None:
+    if not _all_finite(comparison):
+        return None
+    matrices = {name: confusion_counts(comparison, name) for name in comparison.trained}
+    plot_confusion(matrices, path, class_names=_names(comparison, len(next(iter(matrices.values())))))
+    pooled = " The predictions of all seeds are pooled." if len(comparison.seeds) > 1 else ""
+    return Figure(
+        path,
+        "Confusion matrices",
+        f"Share of the test examples of each class (row) that are predicted as each class (column), in %.{pooled}",
+        narrow=len(matrices) == 1,
+    )
+
+
+def _mistakes(comparison: Comparison, path: Path) -> Figure | None:
+    if comparison.test_image is None or not _all_finite(comparison):
+        return None
+    mistakes = {name: _worst(comparison, arrays) for name, arrays in _arrays_of_first_seed(comparison).items()}
+    if not any(mistakes.values()):
+        return None
+    plot_mistakes(mistakes, path)
+    return Figure(
+        path,
+        "Misclassified test images",
+        "Misclassified test images with the highest probability of the predicted class: class, predicted class and its "
+        f"probability. Some may have a wrong label.{_seed(comparison)}",
+    )
+
+
+def _worst(comparison: Comparison, arrays: dict[str, np.ndarray]) -> list[Mistake]:
+    """Return the mistakes of one run with the most confidence."""
+    assert comparison.test_image is not None
+    probabilities = softmax(arrays["logits"].astype(np.float64), axis=1)
+    predictions, labels = probabilities.argmax(axis=1), arrays["labels"]
+    names = _names(comparison, probabilities.shape[1]) or [str(i) for i in range(probabilities.shape[1])]
+    wrong = np.flatnonzero((predictions != labels) & (labels >= 0))
+    order = wrong[np.argsort(-probabilities[wrong, predictions[wrong]], kind="stable")][:MISTAKES]
+    return [
+        Mistake(
+            names[labels[i]], names[predictions[i]], float(probabilities[i, predictions[i]]), comparison.test_image(i)
+        )
+        for i in order.tolist()
+    ]
+
+
+def _names(comparison: Comparison, classes: int) -> Sequence[str] | None:
+    """Return the names of the classes, if there is one for each."""
+    names = comparison.class_names
+    return names if names is not None and len(names) == classes else None
 
 
 def _corruptions(comparison: Comparison, path: Path) -> Figure | None:
@@ -224,6 +281,8 @@ def _seed(comparison: Comparison) -> str:
 _FIGURES: dict[str, Callable[[Comparison, Path], Figure | None]] = {
     "differences": _differences,
     "reliability": _reliability,
+    "confusion": _confusion,
+    "mistakes": _mistakes,
     "corruptions": _corruptions,
     "ood": _ood,
     "embeddings": _embeddings,

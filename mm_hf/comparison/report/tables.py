@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from markupsafe import Markup
 
 from ...evaluation.metrics.registry import Group, MetricInfo, compared_metrics, metrics_of
@@ -13,6 +14,7 @@ from ...evaluation.statistics import Interval
 from ...evaluation.templates import escape_markdown, markdown_table
 from ..compare import Comparison
 
+LISTED_CLASSES = 50
 GROUPS: tuple[Group, ...] = ("classification", "robustness", "ood", "representation", "cost")
 
 
@@ -62,6 +64,7 @@ def report_tables(comparison: Comparison) -> dict[str, Table | None]:
     return {
         **{group: mean_table(comparison, group) for group in GROUPS},
         "differences": difference_table(comparison),
+        "classes": class_table(comparison),
         "settings": settings_table(comparison),
     }
 
@@ -98,6 +101,60 @@ def difference_table(comparison: Comparison) -> Table | None:
     return _metric_table(
         metrics, rows, f"Difference from {comparison.baseline} [95 % interval of the paired bootstrap]."
     )
+
+
+def class_table(comparison: Comparison) -> Table | None:
+    """Return precision, recall and F1 of each class; None if training has diverged.
+
+    Of many classes, those with the lowest mean F1 are listed.
+    """
+    counts = {name: confusion_counts(comparison, name) for name in comparison.trained}
+    if any(not np.isfinite(run.metrics["nll"]) for runs in comparison.trained.values() for run in runs):
+        return None
+    examples = next(iter(counts.values())).sum(axis=1) // len(comparison.seeds)
+    scores = {name: class_scores(matrix) for name, matrix in counts.items()}
+    mean_f1 = np.mean([each[:, 2] for each in scores.values()], axis=0)
+    listed = np.arange(len(examples))
+    caption = "Precision / recall / F1 in %"
+    if len(listed) > LISTED_CLASSES:
+        listed = np.argsort(mean_f1, kind="stable")[:LISTED_CLASSES]
+        caption += f", of the {LISTED_CLASSES} of {len(examples):,} classes with the lowest mean F1"
+    caption += "; the predictions of all seeds are pooled." if len(comparison.seeds) > 1 else "."
+    names = comparison.class_names if comparison.class_names and len(comparison.class_names) == len(examples) else None
+    rows = [
+        [
+            Cell(str(i) if names is None else str(names[i])),
+            Cell(f"{examples[i]:,}"),
+            *(Cell(" / ".join(f"{100 * score:.1f}" for score in each[i])) for each in scores.values()),
+        ]
+        for i in listed.tolist()
+    ]
+    return Table(["Class", "Test examples", *scores], rows, "lr" + "r" * len(scores), caption)
+
+
+def confusion_counts(comparison: Comparison, name: str) -> np.ndarray:
+    """Return the number of test examples (c, c) by class and predicted class, over all seeds of a method."""
+    from sklearn.metrics import confusion_matrix
+
+    total = 0
+    for run in comparison.runs[name]:
+        arrays = run.arrays
+        kept = arrays["labels"] >= 0
+        logits, labels = arrays["logits"][kept], arrays["labels"][kept]
+        total = total + confusion_matrix(labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1]))
+    return np.asarray(total)
+
+
+def class_scores(counts: np.ndarray) -> np.ndarray:
+    """Return precision, recall and F1 (c, 3) of a confusion matrix; 0 where they are undefined.
+
+    Example:
+        >>> class_scores(np.array([[3, 1], [0, 4]])).round(3).tolist()
+        [[1.0, 0.75, 0.857], [0.8, 1.0, 0.889]]
+    """
+    correct, predicted, actual = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    precision, recall = (correct / np.maximum(total, 1) for total in (predicted, actual))
+    return np.stack([precision, recall, 2 * correct / np.maximum(predicted + actual, 1)], axis=1)
 
 
 def settings_table(comparison: Comparison) -> Table | None:

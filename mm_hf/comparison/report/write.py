@@ -41,6 +41,7 @@ def _values(comparison: Comparison) -> dict[str, Any]:
     """Return the variables of the templates, but for the figures."""
     task, several = comparison.settings.get("task", {}), len(comparison.trained) > 1
     return {
+        "content": "content.jinja",
         "name": f"{'Mixing methods' if several else next(iter(comparison.runs))} on {comparison.name}",
         "summary": _summary(comparison),
         "findings_heading": FINDINGS_HEADING,
@@ -54,7 +55,7 @@ def _values(comparison: Comparison) -> dict[str, Any]:
         "seeds": len(comparison.seeds),
         "derived": list(comparison.derived),
         "trained": several or comparison.baseline is not None,
-        "environment": _environment(comparison),
+        "environment": environment_of(comparison),
     }
 
 
@@ -82,7 +83,8 @@ def _robustness(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _environment(comparison: Comparison) -> str:
+def environment_of(comparison: Comparison) -> str:
+    """Return the settings of a comparison and the versions of libraries, a line each."""
     from ... import __version__
 
     settings = {k: v for k, v in comparison.settings.items() if k != "methods"}
