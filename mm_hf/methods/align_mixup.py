@@ -133,7 +133,9 @@ class AlignedBlockMixing(BlockMixing):
         others = tokens[self.partner]
         with torch.autocast(hidden.device.type, enabled=False):
             aligned = assignment(tokens.detach(), others.detach(), eps=self.eps, **masks) @ others
+        kept = (self.partner == torch.arange(len(tokens), device=tokens.device))[:, None]  # mixed with itself
         if mask is not None:
-            aligned = torch.where((mask != 0)[..., None], aligned, tokens)
+            kept = kept | (mask == 0)
+        aligned = torch.where(kept[..., None], tokens, aligned)
         mixed = tokens + self.share.to(hidden.device) * (aligned - tokens)
         return mixed if hidden.ndim == 3 else mixed.mT.reshape(hidden.shape)

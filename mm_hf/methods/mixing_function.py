@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import random
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distributed import rank_random_state
+from ..distributed import rank_seed
 from ..functional import Criterion
+from ..locations.modes import restore_random_state
 from .mixup import real_inputs
 from .pairs import PairMixing, targets_of
 from .settings import setting
@@ -122,6 +125,24 @@ class InputMixing(PairMixing):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InputMixing:
         return copy.copy(self)
+
+
+@contextmanager
+def rank_random_state(device: torch.device) -> Iterator[None]:
+    """Seed the global generators for this rank inside of a `with` statement, and restore them at its end.
+
+    Args:
+        device: Device whose generator is seeded besides that of the CPU.
+    """
+    seed = rank_seed()
+    with restore_random_state(device):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
 
 
 def input_to_mix(inputs: Mapping[str, Any]) -> str:

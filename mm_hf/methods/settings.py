@@ -156,9 +156,14 @@ def _is_within(value: float, interval: str) -> bool:
 
 
 def check_settings(instance: Any) -> None:
-    """Raise a ValueError if a field of a dataclass has a value of a wrong type or outside of its interval."""
+    """Raise a ValueError if a field of a dataclass has a value of a wrong type or outside of its interval.
+
+    Default values are valid, such as None of a field whose type does not name it.
+    """
     for one in settings_of(instance).values():
-        one.check(getattr(instance, one.name))
+        value = getattr(instance, one.name)
+        if value is not one.default:
+            one.check(value)
 
 
 def required_settings(settings: Mapping[str, Setting]) -> list[str]:

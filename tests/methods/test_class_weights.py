@@ -1,6 +1,7 @@
 """Class weights of every method, against literal losses, PyTorch's weighted cross-entropy, and scikit-learn."""
 
 import json
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -247,6 +248,21 @@ def test_labels_are_read_from_datasets_of_every_kind():
 
 
 # ---- Settings and errors ----
+
+
+def test_custom_methods_have_class_weights_and_keep_their_fields():
+    @dataclass
+    class Custom(ERM):
+        name = "custom_of_class_weights"
+        scale: float = None  # computed later
+        table: dict = field(default_factory=dict)
+
+    try:
+        assert Custom(class_weights=[1, 2]).class_weights == (1.0, 2.0) and Custom().scale is None
+        with pytest.raises(ValueError, match="scale must be a number, got 'x'"):
+            Custom(scale="x")
+    finally:
+        del METHODS["custom_of_class_weights"]
 
 
 def test_weights_survive_json_and_are_parsed():
