@@ -14,6 +14,7 @@ import importlib.util
 import json
 import re
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..methods.settings import Setting, nearest, read_classes, read_methods, rea
 OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = """training: all fields of transformers.TrainingArguments
   --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
+METHOD_NAMES = textwrap.fill(", ".join(read_methods()), 100, initial_indent="methods: ", subsequent_indent="  ")
 SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
 # Options that --help omits and --help-all includes.

@@ -126,7 +126,7 @@ class ProgressTable:
     def __enter__(self) -> ProgressTable:
         if self._live is not None:
             self._live.start()
-            self._live.update(self._table())
+            self._live.update(self._view())
         return self
 
     def __exit__(
@@ -148,7 +148,7 @@ class ProgressTable:
             percent = status.removesuffix(" %")
             self.shares[row, seed] = int(percent) / 100 if percent.isdecimal() else 1.0
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._view())
 
     def finish(self, run: Run, row: str | None = None) -> None:
         """Show the result of a run that finished now or before an interruption, and print a line with its metrics.
@@ -167,7 +167,7 @@ class ProgressTable:
         seconds = get_metric("train_seconds").with_unit(run.metrics["train_seconds"])
         self._print(f"{row}, seed {run.seed}: {metric_line(run.metrics)}, {seconds} ({self.summary()})")
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._view())
 
     def summary(self) -> str:
         """Return the number of finished runs and the estimated remaining time."""
@@ -188,7 +188,11 @@ class ProgressTable:
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Group:
+    def _view(self) -> Group:
+        # A title of the table would wrap in a narrow one.
+        return Group(Text(f"test accuracy ({self.summary()})"), self._table())
+
+    def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("method")
         for seed in self.seeds:
@@ -197,7 +201,7 @@ class ProgressTable:
             table.add_row(
                 Text(name), *(Text(self.cells.get((name, seed), "·"), overflow="ellipsis") for seed in self.seeds)
             )
-        return Group(Text(f"test accuracy ({self.summary()})"), table)  # as a title, it would wrap in a narrow table
+        return table
 
 
 def duration(seconds: float) -> str:

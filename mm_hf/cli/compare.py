@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import DataOptions, ModelOptions
-from ..methods.settings import check_required, nearest, parse_specification, parse_values, read_methods, setting
+from ..methods.settings import check_required, nearest, parse_specification, parse_values, setting
 from ._options import (
     FIXED_OPTIONS,
+    METHOD_NAMES,
     SMALL_VIT,
     TRAINING,
     RobustnessOptions,
@@ -36,7 +37,7 @@ The same command resumes an interrupted comparison. OPTIONS.yaml contains option
 example without downloads:
   mm-hf compare --dataset_name digits {SMALL_VIT} \\
     --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3"""
-EPILOG = f"""methods: {", ".join(read_methods())}
+EPILOG = f"""{METHOD_NAMES}
   with settings and a custom name:  --methods erm 'few=dense_multimix:num_mixed=100,attention=gap'
 
 {TRAINING}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.options import DataOptions, ModelOptions
 from ..methods.settings import check_required, read_methods
 from ._options import (
+    METHOD_NAMES,
     SMALL_VIT,
     TRAINING,
     check_method,
@@ -37,7 +38,7 @@ Transformers model with its processor or tokenizer and mixing.json. OPTIONS.yaml
 example without downloads:
   mm-hf train --dataset_name digits {SMALL_VIT} \\
     --mixing dense_multimix --num_mixed 1000 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
-EPILOG = f"""methods: {", ".join(read_methods())}
+EPILOG = f"""{METHOD_NAMES}
   --mixing METHOD --help shows the settings of a method; erm is plain training.
 
 {TRAINING}

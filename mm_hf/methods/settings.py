@@ -58,6 +58,7 @@ class Setting:
         single: The value may be something else than a list.
         default: Default value; None if it cannot be read from the source.
         metadata: Metadata and limits of the field.
+        kw_only: The field is an argument that is given by its name only. Such fields come last.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Setting:
     single: bool = True
     default: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    kw_only: bool = False
 
     @property
     def is_flag(self) -> bool:
@@ -266,9 +268,11 @@ def read_settings(name: str, classes: Mapping[str, ast.ClassDef], enums: Mapping
             continue
         annotation = ast.unparse(node.annotation)
         default, metadata = _default_and_metadata(node.value)
+        kw_only = bool(metadata.pop("kw_only", False))
         if not annotation.startswith("ClassVar") and metadata.pop("init", True):
-            found[node.target.id] = _make(node.target.id, annotation, default, metadata, enums)
-    return dict(sorted(found.items(), key=lambda item: bool(item[1].metadata.get("kw_only"))))
+            one = _make(node.target.id, annotation, default, metadata, enums)
+            found[one.name] = dataclasses.replace(one, kw_only=kw_only)
+    return dict(sorted(found.items(), key=lambda item: item[1].kw_only))
 
 
 def read_classes(files: Sequence[Path]) -> dict[str, ast.ClassDef]:
@@ -305,7 +309,7 @@ def read_methods() -> dict[str, dict[str, Setting]]:
 
     Example:
         >>> list(read_methods()["mixup"])
-        ['alpha']
+        ['alpha', 'class_weights']
     """
     classes = read_classes(sorted(Path(__file__).parent.glob("*.py")))
     found = {}
