@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from ..functional import Criterion
 from ..locations import BlockMixing, LocationOutput
 from .class_weights import ClassWeights, check_class_weights
-from .settings import check_required, check_settings, nearest, required_settings, setting, settings_of
+from .settings import check_required, check_settings, described, nearest, required_settings, settings_of
 
 METHODS: dict[str, type[Mixing]] = {}
 Method = TypeVar("Method", bound="Mixing")
@@ -103,15 +103,18 @@ class Mixing:
 
     name: ClassVar[str] = ""
 
-    class_weights: ClassWeights | None = setting(
-        None,
-        "Weight of each class in the loss, or 'balanced': from the training data. Default: 1.",
-        nargs="+",
+    class_weights: ClassWeights | None = field(
+        default=None,
         kw_only=True,
-        within="[0, inf)",
-        words=("balanced",),
-        requirement="must be 'balanced' or one number of at least 0 for each class; focal loss and other losses of "
-        "single classes are not defined for mixed examples",
+        repr=False,
+        metadata=described(
+            "Weight of each class in the loss, or 'balanced': from the training data. Default: 1.",
+            nargs="+",
+            within="[0, inf)",
+            words=("balanced",),
+            requirement="must be 'balanced' or one number of at least 0 for each class; focal loss and other losses of "
+            "single classes are not defined for mixed examples",
+        ),
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -28,21 +28,24 @@ class Help(str):
     limits: Mapping[str, Any] = {}
 
 
-def setting(default: Any, help: str, *, nargs: str | None = None, kw_only: bool = False, **limits: Any) -> Any:
+def setting(default: Any, help: str, *, nargs: str | None = None, **limits: Any) -> Any:
     """Return a dataclass field with the help text of its command-line option.
 
     Args:
         default: Default value.
         help: Help text.
         nargs: Number of values, as in argparse.
-        kw_only: The field is an argument that is given by its name only, and `repr` omits it.
         limits: `within`, the valid interval of a number, such as "[0, 1]" or "(0, inf)"; `words`, valid words besides
             numbers; `requirement`, the end of the error message; `required`, True if there is no default.
     """
+    return field(default=default, metadata=described(help, nargs=nargs, **limits))
+
+
+def described(help: str, *, nargs: str | None = None, **limits: Any) -> dict[str, Any]:
+    """Return the metadata of a field, with the arguments of [`setting`]."""
     text = Help(help)
     text.limits = limits
-    metadata = {"help": text, **({"nargs": nargs} if nargs else {})}
-    return field(default=default, kw_only=kw_only, repr=not kw_only, metadata=metadata)
+    return {"help": text, **({"nargs": nargs} if nargs else {})}
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,7 @@ def read_settings(name: str, classes: Mapping[str, ast.ClassDef], enums: Mapping
             continue
         annotation = ast.unparse(node.annotation)
         default, metadata = _default_and_metadata(node.value)
-        kw_only = bool(metadata.pop("kw_only", False))
+        kw_only, _ = bool(metadata.pop("kw_only", False)), metadata.pop("repr", True)
         if not annotation.startswith("ClassVar") and metadata.pop("init", True):
             one = _make(node.target.id, annotation, default, metadata, enums)
             found[one.name] = dataclasses.replace(one, kw_only=kw_only)
@@ -289,7 +292,10 @@ def _default_and_metadata(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
     given |= dict(zip(("default", "help"), node.args))
     default = _constant(given.pop("default", None))
     metadata = given.pop("metadata", None)
-    if isinstance(metadata, ast.Dict):
+    if isinstance(metadata, ast.Call):  # described(help, ...)
+        given |= {"help": metadata.args[0]}
+        given |= {keyword.arg: keyword.value for keyword in metadata.keywords if keyword.arg}
+    elif isinstance(metadata, ast.Dict):
         given |= {str(_constant(key)): value for key, value in zip(metadata.keys, metadata.values)}
     return default, {name: _constant(value) for name, value in given.items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .style import COLUMN, WIDTH, check_not_empty, panel_layout, saved_figure
+from .style import COLUMN, WIDTH, check_not_empty, panel_layout, plain_text, saved_figure
 
 WITH_NUMBERS = 12  # classes, up to which cells show their number
 WITH_NAMES = 30  # classes, up to which axes show their names
@@ -43,7 +43,7 @@ def plot_confusion(
     """
     check_not_empty(matrices, "matrices")
     classes = len(next(iter(matrices.values())))
-    names = [str(i) for i in range(classes)] if class_names is None else [_plain(name) for name in class_names]
+    names = [str(i) for i in range(classes)] if class_names is None else [plain_text(name, 18) for name in class_names]
     rows, columns = panel_layout(len(matrices), columns=2 if classes > WITH_NUMBERS else 3)
     width = COLUMN + 0.4 if len(matrices) == 1 else WIDTH
     with saved_figure(path) as figures:
@@ -57,7 +57,7 @@ def plot_confusion(
             total = counts.sum(axis=1, keepdims=True)
             shares = np.where(total > 0, 100 * counts / np.maximum(total, 1), np.nan)
             cell.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-            cell.set_title(_plain(method))
+            cell.set_title(plain_text(method, 100 // columns))
             if classes <= WITH_NUMBERS:
                 for y, x in zip(*np.nonzero(shares > 0), strict=True):
                     if np.isfinite(shares[y, x]) and round(shares[y, x]):
@@ -125,23 +125,14 @@ def plot_mistakes(mistakes: Mapping[str, Sequence[Mistake]], path: str | Path) -
                 cell.set_axis_off()
             for cell, mistake in zip(row, found, strict=False):
                 cell.imshow(mistake.image, cmap="gray", vmin=0, vmax=1)
-                texts = (_short(mistake.label), _short(mistake.prediction))
+                texts = (plain_text(mistake.label, 18), plain_text(mistake.prediction, 18))
                 cell.set_title(f"{texts[0]}\n→ {texts[1]}, {100 * mistake.probability:.0f} %", fontsize=5.5)
                 cell.set_xticks([])
                 cell.set_yticks([])
             row[0].set_axis_on()
-            row[0].set_ylabel(_plain(method), fontsize=6.5)
+            row[0].set_ylabel(plain_text(method, 18), fontsize=6.5)
             if not found:
                 row[0].set_xticks([])
                 row[0].set_yticks([])
                 row[0].text(0.5, 0.5, "no mistakes", ha="center", va="center", fontsize=6)
     return figure
-
-
-def _plain(text: object) -> str:
-    """Return text that Matplotlib shows as it is, without formulas."""
-    return str(text).replace("$", r"\$")
-
-
-def _short(text: str, length: int = 18) -> str:
-    return _plain(text if len(text) <= length else f"{text[: length - 1]}…")

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from ..metrics.registry import MetricInfo
 from ..statistics import Interval
-from .style import WIDTH, check_not_empty, saved_figure
+from .style import WIDTH, check_not_empty, plain_text, saved_figure
 
 
 def plot_lengths(
@@ -65,7 +65,8 @@ def plot_lengths(
     finite = np.abs(gains[np.isfinite(gains)])
     limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     with saved_figure(path) as figures:
-        width = min(WIDTH, 2.4 + 0.95 * len(means))
+        names = [plain_text(name, 32) for name in methods]
+        width = min(WIDTH, 0.4 + 0.062 * max(20, *map(len, names)) + 0.95 * len(means))
         figure, cell = plt.subplots(figsize=(width, 0.75 + 0.36 * len(methods)), layout="constrained")
         figures.append(figure)
         cell.imshow(gains, cmap="PuOr_r", vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")
@@ -86,10 +87,10 @@ def plot_lengths(
                 if name == best:
                     cell.add_patch(Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, fill=False, linewidth=1.4))
         cell.set_xticks(range(len(means)), list(means))
-        cell.set_yticks(range(len(methods)), methods)
+        cell.set_yticks(range(len(methods)), names)
         cell.tick_params(length=0)
         cell.set_xlabel("length of training")
-        cell.set_title(f"{info.label}, and the difference from {baseline}")
+        figure.suptitle(f"{info.label}\nand difference from {plain_text(baseline, 32)}", fontsize=8)
         for side in cell.spines.values():
             side.set_visible(False)
     return figure

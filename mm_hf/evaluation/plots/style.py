@@ -60,6 +60,19 @@ def saved_figure(path: str | Path | None) -> Iterator[list[Figure]]:
                 plt.close(figure)
 
 
+def plain_text(text: object, length: int | None = None) -> str:
+    """Return text that Matplotlib shows as it is, without formulas, shortened to a number of characters.
+
+    Example:
+        >>> plain_text("costs $5"), plain_text("abcdef", 4)
+        ('costs \\\\$5', 'abc…')
+    """
+    shown = str(text)
+    if length is not None and len(shown) > length:
+        shown = f"{shown[: length - 1]}…"
+    return shown.replace("$", r"\$")
+
+
 def panel_layout(panels: int, columns: int = 3) -> tuple[int, int]:
     """Return the rows and columns for a number of panels. Four panels form a square."""
     columns = 2 if panels == 4 and columns == 3 else min(panels, columns)
