@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         "mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups, data=DataOptions, model=ModelOptions
     )
     values = parse(parser, given, "mm-hf train", {}, other_settings(method))
+    check_required(method, settings, values)
     options, data, model = (take(values, kind) for kind in (TrainOptions, DataOptions, ModelOptions))
     if data.ood_dataset_name is not None:
         raise ValueError(
@@ -83,7 +84,6 @@ def main(arguments: Sequence[str]) -> int:
         )
     data.check()
     model.check()
-    check_required(method, settings, values)
     checkpoint = options.resume_from_checkpoint
     if checkpoint not in (None, "last") and not Path(str(checkpoint)).is_dir():
         raise ValueError(
