@@ -196,10 +196,10 @@ def _loss(
     if output.logits.ndim > 2:
         assert state.label_kind is not None
         output, labels = at_locations(output, labels, state.label_kind.ignored)
-    labels = state.weigh(labels)
     if output.labels is not None:
         output.labels = state.weigh(output.labels)
-    result = method.loss(output, labels, label_smoothing=state.label_smoothing, criterion=state.criterion)
+    options: dict[str, Any] = {"label_smoothing": state.label_smoothing, "criterion": state.criterion}
+    result = method.loss(output, state.weigh(labels), **options)
     mixes = method.mixes(len(labels)) or type(state.mixing) is ERM
     counts = mixes and state.criterion == "cross_entropy"  # other criteria ignore no label
     state.record.add(mixes, len(labels), count_valid(labels, output.logits, state.criterion) if counts else None)
