@@ -60,19 +60,6 @@ def saved_figure(path: str | Path | None) -> Iterator[list[Figure]]:
                 plt.close(figure)
 
 
-def plain_text(text: object, length: int | None = None) -> str:
-    """Return text that Matplotlib shows as it is, without formulas, shortened to a number of characters.
-
-    Example:
-        >>> plain_text("costs $5"), plain_text("abcdef", 4)
-        ('costs \\\\$5', 'abc…')
-    """
-    shown = str(text)
-    if length is not None and len(shown) > length:
-        shown = f"{shown[: length - 1]}…"
-    return shown.replace("$", r"\$")
-
-
 def panel_layout(panels: int, columns: int = 3) -> tuple[int, int]:
     """Return the rows and columns for a number of panels. Four panels form a square."""
     columns = 2 if panels == 4 and columns == 3 else min(panels, columns)
@@ -115,8 +102,8 @@ def legend_rows(texts: Iterable[str], width: float, around: float = 0.62) -> int
     return math.ceil(len(texts) / max(int((width - 0.1) / column), 1))
 
 
-def plain_text(name: str) -> str:
-    r"""Return the name of a method or a class as plain text of a figure.
+def plain_text(name: str, length: int | None = None) -> str:
+    r"""Return the name of a method or a class as plain text of a figure, shortened to a number of characters.
 
     Matplotlib reads text between two dollar signs as a formula and leaves names that begin with an underscore out of
     legends.
@@ -124,7 +111,11 @@ def plain_text(name: str) -> str:
     Example:
         >>> plain_text("_price in $ or $")
         ' _price in \\$ or \\$'
+        >>> plain_text("abcdef", 4)
+        'abc…'
     """
+    if length is not None and len(name) > length:
+        name = f"{name[: length - 1]}…"
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
