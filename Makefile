@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures errors dist clean
+.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures errors fuzz dist clean
 
 # torchvision and timm, in a directory of their own: without them everything works, too.
 VISION = $(abspath $(VENV))/vision
@@ -78,6 +78,9 @@ figures: $(VENV)/.dev  ## figures and printed output of docs/, in half a minute
 
 errors: $(VENV)/.dev  ## docs/errors.md: every bad input is run, and its message copied
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/tools/errors.py
+
+fuzz: $(VENV)/.dev  ## ten minutes: random losses, trainings, checkpoints, command lines, images and tables; continues
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 nice $(BIN)/python -m tests.fuzz
 
 dist:  ## source archive and wheel, checked as PyPI does; REPOSITORY_URL=https://... for the README's links
 	@test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist

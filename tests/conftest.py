@@ -23,6 +23,7 @@ MARKED_DIRECTORIES = {"distributed", "end_to_end", "gpu"}
 END_TO_END = {
     "cli/test_train.py",
     "comparison/test_runs.py",
+    "fuzz/test_fuzz.py",
     "training/test_hub.py",
     "training/test_push.py",
     "training/test_streaming.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -22,6 +23,7 @@ RESUME_HINTS = {
 }
 
 
+@functools.cache
 def commands() -> dict[str, str]:
     """Return the one-line description of each command."""
     files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))

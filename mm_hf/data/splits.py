@@ -127,8 +127,8 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
                 f"There is no dataset {name!r}{nearest(name, OFFLINE)}: it is neither a directory nor an offline "
                 f"dataset ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
             ) from error
-        except (DatasetsError, ValueError) as error:
-            cause = " ".join(str(error.__cause__ or error).split())
+        except (DatasetsError, ValueError, StopIteration) as error:  # an empty file is a StopIteration
+            cause = " ".join(str(error.__cause__ or error).split()) or "a file is empty"
             raise ValueError(f"The dataset {name} cannot be read: {cause.rstrip('.')}.") from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {

@@ -1,0 +1,59 @@
+"""`mm-hf predict`: the probabilities of `pipeline`, for images, texts and recordings, and errors that name the file."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, pipeline
+
+from mm_hf.cli import main
+from tests.helpers.commands import command_error
+
+
+@pytest.fixture
+def vit(tmp_path):
+    names = {0: "cat", 1: "=dog"}
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        id2label=names, label2id={name: i for i, name in names.items()}, initializer_range=1.0,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    random = np.random.default_rng(0)
+    for i in range(5):
+        path = tmp_path / "photos" / str(i % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
+    return tmp_path
+
+
+def test_predictions_equal_those_of_a_pipeline(vit):
+    out = vit / "out.csv"
+    assert main(["predict", f"{vit}/vit", f"{vit}/photos", "--output_file", str(out), "--batch_size", "2"]) == 0
+    rows = list(csv.DictReader(out.open()))
+    files = sorted((vit / "photos").rglob("*.png"))
+    assert [row["file"] for row in rows] == [str(path) for path in files]
+    classify = pipeline("image-classification", f"{vit}/vit")
+    for row, path in zip(rows, files, strict=True):
+        best = classify(str(path))[0]
+        assert row["label"].removeprefix("'") == best["label"] and not row["label"].startswith("=")
+        assert float(row["probability"]) == pytest.approx(best["score"], abs=1e-4)
+
+
+def test_predictions_of_texts_are_printed(reviews, tmp_path, capsys):
+    _, model = reviews
+    (tmp_path / "one.txt").write_text("very good film")
+    assert main(["predict", str(model), str(tmp_path / "one.txt")]) == 0
+    header, line = capsys.readouterr().out.splitlines()[-2:]
+    best = pipeline("text-classification", str(model))("very good film")[0]
+    assert header == "file,label,probability" and line.endswith(f"one.txt,{best['label']},{best['score']:.4f}")
+
+
+def test_unreadable_and_missing_files_are_named(vit, capsys):
+    (vit / "photos" / "0" / "0.png").write_text("no image")
+    assert "photos/0/0.png cannot be read" in command_error(capsys, "predict", vit / "vit", vit / "photos")
+    assert "nowhere does not exist" in command_error(capsys, "predict", vit / "vit", vit / "nowhere")
+    assert "MODEL or FILES are missing" in command_error(capsys, "predict", vit / "vit")
+    (vit / "empty").mkdir()
+    assert "has no image files" in command_error(capsys, "predict", vit / "vit", vit / "empty")
