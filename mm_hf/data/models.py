@@ -28,7 +28,7 @@ CLASSES: dict[str, Any] = {
 
 
 def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any:
-    """Call `from_pretrained` of an auto class, without running code from the model's repository.
+    """Call `from_pretrained` of an auto class, without running code from the model's repository or loading pickles.
 
     Args:
         auto_class: Auto class of Transformers, such as `AutoConfig`.
@@ -42,7 +42,9 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
     if auto_class in CLASSES.values() and "config" not in arguments:
         arguments["config"] = from_pretrained(AutoConfig, name_or_path, **arguments)
     try:
-        loaded = auto_class.from_pretrained(name_or_path, **{"trust_remote_code": False, **arguments})
+        # Weights in pickles (pytorch_model.bin) are not loaded.
+        safe = {"use_safetensors": True} if auto_class in CLASSES.values() else {}
+        loaded = auto_class.from_pretrained(name_or_path, **safe, **{"trust_remote_code": False, **arguments})
         # timm 1.0.31 saves the number of classes in `model_args`, too, and Transformers rejects the repeated argument.
         if auto_class is AutoConfig and isinstance(getattr(loaded, "model_args", None), dict):
             loaded.model_args.pop("num_classes", None)

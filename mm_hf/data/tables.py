@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 # File extensions, with the reader in `datasets` and its arguments.
@@ -41,9 +44,21 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
     if any(TABLES[suffix] != (reader, settings) for suffix in suffixes):
         raise ValueError(f"the files have the formats {', '.join(suffixes)}: use the same format for all files.")
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
-    data = load_dataset(reader, data_files=patterns, **settings, **hub)
+    with _without_load_counter():
+        data = load_dataset(reader, data_files=patterns, **settings, **hub)
     assert isinstance(data, DatasetDict)
     return data
+
+
+@contextlib.contextmanager
+def _without_load_counter() -> Iterator[None]:
+    """Disable the request by which `datasets` counts each loading of a dataset, also of local files."""
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 def read_metadata(folder: Path) -> Dataset | None:
