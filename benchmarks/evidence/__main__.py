@@ -2,13 +2,13 @@
 
     python -m benchmarks.evidence run --tasks digits_vit --seeds 3    # all methods on the test examples
     python -m benchmarks.evidence ablate --tasks mnist1d              # one setting of Dense MultiMix changed at a time
-    python -m benchmarks.evidence length --tasks fashion_vit          # training runs of several lengths
+    python -m benchmarks.evidence run --lengths 4 16                  # 4 and 16 times as many epochs
     python -m benchmarks.evidence search --methods erm k2=dense_multimix:effective_examples=2
     python -m benchmarks.evidence summarize                           # tables and plots only; trains nothing
 
 Each command trains the runs that are missing, then updates its CSV file in benchmarks/results and its tables and plots
 in docs/. An interrupted command resumes when it is started again. Seeds, methods and tasks can be added later. `search`
-and `length` evaluate on held-out training examples and never on test examples.
+evaluates on held-out training examples and never on test examples.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.evidence import ablate, length, run, search
+from benchmarks.evidence import ablate, run, search
 from benchmarks.evidence.runs import add_common_arguments, paths_of, silence_libraries
 
-EXPERIMENTS = {"run": run, "ablate": ablate, "length": length, "search": search}
+EXPERIMENTS = {"run": run, "ablate": ablate, "search": search}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -82,30 +82,25 @@ METHODS: dict[str, Callable[[], Mixing]] = {
             *("multimix", "dense_multimix"),
         )
     },
-    "dense_multimix_alone": lambda: DenseMultiMix(input_mixing="none"),
-    "dense_multimix_and_mixup": lambda: DenseMultiMix(input_mixing="mixup", input_mixing_start=0.0),
     "dense_multimix_paper": lambda: get_method("dense_multimix").from_dict({"preset": "paper"}),
     CenteredRegression.name: CenteredRegression,
 }
 # Derived from the runs of plain training, where the task has validation examples: they train nothing.
 DERIVED = tuple(derived_names(BASELINE).values())
-# Titles in text and plots.
-TITLES = {
-    "erm": "plain training",
-    "dense_multimix_alone": "DenseMultiMix(input_mixing='none')",
-    "dense_multimix_and_mixup": "DenseMultiMix(input_mixing='mixup', input_mixing_start=0)",
-    "dense_multimix": "DenseMultiMix()",
-}
+EARLY_STOPPED = derived_names(BASELINE)["early_stopping"]
+DEFAULT = "dense_multimix"
+RIVALS = (
+    "mixup", "cutmix", "recursivemix", "manifold_mixup", "transmix", "zeta_mixup", "regmixup", "align_mixup",
+)  # fmt: skip
+MIXING = (DEFAULT, *RIVALS, "multimix", "dense_multimix_paper")
 
 # Ablations change one setting of Dense MultiMix at a time. Input mixing, which would replace half of the mini-batches,
 # is off. m is varied with alpha = 1 (all mixtures of m examples are equally likely): with a fixed number of effective
 # examples, alpha would compensate for a change of m.
-_dense = functools.partial(DenseMultiMix, input_mixing="none")
+_dense = functools.partial(DenseMultiMix, num_mixed=1000, input_mixing="none")
 ABLATIONS: dict[str, Mixing] = {
     "n = 1,000, of 8, 3 effective": _dense(),
-    "n = 10": _dense(num_mixed=10),
-    "n = 100": _dense(num_mixed=100),
-    "n = 10,000": _dense(num_mixed=10_000),
+    **{f"n = {n:,}": DenseMultiMix(num_mixed=n, input_mixing="none") for n in (10, 100, 10_000)},
     "m = 2, alpha = 1": _dense(alpha=1.0, examples_per_mix=2),
     "m = 4, alpha = 1": _dense(alpha=1.0, examples_per_mix=4),
     "m = 16, alpha = 1": _dense(alpha=1.0, examples_per_mix=16),

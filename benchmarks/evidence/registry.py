@@ -10,6 +10,8 @@ from typing import Any
 from benchmarks.evidence.methods import METHODS
 from mm_hf.comparison import Task
 
+TWENTY_TIMES = {"logging_strategy": "steps", "logging_steps": 0.05, "eval_strategy": "steps", "eval_steps": 0.05}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
@@ -19,7 +21,7 @@ class TaskOptions:
         quick: Train for a tenth of the epochs, to check that everything runs. The results are meaningless.
         full_test: Evaluate Fashion-MNIST on all 10,000 test images instead of 2,000.
         search: Evaluate on held-out training examples instead of test examples. Defaults are chosen this way.
-        epochs: Number of epochs. Default: the task's own.
+        length: Multiple of the task's number of epochs.
         fold: Fold of cross-validation, for tasks that have folds.
         cache: Directory for the cached outputs of frozen layers.
     """
@@ -27,7 +29,7 @@ class TaskOptions:
     quick: bool = False
     full_test: bool = False
     search: bool = False
-    epochs: int | None = None
+    length: int = 1
     fold: int = 0
     cache: Path = Path("outputs/evidence/cache")
 
@@ -42,8 +44,11 @@ class TaskOptions:
         return 10_000 if self.full_test else 2000
 
     def training(self, epochs: int, learning_rate: float, batch_size: int = 64, **arguments: Any) -> dict[str, Any]:
-        """Return training arguments: AdamW, linear warm-up over a tenth of the steps, cosine decay to zero."""
-        epochs = self.epochs or epochs
+        """Return training arguments: AdamW, linear warm-up over a tenth of the steps, cosine decay to zero.
+
+        A run of the study logs and validates 20 times, whatever its length.
+        """
+        epochs *= self.length
         return {
             "num_train_epochs": max(1, epochs // 10) if self.quick else epochs,
             "learning_rate": learning_rate,
@@ -53,15 +58,13 @@ class TaskOptions:
             "warmup_steps": 0.1,
             "weight_decay": 0.05,
             "use_cpu": True,
+            **({"eval_strategy": "no"} if self.search else TWENTY_TIMES),
             **arguments,
         }
 
     def fine_tuning(self, epochs: int, **arguments: Any) -> dict[str, Any]:
-        """Return training arguments for pretrained weights.
-
-        There is no evaluation on validation examples, which would take a third of the time of such a run.
-        """
-        return self.training(epochs, 1e-4, batch_size=32, eval_strategy="no", **arguments)
+        """Return training arguments for pretrained weights."""
+        return self.training(epochs, 1e-4, batch_size=32, **arguments)
 
 
 @dataclass(frozen=True)

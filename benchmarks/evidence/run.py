@@ -1,4 +1,4 @@
-"""Compare all methods on the test examples of each task: evidence.csv and verdict.csv.
+"""Compare all methods on the test examples of each task, at several training lengths: evidence.csv, verdict.csv.
 
 Each task is a comparison by `mm_hf.comparison`. For a seed, all methods start from the same weights and get the same
 batches. Several processes can run side by side on different tasks.
@@ -7,12 +7,13 @@ batches. Several processes can run side by side on different tasks.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.evidence import verdict
+from benchmarks.evidence import regimes, verdict
 from benchmarks.evidence.methods import BASELINE, DERIVED, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import (
@@ -27,7 +28,17 @@ from benchmarks.evidence.results import (
     round_number,
     time_cell,
 )  # fmt: skip
-from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, fold_directories, pair_runs, train_runs
+from benchmarks.evidence.runs import (
+    Paths,
+    add_lengths,
+    chosen_seeds,
+    finished_runs,
+    fold_directories,
+    length_directories,
+    length_of,
+    pair_runs,
+    train_runs,
+)  # fmt: skip
 from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.markdown import replace_section, table_lines, wrap_text
 from mm_hf.evaluation.metrics.registry import METRICS, compared_metrics
@@ -36,8 +47,8 @@ from mm_hf.evaluation.statistics import mean_interval
 
 DEFAULT_TASKS, DEFAULT_SEEDS = STUDY, 5
 FIELDS = (
-    "task", "method", "metric", "mean", "half_width", "difference_to_erm", "low", "high", "interval", "seeds",
-    "test_examples", "measured_on",
+    "task", "length", "epochs", "train_examples", "method", "metric", "mean", "half_width", "difference_to_erm", "low",
+    "high", "interval", "seeds", "test_examples", "measured_on",
 )  # fmt: skip
 MAIN = tuple(info.name for info in compared_metrics())
 OTHERS = ("fgsm_accuracy", "corruption_accuracy", "ood_auroc", "ood_energy_auroc", "class_spread")
@@ -49,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help=help
     )
+    add_lengths(parser)
     parser.add_argument(
         "--full_test", action="store_true", help="evaluate Fashion-MNIST on all 10,000 test images instead of 2,000"
     )
@@ -58,30 +70,33 @@ def train(args: argparse.Namespace, paths: Paths) -> None:
     """Train and evaluate all runs that are missing; write a report per task."""
     if BASELINE not in args.methods:
         raise ValueError(f"--methods must include {BASELINE}, the baseline. Its finished runs are kept.")
-    options = TaskOptions(quick=args.quick, full_test=args.full_test, cache=paths.cache)
-    for name in args.tasks:
+    for length, name in itertools.product(args.lengths, args.tasks):
         task = TASKS[name]
+        options = TaskOptions(length=length, quick=args.quick, full_test=args.full_test, cache=paths.cache)
         methods = {method: METHODS[method]() for method in METHODS if method in args.methods and method in task.methods}
-        samples = 20 if args.quick else task.robustness_samples
-        train_runs(name, methods, chosen_seeds(args.seeds), paths.output / "run", options, samples, report=True)
+        # Robustness is measured at the task's own length only.
+        samples = 0 if length > 1 else 20 if args.quick else task.robustness_samples
+        directory = paths.output / "run" / f"length-{length}"
+        train_runs(name, methods, chosen_seeds(args.seeds), directory, options, samples, report=True)
 
 
 def summarize(paths: Paths) -> list[Path]:
     """Update evidence.csv from finished runs; write the section and plots of each task in it."""
     table = paths.results / "evidence.csv"
-    found = [row for task in TASKS for row in rows_of(paths.output / "run" / task)]
-    merge_rows(table, found, {"task": list(TASKS), "method": [*METHODS, *DERIVED]})
+    found = [row for directory in length_directories(paths.output / "run") for row in rows_of(directory)]
+    merge_rows(table, found, {"task": list(TASKS), "length": (), "method": [*METHODS, *DERIVED]})
     rows = read_rows(table)
     if not rows:
         return []
     written = [table, paths.page]
     for task, own in group_by(rows, "task").items():
+        shortest = group_by(own, "length")[min(row["length"] for row in own)]
         for name, draw in (("evidence", draw_forest), ("plane", draw_plane)):
             path = paths.image(f"{name}_{task}.png")
-            if draw(own, path):
+            if draw(shortest, path):
                 written.append(path)
         replace_section(paths.page, task, section(task, own, paths.docs / "images"))
-    return [*written, *verdict.summarize(paths, rows)]
+    return [*written, *verdict.summarize(paths), *regimes.summarize(paths, rows)]
 
 
 def rows_of(directory: Path) -> Iterator[Row]:
@@ -95,7 +110,8 @@ def rows_of(directory: Path) -> Iterator[Row]:
     if BASELINE not in runs:
         return
     paths = [fold / "settings.json" for fold in fold_directories(directory)]
-    settings = [json.loads(path.read_text(encoding="utf-8"))["task"] for path in paths]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    settings, epochs = [values["task"] for values in found], found[0]["training_args"]["num_train_epochs"]
     for method in runs:
         comparison = pair_runs(directory, runs, method)
         if not comparison.runs[method]:
@@ -106,7 +122,9 @@ def rows_of(directory: Path) -> Iterator[Row]:
                 continue
             mean = mean_interval(values[method])
             row: Row = dict.fromkeys(FIELDS, "")
-            row |= {"task": directory.name, "method": method, "metric": metric, "mean": round_number(mean.value)}
+            row |= {"task": directory.name, "length": length_of(directory), "method": method, "metric": metric}
+            row |= {"epochs": epochs, "train_examples": settings[0]["training_examples"]}
+            row["mean"] = round_number(mean.value)
             row |= {"half_width": round_number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
             row["test_examples"] = sum(fold["test_examples"] for fold in settings)
             row["measured_on"] = settings[0].get("measured_on", "test examples")
@@ -149,9 +167,9 @@ def draw_plane(rows: Sequence[Row], path: Path) -> bool:
 
 
 def section(task: str, rows: Sequence[Row], images: Path) -> list[str]:
-    """Return the lines of a task's section: description, differences, other metrics, plots."""
-    found = {(row["method"], row["metric"]): row for row in rows}
-    methods = list(group_by(rows, "method"))
+    """Return the lines of a task's section: description, differences per length, other metrics, plots."""
+    lengths = group_by(rows, "length")
+    shortest = lengths[min(lengths)]
     seeds = sorted({int(row["seeds"]) for row in rows})
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     caption = (
@@ -159,16 +177,11 @@ def section(task: str, rows: Sequence[Row], images: Path) -> list[str]:
         "The first row shows the mean ± half of its 95 % interval. The other rows show the difference from "
         f"{BASELINE} and its 95 % interval, in bold if the interval excludes zero."
     )
-    main = [["Method", *(METRICS[m].heading for m in MAIN)]]
-    main += [[method, *(difference_cell(found.get((method, m))) for m in MAIN)] for method in methods]
-    names = [m for m in OTHERS if any((method, m) in found for method in methods)]
-    others = [["Method", *(METRICS[m].heading for m in names), "Training time\u00a0↓"]]
-    for method in methods:
-        cells = [mean_cell(found.get((method, m))) for m in names]
-        others.append([method, *cells, time_cell(found[method, "train_seconds"])])
     description = TASKS[task].description if task in TASKS else ""
     lines = [f"## {task}", "", *wrap_text(description), "", *wrap_text(f"*{caption}*"), ""]
-    lines += [*table_lines(main), "", *table_lines(others)]
+    for length, own in sorted(lengths.items()):
+        lines += [f"**Length {length:.0f}: {own[0]['epochs']:.0f} epochs**", "", *difference_table(own), ""]
+    lines += other_metrics(shortest)
     for name, title in (
         (f"evidence_{task}.png", f"Differences from {BASELINE} on {task}, with 95 % intervals"),
         (f"plane_{task}.png", f"Alignment and uniformity of the features on {task}"),
@@ -176,3 +189,23 @@ def section(task: str, rows: Sequence[Row], images: Path) -> list[str]:
         if (images / name).exists():
             lines += ["", f"![{title}](images/{name})"]
     return [*lines, ""]
+
+
+def difference_table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table: the main metrics of the baseline, and the differences of the other methods."""
+    found = {(row["method"], row["metric"]): row for row in rows}
+    table = [["Method", *(METRICS[m].heading for m in MAIN)]]
+    table += [[name, *(difference_cell(found.get((name, m))) for m in MAIN)] for name in group_by(rows, "method")]
+    return table_lines(table)
+
+
+def other_metrics(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table with the means of the other metrics and the training time."""
+    found = {(row["method"], row["metric"]): row for row in rows}
+    methods = list(group_by(rows, "method"))
+    names = [m for m in OTHERS if any((method, m) in found for method in methods)]
+    table = [["Method", *(METRICS[m].heading for m in names), "Training time\u00a0↓"]]
+    for method in methods:
+        cells = [mean_cell(found.get((method, m))) for m in names]
+        table.append([method, *cells, time_cell(found[method, "train_seconds"])])
+    return table_lines(table)

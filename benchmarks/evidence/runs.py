@@ -82,6 +82,12 @@ def add_common_arguments(
     )
 
 
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the training lengths."""
+    help = "multiples of the task's number of epochs; default: 1"
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1], metavar="LENGTH", help=help)
+
+
 def paths_of(args: argparse.Namespace) -> Paths:
     """Return the directories of a command; --quick keeps its meaningless results away from the committed ones."""
     output, results, docs = args.output_dir, args.results_dir, args.docs_dir
@@ -135,6 +141,17 @@ def train_runs(
         )
         for method, error in comparison.failed.items():
             print(f"{task}, {method}: cannot train this model: {error}", flush=True)
+
+
+def length_directories(directory: Path) -> list[Path]:
+    """Return the directories of all tasks at all lengths, `length-L/TASK`, in the order of the lengths and tasks."""
+    found = [path for path in directory.glob("length-*/*") if path.name in TASKS]
+    return sorted(found, key=lambda path: (length_of(path), list(TASKS).index(path.name)))
+
+
+def length_of(directory: Path) -> int:
+    """Return the multiple of a task's number of epochs that the runs in `length-L/TASK` are trained for."""
+    return int(directory.parent.name.removeprefix("length-"))
 
 
 def fold_directories(directory: Path) -> list[Path]:

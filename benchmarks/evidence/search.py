@@ -13,7 +13,16 @@ from pathlib import Path
 from benchmarks.evidence.methods import BASELINE, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import Row, merge_rows, round_number
-from benchmarks.evidence.runs import Paths, chosen_seeds, finished_runs, pair_runs, train_runs
+from benchmarks.evidence.runs import (
+    Paths,
+    add_lengths,
+    chosen_seeds,
+    finished_runs,
+    length_directories,
+    length_of,
+    pair_runs,
+    train_runs,
+)  # fmt: skip
 from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.harness import read
 from mm_hf.comparison.task import parse_method
@@ -27,22 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=[BASELINE, "dense_multimix"], metavar="METHOD", help="candidates"
     )
+    add_lengths(parser)
 
 
 def train(args: argparse.Namespace, paths: Paths) -> None:
     """Train and evaluate all runs that are missing."""
     chosen = {name: METHODS[name]() for name in args.methods if name in METHODS}
     chosen |= dict(parse_method(text) for text in args.methods if text not in METHODS)
-    options = TaskOptions(search=True, quick=args.quick, cache=paths.cache)
     for name in args.tasks:
-        train_runs(name, chosen, chosen_seeds(args.seeds), paths.output / "search", options)
+        for length in args.lengths:
+            options = TaskOptions(search=True, length=length, quick=args.quick, cache=paths.cache)
+            train_runs(name, chosen, chosen_seeds(args.seeds), paths.output / "search" / f"length-{length}", options)
 
 
 def summarize(paths: Paths) -> list[Path]:
     """Update search.csv from finished runs."""
     table = paths.results / "search.csv"
-    found = [row for task in TASKS for row in rows_of(paths.output / "search" / task)]
-    merge_rows(table, found, {"task": list(TASKS), "method": list(METHODS)})
+    found = [row for directory in length_directories(paths.output / "search") for row in rows_of(directory)]
+    merge_rows(table, found, {"task": list(TASKS), "length": (), "method": list(METHODS)})
     return [table] if read(table.name, table.parent) else []
 
 
@@ -55,6 +66,12 @@ def rows_of(directory: Path) -> Iterator[Row]:
             values = comparison.values(metric)
             if method in values:
                 difference = (values[method] - values[BASELINE]).mean()
-                row = {"task": directory.name, "method": method, "metric": metric, "seeds": len(comparison.seeds)}
+                row = {
+                    "task": directory.name,
+                    "length": length_of(directory),
+                    "method": method,
+                    "metric": metric,
+                    "seeds": len(comparison.seeds),
+                }
                 row["mean"] = round_number(values[method].mean(), 5)
                 yield row | {"difference_to_erm": round_number(difference, 5)}

@@ -1,7 +1,7 @@
-"""Summary over all tasks: Dense MultiMix against plain training, and against the best other method of each task.
+"""Summary over all tasks and lengths: Dense MultiMix against plain training and against the best rival.
 
 Paired intervals need the training runs themselves. They are kept in verdict.csv: a row is replaced if there are runs of
-the method, of plain training and of the best other methods of the task.
+the default, of plain training and of the rival.
 """
 
 from __future__ import annotations
@@ -10,67 +10,61 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.evidence.methods import BASELINE
+import numpy as np
+
+from benchmarks.evidence.methods import BASELINE, DEFAULT, EARLY_STOPPED, RIVALS
 from benchmarks.evidence.results import Row, bold_if_significant, group_by, merge_rows
-from benchmarks.evidence.runs import Paths, finished_runs, pair_runs
+from benchmarks.evidence.runs import Paths, finished_runs, length_directories, length_of, pair_runs
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.harness import read
-from benchmarks.markdown import replace_section, table_lines
+from benchmarks.markdown import replace_section, table_lines, wrap_text
+from mm_hf.comparison import Run
 from mm_hf.evaluation.metrics.registry import METRICS
-from mm_hf.evaluation.statistics import Interval, mean_interval
+from mm_hf.evaluation.statistics import Interval
 
-JUDGED = {
-    "dense_multimix": "The default, `DenseMultiMix()`",
-    "dense_multimix_and_mixup": (
-        'With input mixup from the first step, `DenseMultiMix(input_mixing="mixup", input_mixing_start=0)`'
-    ),
+DIFFERENCES = {  # columns of verdict.csv: metric and the method that it is compared with
+    "gain": ("accuracy", BASELINE),
+    "early_gain": ("accuracy", EARLY_STOPPED),
+    "early_nll": ("nll", EARLY_STOPPED),
+    "lead": ("accuracy", "rival"),
 }
-RIVALS = ("label_smoothing", "mixup", "cutmix", "manifold_mixup", "transmix")
-SHIFTS = {
-    "fgsm_accuracy": "FGSM accuracy",
-    "corruption_accuracy": "Corrupted accuracy",
-    "ood_auroc": "AUROC of unknown classes",
-}
-RATIOS = {"nll": "NLL", "calibration_error": "Calibration error", "train_seconds": "Training time"}
-LARGEST_RATIO = {"nll": 0.7, "calibration_error": 0.7, "train_seconds": 1.1}
+RATIOS = {"nll": "NLL", "calibration_error": "Calibration error", "train_seconds": "Time"}
 SUFFIXES = ("", "_low", "_high")
 FIELDS = (
-    "task", "method", "seeds", *(f"gain{end}" for end in SUFFIXES), "lead_over", *(f"lead{end}" for end in SUFFIXES),
-    *RATIOS, *(name for metric in SHIFTS for name in (f"{metric}_over", *(f"{metric}{end}" for end in SUFFIXES))),
+    "task", "length", "seeds", "rival", "plain_calibration_error", *RATIOS,
+    *(f"{name}{end}" for name in DIFFERENCES for end in SUFFIXES),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Summary of a method on one task.
+    """Summary of the default on one task at one length.
 
     Attributes:
-        seeds: Number of seeds that both the method and plain training have finished.
-        gain: Accuracy minus plain training's; interval of the paired bootstrap.
-        rival: The other method with the highest mean accuracy on the test examples.
-        lead: Accuracy minus the rival's; interval of the paired bootstrap.
+        task: Name of the task.
+        length: Multiple of the task's number of epochs.
+        seeds: Number of seeds that the default and plain training have both finished.
+        rival: The other mixing method with the highest mean accuracy on the validation examples; "" if unknown.
+        plain_calibration_error: Mean calibration error of plain training.
         ratios: Mean over seeds divided by plain training's, for NLL, calibration error and training time.
-        shifts: For each metric of robustness and unknown classes, the best other method and the difference from
-            it, with Student's interval over seeds.
+        differences: The default minus another method, by the names of `DIFFERENCES`; intervals of the paired bootstrap.
     """
 
+    task: str
+    length: int
     seeds: int
-    gain: Interval
     rival: str
-    lead: Interval
+    plain_calibration_error: float
     ratios: dict[str, float]
-    shifts: dict[str, tuple[str, Interval]]
+    differences: dict[str, Interval]
 
-    def to_row(self, task: str, method: str) -> Row:
+    def to_row(self) -> Row:
         """Return the row of verdict.csv."""
         row: Row = dict.fromkeys(FIELDS, "")
-        row |= {"task": task, "method": method, "seeds": self.seeds, "lead_over": self.rival}
+        row |= {"task": self.task, "length": self.length, "seeds": self.seeds, "rival": self.rival}
+        row["plain_calibration_error"] = f"{self.plain_calibration_error:.4g}"
         row |= {name: f"{ratio:.4g}" for name, ratio in self.ratios.items()}
-        intervals = {"gain": self.gain, "lead": self.lead}
-        for metric, (rival, interval) in self.shifts.items():
-            intervals[metric] = interval
-            row[f"{metric}_over"] = rival
-        for name, interval in intervals.items():
+        for name, interval in self.differences.items():
             values = (interval.value, interval.low, interval.high)
             row |= {f"{name}{end}": f"{value:.4g}" for end, value in zip(SUFFIXES, values, strict=True)}
         return row
@@ -78,121 +72,115 @@ class Verdict:
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Verdict:
         """Return the verdict of a row of verdict.csv: the inverse of `to_row`."""
-
-        def interval(name: str) -> Interval:
-            return Interval(*(float(row[f"{name}{end}"]) for end in SUFFIXES))
-
         return cls(
+            row["task"],
+            int(row["length"]),
             int(row["seeds"]),
-            interval("gain"),
-            row["lead_over"],
-            interval("lead"),
+            row["rival"],
+            float(row["plain_calibration_error"]),
             {name: float(row[name]) for name in RATIOS},
-            {name: (row[f"{name}_over"], interval(name)) for name in SHIFTS if row[f"{name}_over"]},
+            {name: Interval(*(float(row[f"{name}{end}"]) for end in SUFFIXES)) for name in DIFFERENCES if row[name]},
         )
 
 
-def judge(directory: Path, method: str, rows: Sequence[Row]) -> Verdict | None:
-    """Compare a method with plain training and with the best other methods on a task.
-
-    Args:
-        directory: Directory of the task's runs.
-        method: Name of a method.
-        rows: Rows of evidence.csv of this task, which decide which of the other methods is best.
-
-    Returns:
-        None if runs of the method, of plain training or of the best other methods are missing.
-    """
+def judge(directory: Path) -> Verdict | None:
+    """Compare the default with plain training and with the best rival on a task; None if runs are missing."""
     runs = finished_runs(directory)
-    known = {row["metric"] for row in rows if row["method"] == method}
-    rivals = {metric: best_rival(rows, metric) for metric in ("accuracy", *SHIFTS) if metric in known}
-    rivals = {metric: name for metric, name in rivals.items() if name}
-    if "accuracy" not in rivals or not {method, BASELINE, *rivals.values()} <= runs.keys():
+    if not {DEFAULT, BASELINE} <= runs.keys():
         return None
-    plain = pair_runs(directory, runs, method)
+    plain = pair_runs(directory, runs, DEFAULT)
+    if not plain.seeds:
+        return None
     values = {metric: plain.values(metric) for metric in RATIOS}
-    ratios = {metric: float(v[method].mean() / v[BASELINE].mean()) for metric, v in values.items()}
-    rival = rivals.pop("accuracy")
-    shifts = {}
-    for metric, other in rivals.items():
-        found = pair_runs(directory, runs, method, other).values(metric)
-        shifts[metric] = other, mean_interval(found[method] - found[other])
-    lead = pair_runs(directory, runs, method, rival).differences["accuracy"][method]
-    return Verdict(len(plain.seeds), plain.differences["accuracy"][method], rival, lead, ratios, shifts)
+    ratios = {metric: float(v[DEFAULT].mean() / v[BASELINE].mean()) for metric, v in values.items()}
+    rival = best_rival(runs, plain.seeds)
+    differences = {}
+    for name, (metric, other) in DIFFERENCES.items():
+        other = rival if other == "rival" else other
+        if other in runs:
+            differences[name] = pair_runs(directory, runs, DEFAULT, other).differences[metric][DEFAULT]
+    error = float(values["calibration_error"][BASELINE].mean())
+    return Verdict(directory.name, length_of(directory), len(plain.seeds), rival, error, ratios, differences)
 
 
-def best_rival(rows: Sequence[Row], metric: str) -> str:
-    """Return the other method with the highest mean of a metric; "" if none has the metric."""
-    means = {row["method"]: row["mean"] for row in rows if row["metric"] == metric and row["method"] in RIVALS}
+def best_rival(runs: Mapping[str, Mapping[int, Run]], seeds: Sequence[int]) -> str:
+    """Return the rival with the highest mean validation accuracy, of those that have finished all seeds; else ""."""
+    means = {
+        name: float(np.mean([validation_accuracy(runs[name][seed]) for seed in seeds]))
+        for name in RIVALS
+        if name in runs and set(seeds) <= runs[name].keys()
+    }
+    means = {name: mean for name, mean in means.items() if not np.isnan(mean)}
     return max(means, key=lambda name: means[name]) if means else ""
 
 
-def summarize(paths: Paths, rows: Sequence[Row]) -> list[Path]:
-    """Update verdict.csv from finished runs; write the tables over all tasks into evidence.md."""
-    found = []
-    for task, own in group_by(rows, "task").items():
-        judged = {method: judge(paths.output / "run" / task, method, own) for method in JUDGED}
-        found += [value.to_row(task, method) for method, value in judged.items() if value is not None]
+def validation_accuracy(run: Run) -> float:
+    """Return the accuracy on the validation examples at the end of a run; NaN without validation examples."""
+    found = [entry["eval_accuracy"] for entry in run.history if "eval_accuracy" in entry]
+    return float(found[-1]) if found else float("nan")
+
+
+def summarize(paths: Paths) -> list[Path]:
+    """Update verdict.csv from finished runs; write the table over all tasks into evidence.md."""
+    judged = (judge(directory) for directory in length_directories(paths.output / "run"))
     path = paths.results / "verdict.csv"
-    merge_rows(path, found, {"task": list(TASKS), "method": list(JUDGED)})
-    kept = read(path.name, path.parent)
-    lines: list[str] = []
-    for method, title in JUDGED.items():
-        known = {row["task"]: Verdict.from_row(row) for row in kept if row["method"] == method}
-        if known:
-            lines += [f"**{title}**", "", *tables(known), "", *count_targets(known), ""]
-    if not lines:
+    merge_rows(path, [value.to_row() for value in judged if value], {"task": list(TASKS), "length": ()})
+    known = [Verdict.from_row(row) for row in read(path.name, path.parent)]
+    if not known:
         return []
+    lines = [*table_lines(cells(known)), ""]
+    for length, rows in group_by([vars(v) for v in known], "length").items():
+        lines += [f"**Length {length}**", "", *count_targets([Verdict(**row) for row in rows]), ""]
     replace_section(paths.page, "verdict", lines)
     return [path]
 
 
-def tables(known: Mapping[str, Verdict]) -> list[str]:
-    """Return the lines of two tables with a row per task."""
-    accuracy = METRICS["accuracy"]
-    first = [
-        ["Task", "Seeds", f"Accuracy minus {BASELINE}", "Accuracy minus best other", "NLL", "Calibration error", "Time"]
-    ]
-    for task, v in known.items():
-        gain = bold_if_significant(accuracy.format_difference(v.gain), v.gain)
-        lead = f"{bold_if_significant(accuracy.format_difference(v.lead), v.lead)} {v.rival}"
-        first.append([task, str(v.seeds), gain, lead, *(f"{v.ratios[metric]:.2f}x" for metric in RATIOS)])
-    second = [["Task", *(f"{title} minus best other" for title in SHIFTS.values())]]
-    second += [[task, *(_shift_cell(m, v.shifts.get(m)) for m in SHIFTS)] for task, v in known.items() if v.shifts]
-    return [*table_lines(first), "", *table_lines(second)]
+def cells(known: Sequence[Verdict]) -> list[list[str]]:
+    """Return the cells of a table with a row per task and length."""
+    accuracy, nll = METRICS["accuracy"], METRICS["nll"]
+    titles = ["Accuracy minus plain", "minus early-stopped plain", "minus best rival"]
+    table = [["Task", "Length", "Seeds", *titles, "NLL minus early-stopped plain", *RATIOS.values()]]
+    for v in known:
+
+        def cell(name: str, v: Verdict = v) -> str:
+            interval = v.differences.get(name)
+            shown = nll if name == "early_nll" else accuracy
+            return "n/a" if interval is None else bold_if_significant(shown.format_difference(interval), interval)
+
+        lead = f"{cell('lead')} {v.rival}".strip()
+        row = [v.task, f"{v.length}x", str(v.seeds), cell("gain"), cell("early_gain"), lead, cell("early_nll")]
+        table.append([*row, *(f"{v.ratios[metric]:.2f}x" for metric in RATIOS)])
+    return table
 
 
-def count_targets(known: Mapping[str, Verdict]) -> list[str]:
-    """Return a line per target of the study, with the number of tasks that reach it."""
-    total = len(known)
-    better = sum(v.gain.low > 0 for v in known.values())
-    worse = sum(v.gain.high < 0 for v in known.values())
-    lines = [
-        f"- Accuracy significantly higher than plain training: {better} of {total} tasks (target: 3); significantly "
-        f"lower: {worse} (target: 0)."
-    ]
-    for metric, name in RATIOS.items():
-        held = sum(v.ratios[metric] <= LARGEST_RATIO[metric] for v in known.values())
-        lines.append(
-            f"- {name} at most {LARGEST_RATIO[metric]} times plain training: {held} of {total} tasks (target: all)."
+def count_targets(known: Sequence[Verdict]) -> list[str]:
+    """Return a line per question of the study, with the number of tasks that answer yes."""
+
+    def counts(name: str) -> tuple[int, int, int]:
+        found = [v.differences[name] for v in known if name in v.differences]
+        return sum(d.low > 0 for d in found), sum(d.high < 0 for d in found), len(found)
+
+    lines = []
+    for name, title in (
+        ("gain", "plain training"),
+        ("early_gain", "early-stopped plain training"),
+        ("lead", "the best rival, which is chosen on the validation examples"),
+    ):
+        higher, lower, total = counts(name)
+        lines += wrap_text(
+            f"- Accuracy against {title}: significantly higher on {higher} of {total} tasks, lower on {lower}."
         )
-    behind = sum(v.lead.high < 0 for v in known.values())
-    ahead = sum(v.lead.low > 0 for v in known.values())
+    higher, lower, total = counts("early_nll")
     lines.append(
-        f"- Accuracy minus best other method, which is chosen on the test examples: significantly lower on {behind} "
-        f"tasks (target: 0),\n  significantly higher on {ahead} (target: 2)."
+        f"- NLL against early-stopped plain training: significantly lower on {lower} of {total}, higher on {higher}."
     )
-    for metric, title in SHIFTS.items():
-        shifts = [v.shifts[metric][1] for v in known.values() if metric in v.shifts]
-        held = sum(not shift.high < 0 for shift in shifts)
-        lines.append(
-            f"- {title} not significantly lower than the best other method: {held} of {len(shifts)} tasks (target: 3)."
+    miscalibrated = [v for v in known if v.plain_calibration_error > 0.05]
+    for metric in ("nll", "calibration_error"):
+        held = sum(v.ratios[metric] <= 0.7 for v in miscalibrated)
+        lines += wrap_text(
+            f"- {RATIOS[metric]} at most 0.7 times that of plain training, where plain training's calibration error "
+            f"exceeds 5 %: {held} of {len(miscalibrated)} tasks."
         )
+    held = sum(v.ratios["train_seconds"] <= 1.1 for v in known)
+    lines.append(f"- Training time at most 1.1 times that of plain training: {held} of {len(known)} tasks.")
     return lines
-
-
-def _shift_cell(metric: str, found: tuple[str, Interval] | None) -> str:
-    if found is None:
-        return "n/a"
-    name, interval = found
-    return f"{bold_if_significant(METRICS[metric].format_difference(interval), interval)} {name}"

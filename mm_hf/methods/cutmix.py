@@ -127,7 +127,7 @@ class Signal:
     mask: Tensor | None = None
 
 
-def signal_of(inputs: Mapping[str, Any], model: nn.Module, method: str) -> Signal:
+def signal_of(inputs: Mapping[str, Any], model: nn.Module | None, method: str) -> Signal:
     """Find the one input that can be cut.
 
     Raises:
@@ -143,7 +143,7 @@ def signal_of(inputs: Mapping[str, Any], model: nn.Module, method: str) -> Signa
         if x.ndim == 2 and (mask is None or mask.shape == x.shape):
             return Signal(names[0], (-1,), mask)
         if x.ndim == 3:
-            axis = time_axis(x, mask, getattr(model.config, "num_mel_bins", None))
+            axis = time_axis(x, mask, getattr(getattr(model, "config", None), "num_mel_bins", None))
             if axis is not None:
                 return Signal(names[0], (axis,), mask)
             raise ValueError(
@@ -156,6 +156,15 @@ def signal_of(inputs: Mapping[str, Any], model: nn.Module, method: str) -> Signa
         "sequences (batch, time), (batch, features, time) or (batch, time, features)",
         tensors,
     )
+
+
+def can_cut(inputs: Mapping[str, Any]) -> bool:
+    """Return True if the inputs have one signal that can be cut, whatever the model."""
+    try:
+        signal_of(inputs, None, CutMix.__name__)
+    except ValueError:
+        return False
+    return True
 
 
 def time_axis(x: Tensor, mask: Tensor | None = None, num_features: int | None = None) -> int | None:

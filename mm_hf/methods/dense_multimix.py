@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from ..distributed import GlobalBatch
 from ..locations import LocationOutput
-from .base import Requirements
+from .base import Mixing, Requirements
+from .cutmix import can_cut
+from .input_mixing import INPUT_METHODS
 from .multimix import DEFAULTS, PAPER, MultiMix, Term
 from .settings import setting
 
@@ -32,8 +35,9 @@ class DenseMultiMix(MultiMix):
         detach_attention: Treat the attention as a constant.
         confidence_weighted: Weight a mixed example by the total attention of its examples at the location.
 
-    The other arguments are those of [`MultiMix`]. `pooled_weight` is 0 by default. Images, videos and audio with one
-    label per example get input mixup in half of the mini-batches after three epochs.
+    The other arguments are those of [`MultiMix`]. `pooled_weight` is 0 by default. By default, some mini-batches of
+    images, videos and audio with one label per example get CutMix instead (mixup, if they cannot be cut): none in the
+    first three epochs, then a share of 1 - 3 / epoch.
 
     Source: Venkataramanan et al., NeurIPS 2023, section 3.3. Weights, defaults and the CLS attention of transformers
         are our choices.
@@ -49,7 +53,6 @@ class DenseMultiMix(MultiMix):
     defaults: ClassVar[dict[str, Any]] = {**DEFAULTS, "pooled_weight": 0.0, "dense_weight": 1.0}
     # The pooled loss trains the CLS token of a ViT, which the dense loss does not.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {**PAPER, "dense_weight": 1.0}}
-    default_input_mixing: ClassVar[str] = "mixup"
 
     dense_weight: float = setting(
         None, "Weight of the loss of mixed features at every location. Default: 1.", within="[0, inf)"
@@ -82,6 +85,10 @@ class DenseMultiMix(MultiMix):
 
     def _mixed_locations(self, num_locations: int) -> int:
         return super()._mixed_locations(num_locations) + (num_locations if self.dense_weight else 0)
+
+    def default_input_methods(self, inputs: Mapping[str, Any]) -> tuple[Mixing, ...]:
+        """Return the methods of `input_mixing=None`: CutMix, or mixup for inputs that cannot be cut."""
+        return INPUT_METHODS["cutmix" if can_cut(inputs) else "mixup"]
 
     def _terms(
         self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None

@@ -32,6 +32,11 @@ def is_mixable(inputs: Mapping[str, Any], labels: Tensor) -> bool:
     return one_per_example and len(labels) > 1 and bool(signals) and not text and not variable_shapes
 
 
+def rising_share(epoch: float, start: float) -> float:
+    """Return the share 1 - start / epoch, which is 0 until epoch `start` and then rises towards 1."""
+    return max(0.0, 1.0 - start / epoch) if epoch > 0 else float(start == 0)
+
+
 def draw_input_method(methods: Sequence[Mixing], prob: float, same_on_all_ranks: bool = False) -> Mixing | None:
     """Return one of the methods with probability `prob`, each equally likely, else None.
 

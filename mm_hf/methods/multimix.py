@@ -18,7 +18,7 @@ from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_p
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
 from .class_weights import check_class_weights
-from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable
+from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 from .settings import check_settings, setting, settings_of
 
 if TYPE_CHECKING:
@@ -77,12 +77,13 @@ class MultiMix(Mixing):
         pooled_weight: Weight of the loss of the mixed examples.
         input_mixing: Mixing in input space that some mini-batches get instead of mixing in embedding space: "none",
             "mixup", "cutmix" or "mixup_cutmix" (one of the two, with equal probability, per mini-batch). Default:
-            "none" for `MultiMix`. For [`DenseMultiMix`], mixup of images, videos and audio with one label per example,
+            "none" for `MultiMix`. For [`DenseMultiMix`], CutMix of images, videos and audio with one label per example,
             and no input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
-        input_mixing_prob: Share of the mini-batches that get input mixing. Default: 0.5.
+        input_mixing_prob: Share of the mini-batches that get input mixing late in training. At epoch e, the share is
+            `input_mixing_prob * (1 - input_mixing_start / e)`. Default: 1.
         input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs
-            accuracy in shorter trainings. `MultiMixTrainer` counts the epochs. A custom loop sets `handle.epoch`;
-            without it, the epoch is 0.
+            accuracy in shorter trainings. With 0, the share is constant. `MultiMixTrainer` counts the epochs. A custom
+            loop sets `handle.epoch`; without it, the epoch is 0.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
         preset: "paper" selects the paper's recipe: 1,000 mixed examples only, alpha from (0.5, 2), and input mixup in
@@ -104,7 +105,6 @@ class MultiMix(Mixing):
     name: ClassVar[str] = "multimix"
     defaults: ClassVar[dict[str, Any]] = DEFAULTS
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
-    default_input_mixing: ClassVar[str] = "none"
 
     # None selects the value of the preset or else of `defaults`. No setting in `defaults` is None after construction.
     num_mixed: Count = setting(
@@ -134,12 +134,14 @@ class MultiMix(Mixing):
     # None is the method's default, which depends on the inputs.
     input_mixing: Literal["none", "mixup", "cutmix", "mixup_cutmix"] | None = setting(
         None,
-        "Mixing in input space that some mini-batches get instead. Default: none (dense_multimix: mixup of images, "
+        "Mixing in input space that some mini-batches get instead. Default: none (dense_multimix: cutmix of images, "
         "videos and audio with one label per example).",
     )
     input_mixing_prob: float = setting(
-        None, "Share of the mini-batches that get input mixing. Default: 0.5.", within="[0, 1]"
-    )
+        None, "Share of the mini-batches that get input mixing late in training: it rises from 0 after "
+        "input_mixing_start epochs. Default: 0.5.",
+        within="[0, 1]",
+    )  # fmt: skip
     input_mixing_start: float = setting(
         None, "Epochs of training before input mixing begins. Default: 3.", within="[0, inf]"
     )
@@ -193,14 +195,19 @@ class MultiMix(Mixing):
         self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
         """Return this method, or the input-space method that this mini-batch gets instead."""
-        methods = INPUT_METHODS[self.input_mixing or self.default_input_mixing]
+        prob = self.input_mixing_prob * rising_share(epoch or 0.0, self.input_mixing_start)
+        if self.input_mixing is None:
+            methods = self.default_input_methods(inputs)
+            prob = prob if is_mixable(inputs, labels) else 0.0
+        else:
+            methods = INPUT_METHODS[self.input_mixing]
         if not methods or not self.input_mixing_prob:
             return self
-        is_eligible = (epoch or 0.0) >= self.input_mixing_start
-        if self.input_mixing is None:
-            is_eligible = is_eligible and is_mixable(inputs, labels)
-        prob = self.input_mixing_prob if is_eligible else 0.0
         return draw_input_method(methods, prob, same_on_all_ranks or self.gathers) or self
+
+    def default_input_methods(self, inputs: Mapping[str, Any]) -> tuple[Mixing, ...]:
+        """Return the methods of `input_mixing=None` for these inputs: none."""
+        return ()
 
     def loss(
         self,

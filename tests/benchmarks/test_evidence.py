@@ -2,26 +2,23 @@
 
 import csv
 import importlib.util
-import itertools
 import math
 import re
 
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2Config
 
-from benchmarks.evidence import ablate, results, run, verdict
+from benchmarks.evidence import ablate, regimes, results, run, verdict
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.data import examples as data
 from benchmarks.evidence.data import images, sequences
-from benchmarks.evidence.methods import METHODS, TITLES, CenteredRegression, LabelSmoothing
+from benchmarks.evidence.methods import METHODS, CenteredRegression, LabelSmoothing
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
-from benchmarks.evidence.tasks.models import UpperDinov2ForImageClassification
 from benchmarks.harness import RESULTS, read
-from mm_hf import ERM, CutMix, DenseMultiMix, probe, wrap_model
+from mm_hf import ERM, CutMix, DenseMultiMix, wrap_model
 from tests.helpers import digits, models
 
 
@@ -52,19 +49,19 @@ def test_run_writes_csv_tables_and_plots(finished):
     assert own["difference_to_erm"] == pytest.approx(own["mean"] - plain["mean"], abs=1e-5)
     assert own["low"] <= own["difference_to_erm"] <= own["high"] and own["interval"] == "paired bootstrap"
     assert math.isnan(plain["difference_to_erm"])
-    with (finished / "output_dir" / "run" / "digits_vit" / "results.csv").open() as file:
+    with (finished / "output_dir" / "run" / "length-1" / "digits_vit" / "results.csv").open() as file:
         values = [float(r["value"]) for r in csv.DictReader(file) if (r["method"], r["metric"]) == ("erm", "accuracy")]
     assert plain["mean"] == pytest.approx(np.mean(values), abs=1e-5)
     assert {"fgsm_accuracy", "corruption_accuracy", "ood_auroc"} <= {row["metric"] for row in rows}
     text = (finished / "docs_dir" / "evidence.md").read_text()
     assert "| dense_multimix |" in text and "images/evidence_digits_vit.png" in text
     assert (finished / "docs_dir" / "images" / "evidence_digits_vit.png").stat().st_size > 1000
-    assert not list((finished / "output_dir").glob("run/digits_vit/runs/*/*/model"))
+    assert not list((finished / "output_dir").glob("run/length-1/digits_vit/runs/*/*/model"))
 
 
 @pytest.mark.end_to_end
 def test_summarize_keeps_runs_and_other_text(finished):
-    found = sorted((finished / "output_dir").glob("run/digits_vit/runs/*/*/result.json"))
+    found = sorted((finished / "output_dir").glob("run/length-1/digits_vit/runs/*/*/result.json"))
     before = [path.stat().st_mtime_ns for path in found]
     page = finished / "docs_dir" / "evidence.md"
     text = page.read_text()
@@ -88,7 +85,7 @@ def test_summarize_reproduces_the_committed_page(tmp_path, capsys):
     assert page.read_text() == committed, "run python -m benchmarks.evidence summarize"
     for path in RESULTS.glob("*.csv"):
         assert (tmp_path / "results_dir" / path.name).read_bytes() == path.read_bytes()
-    assert "length_fashion_vit.png" in capsys.readouterr().out
+    assert "regimes.png" in capsys.readouterr().out
 
 
 def test_summarize_without_results_writes_nothing(tmp_path, capsys):
@@ -129,7 +126,7 @@ def test_error_names_the_missing_package(monkeypatch, tmp_path, capsys, task, pa
 def test_every_task_has_a_description_and_the_baseline():
     for task in TASKS.values():
         assert len(task.description) > 40 and "erm" in task.methods and set(task.methods) <= set(METHODS)
-    assert "transmix" in TASKS["digits_vit"].methods and "cutmix" not in TASKS["fashion_1000"].methods
+    assert "transmix" in TASKS["digits_vit"].methods and "cutmix" not in TASKS["reviews_minilm"].methods
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mnist1d") is None, reason="mnist1d is not installed")
@@ -156,21 +153,21 @@ def test_ablate_writes_csv_table_and_plot(tmp_path, monkeypatch):
     assert rows.keys() == {"accuracy", "nll", "calibration_error"} and rows["nll"]["seeds"] == "2"
     assert float(rows["nll"]["low"]) <= float(rows["nll"]["difference_to_erm"]) <= float(rows["nll"]["high"])
     assert "| n = 10 |" in (tmp_path / "docs_dir" / "evidence.md").read_text()
-    assert (tmp_path / "docs_dir" / "images" / "ablation_digits_vit.png").stat().st_size > 1000
+    assert (tmp_path / "docs_dir" / "images" / "ablation_digits_vit_1.png").stat().st_size > 1000
 
 
 @pytest.mark.end_to_end
-def test_length_trains_each_number_of_epochs(tmp_path):
-    arguments = ["length", "--tasks", "digits_vit", "--epochs", "1", "2", "--seeds", "1", *directories(tmp_path)]
-    assert main(arguments) == 0
-    rows = read("length.csv", tmp_path / "results_dir")
-    assert [(row["epochs"], row["method"]) for row in rows] == list(itertools.product("12", TITLES))
-    # Input mixing begins after three epochs: until then, the default is the same as without it.
-    accuracy = {(row["epochs"], row["method"]): row["accuracy"] for row in rows}
-    assert accuracy["2", "dense_multimix"] == accuracy["2", "dense_multimix_alone"] != accuracy["1", "dense_multimix"]
-    assert (tmp_path / "docs_dir" / "images" / "length_digits_vit.png").stat().st_size > 1000
+def test_lengths_are_multiples_of_the_number_of_epochs(tmp_path):
+    arguments = ["run", "--quick", "--tasks", "digits_vit", "--methods", "erm", "mixup", "--seeds", "1"]
+    assert main([*arguments, "--lengths", "1", "2", *directories(tmp_path)]) == 0
+    rows = [row for row in results.read_rows(tmp_path / "results_dir" / "evidence.csv") if row["metric"] == "accuracy"]
+    found = [(row["length"], row["epochs"], row["train_examples"], row["method"]) for row in rows]
+    assert found == [(n, 8 * n, 400, name) for n in (1, 2) for name in ("erm", "mixup")]
+    page = (tmp_path / "docs_dir" / "evidence.md").read_text()
+    assert "**Length 1: 8 epochs**" in page and "**Length 2: 16 epochs**" in page
+    assert (tmp_path / "docs_dir" / "images" / "regimes.png").stat().st_size > 1000
     assert main(["summarize", *directories(tmp_path)]) == 0
-    assert read("length.csv", tmp_path / "results_dir") == rows
+    assert (tmp_path / "docs_dir" / "evidence.md").read_text() == page
 
 
 @pytest.mark.end_to_end
@@ -181,7 +178,7 @@ def test_search_evaluates_specifications_on_training_examples(tmp_path):
     rows = {(row["method"], row["metric"]): row for row in read("search.csv", tmp_path / "results_dir")}
     erm, own = rows["erm", "accuracy"], rows["k2", "accuracy"]
     assert float(own["difference_to_erm"]) == pytest.approx(float(own["mean"]) - float(erm["mean"]), abs=1e-4)
-    settings = (tmp_path / "output_dir" / "search" / "digits_vit" / "settings.json").read_text()
+    settings = (tmp_path / "output_dir" / "search" / "length-1" / "digits_vit" / "settings.json").read_text()
     assert "held-out training examples" in settings and '"test_examples": 700' in settings
 
 
@@ -230,45 +227,61 @@ def test_centered_regression_gives_a_share_of_the_mini_batches_to_cutmix():
         CenteredRegression().check_inputs(models.batch("bert"), models.build("bert"))
 
 
-def test_upper_blocks_of_a_backbone_have_locations():
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=3)
-    plan = probe(UpperDinov2ForImageClassification(config), {"pixel_values": torch.randn(2, 5, 16)})
-    assert plan is not None and DenseMultiMix().attention == "auto"
+def fake_runs(accuracy, seconds, validation):
+    labels = np.arange(40) % 2
+    right = np.arange(40) < 40 * accuracy
+    logits = np.where(right[:, None] == (labels[:, None] == np.arange(2)), 2.0, -2.0)
+    metrics = {"accuracy": accuracy, "nll": 1 - accuracy, "calibration_error": 0.1, "train_seconds": seconds}
+    values = {"metrics": metrics, "arrays": {"logits": logits, "labels": labels}}
+    history = [{"eval_accuracy": 0.0}, {"eval_accuracy": validation}, {"train_loss": 1.0}]
+    return {seed: type("Run", (), {**values, "history": history, "seed": seed}) for seed in range(3)}
 
 
-def test_verdict_compares_with_plain_training_and_the_best_other_method(paths, monkeypatch):
-    def runs(accuracy, seconds):
-        labels = np.arange(40) % 2
-        right = np.arange(40) < 40 * accuracy
-        logits = np.where(right[:, None] == (labels[:, None] == np.arange(2)), 2.0, -2.0)
-        found = {}
-        for seed in range(3):
-            metrics = {"accuracy": accuracy, "nll": 1 - accuracy, "calibration_error": 0.1, "train_seconds": seconds}
-            found[seed] = type(
-                "Run", (), {"metrics": metrics, "arrays": {"logits": logits, "labels": labels}, "seed": seed}
-            )
-        return found
-
-    made = {"erm": runs(0.6, 1.0), "mixup": runs(0.7, 1.0), "cutmix": runs(0.5, 1.0), "dense_multimix": runs(0.9, 1.5)}
+def test_verdict_compares_with_plain_training_and_the_rival_that_is_best_on_validation_examples(paths, monkeypatch):
+    made = {
+        "erm": fake_runs(0.6, 1.0, 0.6),
+        "erm_early_stopping": fake_runs(0.65, 1.0, 0.6),
+        "mixup": fake_runs(0.7, 1.0, 0.8),
+        "cutmix": fake_runs(0.8, 1.0, 0.7),
+        "dense_multimix": fake_runs(0.9, 1.5, 0.9),
+    }
     monkeypatch.setattr(verdict, "finished_runs", lambda directory: made)
-    rows = [
-        {"task": "mnist1d", "method": name, "metric": "accuracy", "mean": own[0].metrics["accuracy"]}
-        for name, own in made.items()
-    ]
-    found = verdict.judge(paths.output, "dense_multimix", rows)
-    assert found.rival == "mixup" and found.lead.value == pytest.approx(0.2) and found.gain.low > 0
+    directory = paths.output / "run" / "length-4" / "mnist1d"
+    directory.mkdir(parents=True)
+    found = verdict.judge(directory)
+    assert found.length == 4 and found.rival == "mixup" and found.differences["lead"].value == pytest.approx(0.2)
+    assert found.differences["gain"].low > 0 and found.differences["early_gain"].value == pytest.approx(0.25)
     assert found.ratios["nll"] == pytest.approx(0.25) and found.ratios["train_seconds"] == 1.5
-    text = "\n".join(verdict.count_targets({"one": found}))
-    assert "higher than plain training: 1 of 1" in text and "NLL at most 0.7 times plain training: 1 of 1" in text
-    assert "Training time at most 1.1 times plain training: 0 of 1" in text
-    verdict.summarize(paths, rows)
+    text = "\n".join(verdict.count_targets([found]))
+    assert "against plain training: significantly higher on 1 of 1 tasks, lower on 0" in text
+    assert "calibration error exceeds 5 %: 1 of 1" in text.replace("\n", " ").replace("  ", " ")
+    assert "Training time at most 1.1 times that of plain training: 0 of 1" in text
+    assert verdict.Verdict.from_row({k: str(v) for k, v in found.to_row().items()}).to_row() == found.to_row()
+    verdict.summarize(paths)
     page = paths.page.read_text()
-    assert "| mnist1d | 3 | **+30.00" in page
-    # Without runs of the best other method, the row of verdict.csv is kept.
-    del made["mixup"]
-    assert verdict.judge(paths.output, "dense_multimix", rows) is None
-    verdict.summarize(paths, rows)
+    assert "| mnist1d | 4x | 3 | **+30.00" in page
+    # Without runs of the default, the row of verdict.csv is kept.
+    del made["dense_multimix"]
+    assert verdict.judge(directory) is None
+    verdict.summarize(paths)
     assert paths.page.read_text() == page
+
+
+def test_map_shows_the_best_method_and_none_without_a_significant_gain():
+    def row(method, mean, low, task="mnist1d"):
+        values = {"difference_to_erm": mean - 0.5, "low": low, "high": 1.0}
+        return {"task": task, "length": 1.0, "method": method, "metric": "accuracy", "mean": mean, **values} | {
+            "epochs": 50.0, "train_examples": 1000.0}  # fmt: skip
+
+    rows = [
+        row("erm", 0.5, math.nan),
+        row("mixup", 0.6, 0.01),
+        row("cutmix", 0.7, 0.1),
+        row("mixup", 0.6, -0.1, "other"),
+    ]
+    first, second = regimes.cells_of(rows)
+    assert (first.method, first.gain.value) == ("cutmix", pytest.approx(0.2))
+    assert second.method == "erm" and second.gain.value == pytest.approx(0.1)
 
 
 @pytest.mark.end_to_end

@@ -64,7 +64,7 @@ def test_default_recipe():
     assert (method.num_mixed, method.effective_examples, method.alpha) == ("auto", 3.0, None)
     assert MultiMix().pooled_weight == 1.0
     for default in (DenseMultiMix(), MultiMix()):
-        assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 0.5, 3.0)
+        assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 1.0, 3.0)
 
 
 @pytest.mark.parametrize("name", sorted(default_methods()))
@@ -186,56 +186,69 @@ def choices(method, inputs=IMAGES, labels=LABELS, epoch=3.0, draws=2000):
 
 @pytest.mark.parametrize("cls", [MultiMix, DenseMultiMix])
 def test_input_mixing_is_drawn_with_its_probability(cls):
-    shares = choices(cls(input_mixing="mixup", input_mixing_prob=0.3))
-    assert set(shares) == {cls, Mixup} and shares[Mixup] == pytest.approx(0.3, abs=0.04)
-    shares = choices(cls(input_mixing="mixup_cutmix", input_mixing_prob=0.6))
-    assert set(shares) == {cls, Mixup, CutMix}
-    assert shares[Mixup] == pytest.approx(0.3, abs=0.04) and shares[CutMix] == pytest.approx(0.3, abs=0.04)
-    assert choices(cls(input_mixing="cutmix", input_mixing_prob=1.0), draws=20) == {CutMix: 1}
-    assert choices(cls(input_mixing="cutmix", input_mixing_prob=0.0), draws=20) == {cls: 1}
-    assert choices(cls(input_mixing="none", input_mixing_prob=1.0), draws=20) == {cls: 1}
+    def shares(input_mixing, prob, draws=20):
+        return choices(cls(input_mixing=input_mixing, input_mixing_prob=prob, input_mixing_start=0), draws=draws)
+
+    found = shares("mixup", 0.3, draws=2000)
+    assert set(found) == {cls, Mixup} and found[Mixup] == pytest.approx(0.3, abs=0.04)
+    found = shares("mixup_cutmix", 0.6, draws=2000)
+    assert set(found) == {cls, Mixup, CutMix}
+    assert found[Mixup] == pytest.approx(0.3, abs=0.04) and found[CutMix] == pytest.approx(0.3, abs=0.04)
+    assert shares("cutmix", 1.0) == {CutMix: 1}
+    assert shares("cutmix", 0.0) == shares("none", 1.0) == {cls: 1}
 
 
-def test_input_mixing_begins_after_its_number_of_epochs():
-    method = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=1.0, input_mixing_start=1.5)
-    for epoch, expected in ((None, DenseMultiMix), (1.499, DenseMultiMix), (1.5, CutMix), (70.0, CutMix)):
-        assert choices(method, epoch=epoch, draws=20) == {expected: 1}
-    from_start = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=1.0, input_mixing_start=0)
-    assert choices(from_start, epoch=None, draws=20) == {CutMix: 1}  # a custom loop that sets no epoch
+@pytest.mark.parametrize("epoch", [None, 0.0, 1.499, 1.5, 2.0, 3.0, 6.0, 1500.0])
+def test_share_of_input_mixing_rises_after_its_first_epochs(epoch):
+    method = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=0.8, input_mixing_start=1.5)
+    expected = 0.0 if not epoch or epoch <= 1.5 else 0.8 * (1 - 1.5 / epoch)
+    assert choices(method, epoch=epoch).get(CutMix, 0.0) == pytest.approx(expected, abs=0.04 * bool(expected))
+    constant = DenseMultiMix(input_mixing="cutmix", input_mixing_prob=1.0, input_mixing_start=0)
+    assert choices(constant, epoch=epoch, draws=20) == {CutMix: 1}  # also in a custom loop that sets no epoch
 
 
 def test_dense_multimix_mixes_real_valued_inputs_of_late_epochs_by_default():
-    shares = choices(DenseMultiMix())
-    assert set(shares) == {DenseMultiMix, Mixup} and shares[Mixup] == pytest.approx(0.5, abs=0.04)
-    always = DenseMultiMix(input_mixing_prob=1.0)
+    shares = choices(DenseMultiMix(), epoch=12.0)
+    prob = 0.75 * DenseMultiMix().input_mixing_prob
+    assert set(shares) == {DenseMultiMix, CutMix} and shares[CutMix] == pytest.approx(prob, abs=0.04)
 
-    def mixes(inputs=IMAGES, labels=LABELS, epoch=3.0):
-        return choices(always, inputs, labels, epoch, draws=5) == {Mixup: 1}
+    def mixes(inputs=IMAGES, labels=LABELS, epoch=1e9, by=CutMix):
+        return choices(DenseMultiMix(input_mixing_prob=1.0), inputs, labels, epoch, draws=5) == {by: 1}
 
     assert mixes() and mixes(labels=torch.rand(4, 3)) and mixes({"input_features": torch.zeros(4, 80, 30)})
-    assert not mixes(epoch=2.999) and not mixes(epoch=None)
-    assert not mixes(labels=torch.zeros(4, 16, dtype=torch.long))  # one label per location
-    assert not mixes({**TEXTS, **IMAGES})
-    assert not mixes({"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)})
-    assert not mixes({"pixel_values": torch.zeros(1, 1, 8, 8)}, LABELS[:1])  # no partner
-    assert not mixes({"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)})
-    assert not mixes({**IMAGES, "spatial_shapes": torch.ones(4, 2)})
-    assert choices(MultiMix(), draws=50) == {MultiMix: 1}
+    assert mixes({"pixel_values": torch.zeros(4, 1, 1, 40)}) and mixes(
+        {"pixel_values_videos": torch.zeros(4, 2, 3, 8, 8)}
+    )
+    # Without a time axis that can be told from the features, and with inputs that a cut would not fit.
+    assert mixes({"input_features": torch.zeros(4, 30, 30)}, by=Mixup)
+    assert mixes({**IMAGES, "bool_masked_pos": torch.zeros(4, 4, dtype=torch.bool)}, by=Mixup)
+    assert not mixes(epoch=3.0) and not mixes(epoch=None)
+    for by in (CutMix, Mixup):
+        assert not mixes(labels=torch.zeros(4, 16, dtype=torch.long), by=by)  # one label per location
+        assert not mixes({**TEXTS, **IMAGES}, by=by)
+        assert not mixes({"pixel_values": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, by=by)
+        assert not mixes({"pixel_values": torch.zeros(1, 1, 8, 8)}, LABELS[:1], by=by)  # no partner
+        integers = {"input_values": torch.ones(4, 8, dtype=torch.long), "attention_mask": torch.ones(4, 8)}
+        assert not mixes(integers, by=by)
+        assert not mixes({**IMAGES, "spatial_shapes": torch.ones(4, 2)}, by=by)
+    assert choices(MultiMix(), epoch=100.0, draws=50) == {MultiMix: 1}
 
 
 def test_the_default_draws_one_number_for_an_eligible_mini_batch_and_none_for_another():
-    """A mini-batch gets mixup if one uniform number is below the probability."""
-    for inputs, epoch, draws in ((IMAGES, 3.0, 1), (IMAGES, 2.0, 0), (TEXTS, 3.0, 0)):
+    """A mini-batch gets input mixing if one uniform number is below the probability."""
+    method = DenseMultiMix(input_mixing_prob=0.5)
+    for inputs, epoch, draws in ((IMAGES, 1e9, 1), (IMAGES, 3.0, 0), (TEXTS, 1e9, 0)):
         torch.manual_seed(7)
-        chosen = DenseMultiMix().for_batch(inputs, LABELS, epoch=epoch)
+        chosen = method.for_batch(inputs, LABELS, epoch=epoch)
         after = torch.rand(())
         torch.manual_seed(7)
         uniform = torch.rand(draws)
-        assert isinstance(chosen, Mixup) == bool((uniform < 0.5).any()) and torch.rand(()) == after
+        assert isinstance(chosen, CutMix) == bool((uniform < 0.5).any()) and torch.rand(()) == after
 
 
 def test_explicit_mixup_also_mixes_texts():
-    assert choices(DenseMultiMix(input_mixing="mixup", input_mixing_prob=1.0), TEXTS, draws=5) == {Mixup: 1}
+    method = DenseMultiMix(input_mixing="mixup", input_mixing_start=0)
+    assert choices(method, TEXTS, draws=5) == {Mixup: 1}
 
 
 @pytest.mark.parametrize("input_mixing", ["cutmix", "mixup_cutmix"])

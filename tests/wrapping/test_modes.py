@@ -125,7 +125,7 @@ def test_input_mixing_of_a_compiled_model():
             for i in range(16):
                 handle.epoch = i / 2
                 losses.append(float(call(**inputs, labels=models.labels()).loss.detach()))
-                frames.append((counter.frame_count, "loss_mixup" in handle.pop_logs()))
+                frames.append((counter.frame_count, "loss_cutmix" in handle.pop_logs()))
     assert losses[16:] == pytest.approx(losses[:16], rel=1e-4)
     assert frames[-1][0] == frames[-8][0] and {mixed for _, mixed in frames[-8:]} == {False, True}
     torch._dynamo.reset()

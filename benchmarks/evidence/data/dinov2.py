@@ -53,16 +53,3 @@ def to_dinov2_input(pixels: Tensor, side: int = 56) -> Tensor:
     larger = F.interpolate(pixels, (side, side), mode="bicubic", align_corners=False).clamp(0, 1)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (larger.expand(-1, 3, -1, -1) - mean) / std
-
-
-@torch.no_grad()
-def hidden_states_after(model: Dinov2Model, pixels: Tensor, block: int, side: int = 56) -> Tensor:
-    """Return the hidden states (n, tokens, 384) after the given number of blocks."""
-    found = []
-    for batch in pixels.split(100):
-        states = model.embeddings(to_dinov2_input(batch, side))
-        for layer in model.encoder.layer[:block]:
-            states = layer(states)
-            states = states[0] if isinstance(states, tuple) else states
-        found.append(states)
-    return torch.cat(found)

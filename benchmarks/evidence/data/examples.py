@@ -66,6 +66,11 @@ def random_flip(image: Tensor, generator: torch.Generator) -> Tensor:
     return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
 
 
+def random_crop_and_flip(image: Tensor, generator: torch.Generator, padding: int) -> Tensor:
+    """Crop and flip an image at random, the usual augmentation of photographs."""
+    return random_flip(random_crop(image, generator, padding), generator)
+
+
 def require_package(name: str, module: str) -> Path:
     """Return the path of an installed package or module without importing it, which may need further packages.
 

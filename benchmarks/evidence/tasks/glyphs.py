@@ -61,8 +61,8 @@ def glyphs_vit(options: TaskOptions) -> Task:
 
 @benchmark_task(
     """62 letters and digits, rendered at 28x28 pixels from 10 text fonts of Debian; the 10 fonts for validation and the
-    35 test fonts are others. The ResNet of fashion_resnet from scratch, random crops, 30 epochs. TransMix is left out,
-    since it needs a CLS token. Unknown class: twelve symbols in the test fonts.""",
+    35 test fonts are others. A ResNet of Transformers with three stages from scratch, random crops, 30 epochs. TransMix
+    is left out, since it needs a CLS token. Unknown class: twelve symbols in the test fonts.""",
     without=["transmix"],
 )
 def glyphs_resnet(options: TaskOptions) -> Task:

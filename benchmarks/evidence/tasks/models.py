@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import Dinov2ForImageClassification, ResNetConfig, ResNetForImageClassification, ViTConfig
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
 
 
 def class_mappings(class_names: Sequence[str]) -> dict[str, Any]:
@@ -64,26 +63,3 @@ class SmallResNetForImageClassification(ResNetForImageClassification):
         self.resnet.embedder.embedder.convolution = nn.Conv2d(
             stem.in_channels, stem.out_channels, kernel_size=3, padding=1, bias=False
         )
-
-
-class PrecomputedEmbeddings(nn.Module):
-    """Embeddings of a ViT that pass precomputed hidden states through.
-
-    The parameter `cls_token` marks the first of them as the CLS token.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
-
-    def forward(self, pixel_values: Tensor, bool_masked_pos: Any = None) -> Tensor:
-        """Return the hidden states unchanged."""
-        return pixel_values
-
-
-class UpperDinov2ForImageClassification(Dinov2ForImageClassification):
-    """Last blocks of a DINOv2 classifier; `pixel_values` are hidden states (b, tokens, 384) of the first blocks."""
-
-    def __init__(self, config: Any):
-        super().__init__(config)
-        self.dinov2.embeddings = PrecomputedEmbeddings(config.hidden_size)

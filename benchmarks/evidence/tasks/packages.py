@@ -20,7 +20,7 @@ MAX_LENGTH = 24  # tokens
     descriptions for training, 300 for validation, 2,000 for the test, at most 24 tokens. All packages of a source are
     in one split. Labels are noisy, since many descriptions fit several sections. MiniLM is fine-tuned for 5 epochs.
     CutMix and TransMix are left out, since they are for images. No unknown classes, no robustness.""",
-    without=["cutmix", "transmix", "dense_multimix_alone"],
+    without=["cutmix", "transmix"],
 )
 def packages_minilm(options: TaskOptions) -> Task:
     """Build the task of package descriptions and MiniLM."""

@@ -42,7 +42,7 @@ def prompts(options: TaskOptions, name: str, test: str) -> Task:
     Debian packages; the first 2.56 seconds as spectrograms. No prompt of the training split is in another split. A
     spectrogram transformer of 0.1 million parameters from scratch, 10 epochs. CutMix and TransMix are left out, since
     they are for images. No unknown classes, no robustness.""",
-    without=["cutmix", "transmix"],
+    without=["transmix"],
 )
 def prompts_ast(options: TaskOptions) -> Task:
     """Build the task of spoken prompts in voices that training has heard."""
@@ -51,7 +51,7 @@ def prompts_ast(options: TaskOptions) -> Task:
 
 @benchmark_task(
     """As prompts_ast, tested on an Italian voice that training has not heard: a shifted test set of a single class.""",
-    without=["cutmix", "transmix"],
+    without=["transmix"],
 )
 def prompts_other_voice(options: TaskOptions) -> Task:
     """Build the task of spoken prompts in an unheard voice."""

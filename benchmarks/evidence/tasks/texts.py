@@ -25,7 +25,7 @@ def tokenize(texts: Sequence[str], max_length: int) -> dict[str, torch.Tensor]:
     500 for training, 300 for validation, 1,000 for the test, at most 48 tokens. MiniLM is fine-tuned for 3 epochs.
     Mixup mixes token embeddings; the default never does. CutMix and TransMix are left out, since they are for images.
     No unknown classes, no robustness.""",
-    without=["cutmix", "transmix", "dense_multimix_alone"],
+    without=["cutmix", "transmix"],
 )
 def reviews_minilm(options: TaskOptions) -> Task:
     """Build the task of movie reviews and MiniLM."""
