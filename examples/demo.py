@@ -1,9 +1,10 @@
-"""Train a small ViT on handwritten digits with and without Dense MultiMix, and compare the results.
+"""Train a small ViT on handwritten digits without mixing, with mixup and with Dense MultiMix, and compare the results.
 
-`make demo` runs this script. Both methods use the same data, number of epochs, schedule and seeds. The held-out images
-are used only for evaluation.
+`make demo` runs this script. There are two regimes: few images and long training, where plain training overfits, and
+all images and short training, where it nearly solves the task. In a regime, all methods use the same data, number of
+epochs, schedule and seeds. The held-out images are used only for evaluation.
 
-    python examples/demo.py [--seeds 3] [--epochs 20] [--paper] [--output_dir outputs/demo]
+    python examples/demo.py [--seeds 3] [--epochs 2] [--output_dir outputs/demo]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,34 @@ from transformers import (
 )
 
 import mm_hf
-from mm_hf import ERM, DenseMultiMix, Mixing, MultiMixTrainer, extract, sample_factors
+from mm_hf import ERM, DenseMultiMix, Mixing, Mixup, MultiMixTrainer, extract, sample_factors
 from mm_hf.data.offline import load_digits
 from mm_hf.evaluation.metrics import classification_metrics
+from mm_hf.evaluation.metrics.registry import METRICS
+from mm_hf.evaluation.statistics import mean_interval
 from mm_hf.functional.factors import alpha_for
 
-METHODS: dict[str, Mixing] = {"plain training": ERM(), "Dense MultiMix": DenseMultiMix()}
-PAPER: dict[str, Mixing] = {"paper's recipe": DenseMultiMix(preset="paper")}
-METRICS = ("accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step")
+PLAIN, OURS = "plain training", "Dense MultiMix"
+METHODS: dict[str, Mixing] = {PLAIN: ERM(), "mixup": Mixup(), OURS: DenseMultiMix()}
+Results = dict[str, list[dict[str, float]]]  # metrics per seed by method
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Training budget.
+
+    Attributes:
+        title: Title of the table.
+        images: Number of training images; None for all of them.
+        epochs: Number of epochs of each run.
+    """
+
+    title: str
+    images: int | None
+    epochs: int
+
+
+REGIMES = (Regime("Few images, long training", 400, 80), Regime("All images, short training", None, 20))
 
 
 class RichProgress(TrainerCallback):
@@ -96,16 +118,17 @@ def train_one(
     seed: int,
     data: DatasetDict,
     processor: Any,
-    args: argparse.Namespace,
+    epochs: int,
+    output_dir: Path,
     callback: TrainerCallback,
 ) -> tuple[MultiMixTrainer, dict[str, float]]:
     """Train and evaluate one run; return its trainer and its metrics."""
     set_seed(seed)
     arguments = TrainingArguments(
-        output_dir=str(args.output_dir / "runs" / f"{name}-{seed}"),
+        output_dir=str(output_dir),
         per_device_train_batch_size=64,
         per_device_eval_batch_size=450,
-        num_train_epochs=args.epochs,
+        num_train_epochs=epochs,
         learning_rate=2e-3,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
@@ -173,16 +196,22 @@ def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: 
     plot_attention(images, batch["label"], attention, factors, names, path)
 
 
-def show_table(console: Console, results: dict[str, list[dict[str, float]]], examples: int) -> None:
-    """Print the mean and standard deviation of each metric over seeds."""
-    seeds = len(next(iter(results.values())))
-    title = f"{examples} held-out digits, mean ± standard deviation of {seeds} seeds"
+def show_table(console: Console, title: str, results: Results) -> None:
+    """Print the mean and standard deviation of each metric over seeds, and the difference from plain training."""
+    seeds = len(results[PLAIN])
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    columns = ("", "accuracy\n(%)", "NLL\n(nats)", "calibration\nerror", "training\nseconds", "loss terms\nper step")
+    columns = (
+        "",
+        "accuracy\n(%)",
+        "NLL\n(nats)",
+        "calibration\nerror (%)",
+        "training\nseconds",
+        "loss terms\nper step",
+    )
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     scales = {"accuracy": (100, "{:.1f}±{:.1f}"), "nll": (1, "{:.3f}±{:.3f}")}
-    scales |= {"calibration_error": (1, "{:.3f}±{:.3f}"), "seconds": (1, "{:.0f}±{:.0f}")}
+    scales |= {"calibration_error": (100, "{:.1f}±{:.1f}"), "seconds": (1, "{:.0f}±{:.0f}")}
     for name, runs in results.items():
         cells = []
         for metric, (scale, text) in scales.items():
@@ -190,14 +219,30 @@ def show_table(console: Console, results: dict[str, list[dict[str, float]]], exa
             cells.append(text.format(values.mean(), values.std(ddof=1) if seeds > 1 else 0))
         table.add_row(name, *cells, f"{np.mean([run['loss_terms_per_step'] for run in runs]):,.0f}")
     console.print(table)
+    console.print(conclusion(results))
+
+
+def conclusion(results: Results) -> str:
+    """Return a sentence on the differences of Dense MultiMix from plain training that the seeds show reliably."""
+    found = []
+    for name in ("accuracy", "nll", "calibration_error"):
+        info = METRICS[name]
+        differences = np.array(
+            [ours[name] - plain[name] for ours, plain in zip(results[OURS], results[PLAIN], strict=True)]
+        )
+        interval = mean_interval(differences)
+        if interval.excludes_zero:
+            found.append(f"{info.title} {info.format_difference(interval)}")
+    if not found:
+        return f"{OURS} and {PLAIN} do not differ reliably over {len(results[PLAIN])} seeds."
+    return f"{OURS} minus {PLAIN}, with 95 % intervals over seeds: {', '.join(found)}."
 
 
 def main() -> None:
-    """Train all methods, print and plot the results, and save the model."""
+    """Train all methods in both regimes, print and plot the results, and save the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of runs of each method")
-    parser.add_argument("--epochs", type=int, default=20, help="number of epochs of each run")
-    parser.add_argument("--paper", action="store_true", help="add Dense MultiMix with the paper's settings")
+    parser.add_argument("--epochs", type=int, help="number of epochs of each run; default: 80 and 20")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="directory for all results")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -210,23 +255,28 @@ def main() -> None:
     )
     processed = prepare(data, processor)
     console.print(
-        f"A ViT with {sum(p.numel() for p in build_model(['a']).parameters()):,} parameters on {len(data['train']):,} "
-        f"handwritten digits of 8x8 pixels: {args.epochs} epochs, {args.seeds} seeds per method."
+        f"A ViT with {sum(p.numel() for p in build_model(['a']).parameters()):,} parameters on handwritten digits of "
+        f"8x8 pixels, {args.seeds} seeds per method."
     )
-    methods = {**METHODS, **(PAPER if args.paper else {})}
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-    histories: dict[str, list[Any]] = {name: [] for name in methods}
+    results: dict[str, Results] = {regime.title: {name: [] for name in METHODS} for regime in REGIMES}
+    histories: dict[str, dict[str, list[Any]]] = {regime.title: {name: [] for name in METHODS} for regime in REGIMES}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), TimeRemainingColumn(), console=console) as progress:
-        for seed in range(args.seeds):
-            for name, mixing in methods.items():
-                callback = RichProgress(progress, f"{name}, seed {seed}")
-                trainer, metrics = train_one(name, mixing, seed, processed, processor, args, callback)
-                results[name].append(metrics)
-                histories[name].append(trainer.state.log_history)
-                if (name, seed) == ("Dense MultiMix", 0):
-                    shown = trainer
-    show_table(console, results, len(data["test"]))
+    for regime in REGIMES:
+        train = processed["train"].shuffle(seed=0)
+        chosen = DatasetDict(train=train.select(range(regime.images or len(train))), test=processed["test"])
+        epochs = args.epochs or regime.epochs
+        with Progress(*columns, TextColumn("{task.fields[loss]}"), TimeRemainingColumn(), console=console) as progress:
+            for seed in range(args.seeds):
+                for name, mixing in METHODS.items():
+                    callback = RichProgress(progress, f"{regime.title}: {name}, seed {seed}")
+                    directory = args.output_dir / "runs" / f"{name}-{len(chosen['train'])}-{seed}"
+                    trainer, metrics = train_one(name, mixing, seed, chosen, processor, epochs, directory, callback)
+                    results[regime.title][name].append(metrics)
+                    histories[regime.title][name].append(trainer.state.log_history)
+                    if (regime, name, seed) == (REGIMES[0], OURS, 0):
+                        shown = trainer
+        title = f"{regime.title}: {len(chosen['train']):,} images, {epochs} epochs"
+        show_table(console, f"{title}; mean ± standard deviation of {args.seeds} seeds", results[regime.title])
 
     model_dir = args.output_dir / "model"
     shown.save_model(str(model_dir))
@@ -234,13 +284,10 @@ def main() -> None:
     draw_attention(shown.model, data, processed, args.output_dir / "attention.png")
     report = {
         "results": results,
-        "mean": {n: {m: float(np.mean([run[m] for run in runs])) for m in METRICS} for n, runs in results.items()},
-        "methods": {name: mixing.to_dict() for name, mixing in methods.items()},
+        "methods": {name: mixing.to_dict() for name, mixing in METHODS.items()},
         "seeds": list(range(args.seeds)),
-        "epochs": args.epochs,
         "training_arguments": json.loads(shown.args.to_json_string()),
         "model_config": shown.model.config.to_dict(),  # type: ignore[union-attr, operator]
-        "train_examples": len(data["train"]),
         "test_examples": len(data["test"]),
         "versions": {
             "python": platform.python_version(),
@@ -254,7 +301,7 @@ def main() -> None:
     reloaded = AutoModelForImageClassification.from_pretrained(model_dir)
     console.print(
         f"\nWrote training.png, attention.png, results.json and model/ to {args.output_dir}. model/ is a plain "
-        f"{type(reloaded).__name__} (Dense MultiMix, seed 0) and loads without mm_hf:\n"
+        f"{type(reloaded).__name__} ({OURS}, few images, seed 0) and loads without mm_hf:\n"
         f"    AutoModelForImageClassification.from_pretrained({str(model_dir)!r})"
     )
 

@@ -17,45 +17,35 @@ from mm_hf.evaluation.plots.attention import patch_grid
 from mm_hf.evaluation.plots.style import COLORS, history_curve, method_styles
 
 
-def plot_training(runs: Mapping[str, Sequence[list[dict[str, Any]]]], path: str | Path) -> None:
-    """Plot the cross-entropy of the unmixed training examples, and held-out accuracy, against training steps.
+def plot_training(regimes: Mapping[str, Mapping[str, Sequence[list[dict[str, Any]]]]], path: str | Path) -> None:
+    """Plot the held-out negative log-likelihood against training steps, a panel per regime.
 
     Args:
-        runs: `trainer.state.log_history` of the runs (seeds) of each method. Thin lines are runs, thick lines means.
+        regimes: `trainer.state.log_history` of the runs (seeds) of each method, by regime. Thin lines are runs, thick
+            lines means.
         path: Image file to write.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
-    panels: list[tuple[Any, tuple[str, ...], int, str]] = [
-        (left, ("loss_clean", "loss"), 1, "training loss of unmixed images (nats)"),
-        (right, ("eval_accuracy",), 100, "held-out accuracy (%)"),
-    ]
-    for axes, keys, scale, title in panels:
+    figure, panels = plt.subplots(1, len(regimes), figsize=(10, 3.8), constrained_layout=True, squeeze=False)
+    for axes, (title, runs) in zip(panels[0], regimes.items(), strict=True):
         for (color, _), (name, histories) in zip(method_styles(runs).values(), runs.items(), strict=True):
-            curves = [_first_curve(history, keys) for history in histories]
-            for curve in curves:
-                axes.plot(list(curve), [scale * y for y in curve.values()], color=color, alpha=0.3, linewidth=0.8)
-            # Runs log the loss of unmixed images at different steps if some mini-batches have only mixed ones.
-            common = sorted(set.intersection(*(set(curve) for curve in curves)))
-            mean = [scale * np.mean([curve[step] for curve in curves]) for step in common]
-            axes.plot(common, mean, color=color, linewidth=2, label=name)
+            curves = [history_curve(history, "eval_nll") for history in histories]
+            for steps, values in curves:
+                axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+            mean = np.mean([values for _, values in curves], axis=0)
+            axes.plot(curves[0][0], mean, color=color, linewidth=2, label=name)
         axes.set_xlabel("training step")
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    left.set_yscale("log")
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    left.yaxis.set_minor_formatter(NullFormatter())
-    right.legend(frameon=False, loc="lower right")
-    seeds = max(len(histories) for histories in runs.values())
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    panels[0, 0].set_ylabel("held-out NLL (nats)")
+    panels[0, -1].legend(frameon=False, loc="upper right")
+    seeds = max(len(histories) for runs in regimes.values() for histories in runs.values())
     figure.suptitle(f"mean of {seeds} seeds (thin lines: one seed each)" if seeds > 1 else "one seed", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _first_curve(history: list[dict[str, Any]], keys: Sequence[str]) -> dict[int, float]:
-    """Return the values by step of the first of several metrics that the history has."""
-    key = next(k for k in keys if any(k in entry for entry in history))
-    return dict(zip(*history_curve(history, key), strict=True))
 
 
 def plot_attention(

@@ -7,7 +7,7 @@ compare` accepts it, with a name: k2=dense_multimix:effective_examples=2.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.evidence.methods import BASELINE, METHODS
@@ -25,7 +25,9 @@ from benchmarks.evidence.runs import (
 )  # fmt: skip
 from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.harness import read
+from benchmarks.markdown import replace_section, table_lines
 from mm_hf.comparison.task import parse_method
+from mm_hf.evaluation.metrics.registry import METRICS
 
 DEFAULT_TASKS, DEFAULT_SEEDS = STUDY, 2
 SEARCHED = ("accuracy", "nll", "calibration_error", "ood_auroc", "class_spread", "train_seconds")
@@ -54,7 +56,27 @@ def summarize(paths: Paths) -> list[Path]:
     table = paths.results / "search.csv"
     found = [row for directory in length_directories(paths.output / "search") for row in rows_of(directory)]
     merge_rows(table, found, {"task": list(TASKS), "length": (), "method": list(METHODS)})
-    return [table] if read(table.name, table.parent) else []
+    rows = read(table.name, table.parent)
+    if not rows:
+        return []
+    replace_section(paths.page, "search", [*table_lines(cells(rows)), ""])
+    return [table, paths.page]
+
+
+def cells(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return the cells of a table: accuracy and NLL per candidate, a column per task and length."""
+    found = {(r["method"], r["task"], r["length"], r["metric"]): r for r in rows}
+    columns = list(dict.fromkeys((r["task"], r["length"]) for r in rows))
+    table = [["Candidate", *(f"{task}, {length}x" for task, length in columns)]]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        row = [method]
+        for task, length in columns:
+            shown = [found.get((method, task, length, metric)) for metric in ("accuracy", "nll")]
+            values = [METRICS[r["metric"]].format(float(r["mean"])) for r in shown if r]
+            seeds = {r["seeds"] for r in shown if r}
+            row.append(f"{', '.join(values)} ({max(seeds)})" if values else "")
+        table.append(row)
+    return table
 
 
 def rows_of(directory: Path) -> Iterator[Row]:

@@ -37,7 +37,7 @@ class DenseMultiMix(MultiMix):
 
     The other arguments are those of [`MultiMix`]. `pooled_weight` is 0 by default. By default, some mini-batches of
     images, videos and audio with one label per example get CutMix instead (mixup, if they cannot be cut): none in the
-    first three epochs, then a share of 1 - 3 / epoch.
+    first three epochs, then a share of (1 - 3 / epoch) / 2.
 
     Source: Venkataramanan et al., NeurIPS 2023, section 3.3. Weights, defaults and the CLS attention of transformers
         are our choices.

@@ -80,7 +80,7 @@ class MultiMix(Mixing):
             "none" for `MultiMix`. For [`DenseMultiMix`], CutMix of images, videos and audio with one label per example,
             and no input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
         input_mixing_prob: Share of the mini-batches that get input mixing late in training. At epoch e, the share is
-            `input_mixing_prob * (1 - input_mixing_start / e)`. Default: 1.
+            `input_mixing_prob * (1 - input_mixing_start / e)`. Default: 0.5.
         input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs
             accuracy in shorter trainings. With 0, the share is constant. `MultiMixTrainer` counts the epochs. A custom
             loop sets `handle.epoch`; without it, the epoch is 0.

@@ -203,23 +203,17 @@ def test_alignment_and_uniformity(tmp_path, methods):
     assert "alignment" in figure.axes[0].get_xlabel() and "uniformity" in figure.axes[0].get_ylabel()
 
 
-def test_demo_plots_all_methods(tmp_path, monkeypatch):
-    history = [{"step": 1, "loss": 1.0}, {"step": 1, "eval_accuracy": 0.5}]
+def test_demo_plots_the_mean_of_all_methods_in_each_regime(tmp_path, monkeypatch):
+    histories = [[{"step": k, "loss": 1.0}, {"step": k, "eval_nll": 2.0}, {"step": 5, "eval_nll": k}] for k in (1, 1)]
+    histories[1][2]["eval_nll"] = 4.0
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot_training({f"method {k}": [history] for k in range(9)}, tmp_path / "x.png")
-    assert len(plt.gcf().axes[1].get_legend().get_texts()) == 9
-    monkeypatch.undo()
-    plt.close("all")
-
-
-def test_demo_averages_runs_over_common_steps(tmp_path, monkeypatch):
-    complete = [{"step": k, "loss_clean": 1 / k, "eval_accuracy": 0.5} for k in (1, 2, 3)]
-    partial = [{"step": k, **({"loss_clean": 3 / k} if k != 2 else {}), "eval_accuracy": 0.5} for k in (1, 2, 3)]
-    monkeypatch.setattr(plt, "close", lambda figure: None)
-    plot_training({"dense_multimix": [complete, partial]}, tmp_path / "x.png")
-    mean = plt.gcf().axes[0].lines[-1]
-    assert list(mean.get_xdata()) == [1, 3]
-    np.testing.assert_allclose(mean.get_ydata(), [2, 2 / 3])
+    plot_training({"few": {f"method {k}": histories for k in range(9)}, "all": {"a": histories}}, tmp_path / "x.png")
+    few, all_images = plt.gcf().axes
+    assert (few.get_title(), all_images.get_title()) == ("few", "all") and len(few.lines) == 27
+    mean = few.lines[2]
+    np.testing.assert_allclose(mean.get_xdata(), [1, 5])
+    np.testing.assert_allclose(mean.get_ydata(), [2, 2.5])
+    assert [text.get_text() for text in all_images.get_legend().get_texts()] == ["a"]
     monkeypatch.undo()
     plt.close("all")
 

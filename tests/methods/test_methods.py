@@ -64,7 +64,7 @@ def test_default_recipe():
     assert (method.num_mixed, method.effective_examples, method.alpha) == ("auto", 3.0, None)
     assert MultiMix().pooled_weight == 1.0
     for default in (DenseMultiMix(), MultiMix()):
-        assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 1.0, 3.0)
+        assert (default.input_mixing, default.input_mixing_prob, default.input_mixing_start) == (None, 0.5, 3.0)
 
 
 @pytest.mark.parametrize("name", sorted(default_methods()))
