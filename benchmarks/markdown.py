@@ -39,6 +39,7 @@ def replace_section(path: Path, name: str, lines: Sequence[str]) -> None:
     before, found, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     text = f"{before}{body}{after}" if found else f"{text.rstrip()}\n\n{body}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")  # another process may write the page at the same time
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

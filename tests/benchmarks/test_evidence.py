@@ -13,7 +13,7 @@ from benchmarks.evidence import ablate, regimes, results, run, verdict
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.data import examples as data
 from benchmarks.evidence.data import images, sequences
-from benchmarks.evidence.methods import METHODS, CenteredRegression, LabelSmoothing
+from benchmarks.evidence.methods import DERIVED, METHODS, CenteredRegression, LabelSmoothing
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
@@ -67,7 +67,7 @@ def test_summarize_keeps_runs_and_other_text(finished):
     text = page.read_text()
     page.write_text(text + "\nOther text.\n")
     assert main(["summarize", *directories(finished)]) == 0
-    assert [path.stat().st_mtime_ns for path in found] == before and len(before) == 4
+    assert [path.stat().st_mtime_ns for path in found] == before and len(before) == 8  # and derived ones
     assert page.read_text() == text + "\nOther text.\n"
 
 
@@ -162,7 +162,7 @@ def test_lengths_are_multiples_of_the_number_of_epochs(tmp_path):
     assert main([*arguments, "--lengths", "1", "2", *directories(tmp_path)]) == 0
     rows = [row for row in results.read_rows(tmp_path / "results_dir" / "evidence.csv") if row["metric"] == "accuracy"]
     found = [(row["length"], row["epochs"], row["train_examples"], row["method"]) for row in rows]
-    assert found == [(n, 8 * n, 400, name) for n in (1, 2) for name in ("erm", "mixup")]
+    assert found == [(n, 8 * n, 400, name) for n in (1, 2) for name in ("erm", "mixup", *DERIVED)]
     page = (tmp_path / "docs_dir" / "evidence.md").read_text()
     assert "**Length 1: 8 epochs**" in page and "**Length 2: 16 epochs**" in page
     assert (tmp_path / "docs_dir" / "images" / "regimes.png").stat().st_size > 1000

@@ -247,7 +247,7 @@ def test_the_default_draws_one_number_for_an_eligible_mini_batch_and_none_for_an
 
 
 def test_explicit_mixup_also_mixes_texts():
-    method = DenseMultiMix(input_mixing="mixup", input_mixing_start=0)
+    method = DenseMultiMix(input_mixing="mixup", input_mixing_prob=1.0, input_mixing_start=0)
     assert choices(method, TEXTS, draws=5) == {Mixup: 1}
 
 
