@@ -1,4 +1,4 @@
-"""List the classification classes of Transformers and the methods that train them."""
+"""List the classification classes of Transformers and models of timm, and the methods that train them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 USAGE = "mm-hf models [NAME] [OPTIONS.yaml] [--task TASK] [--method METHOD]"
 DESCRIPTION = """\
-Lists the text, image, audio and video classification classes of the installed Transformers: the methods that
-train a tiny random model of the class, the value of attention="auto", and the tokens that the head reads. NAME
-selects the classes whose name or architecture contains it.
+Lists the text, image, audio and video classification classes of the installed Transformers, and one model of each
+family of timm: the methods that train a small random model, the value of attention="auto", and the tokens that the
+head reads. NAME selects the rows whose name or architecture contains it.
 
 examples:
   mm-hf models vit
+  mm-hf models timm/vit
   mm-hf models --task audio --method dense_multimix"""
 EPILOG = """\
-Plain training (erm) and the input-space methods (mixup, cutmix) do not depend on the class. See docs/models.md for
-details, and mm-hf check MODEL to test your own model."""
+Plain training (erm) and the input-space methods (mixup, cutmix) do not depend on the class. See docs/models.md and
+docs/timm_models.md for details, and mm-hf check MODEL to test your own model."""
 METHODS = ("dense_multimix", "multimix", "manifold_mixup")
 MAX_ROWS_WITH_REASONS = 12
 
@@ -63,8 +64,8 @@ def select(
 
     Example:
         >>> from mm_hf.data.supported_models import installed
-        >>> [row.name for row in select(installed(), "swinv2", method="dense_multimix")]
-        ['Swinv2ForImageClassification']
+        >>> [row.name for row in select(installed(), "vitmsn", method="dense_multimix")]
+        ['ViTMSNForImageClassification']
     """
     part = (name or "").lower()
     return [
@@ -84,7 +85,7 @@ def format_table(rows: Sequence[SupportedModel]) -> str:
     titles = ("class", "task", *METHODS, "auto", "head reads")
     lines = [f"{titles[0]:<{width}}  {titles[1]:<5}  {'  '.join(titles[2:5])}  {titles[5]:<4}  {titles[6]}"]
     for row in rows:
-        values = [("yes" if getattr(row, m) else "no") if row.transformers else "?" for m in METHODS]
+        values = [("yes" if getattr(row, m) else "no") if row.transformers else "-" for m in METHODS]
         cells = "  ".join(f"{value:<{len(method)}}" for value, method in zip(values, METHODS))
         lines.append(
             f"{row.name:<{width}}  {row.task:<5}  {cells}  {row.attention or '-':<4}  {row.pool or '-'}".rstrip()
@@ -98,7 +99,10 @@ def format_table(rows: Sequence[SupportedModel]) -> str:
     if tested:
         lines.append(f"Tested with Transformers {versions}; installed: {transformers.__version__}.")
     if len(tested) < len(rows):
-        lines.append(f"Not tested: {len(rows) - len(tested)} (marked ?). Test a model with mm-hf check MODEL.")
+        lines.append(
+            f"Not tested: {len(rows) - len(tested)} (marked -), for want of a library or a newer Transformers. Test a "
+            "model with mm-hf check MODEL."
+        )
     return "\n".join(lines)
 
 

@@ -104,10 +104,12 @@ def _search(recording: Recording, processing_class: Any) -> Plan:
 
 
 def _describe_failure(recording: Recording, rejected: list[tuple[float, Plan]]) -> str:
-    name, calls = type(recording.model).__name__, recording.attention_calls
+    name, attention = type(recording.model).__name__, recording.attention_calls
     reason, nearest = ": nothing that its head reads was found to come from tokens", ""
-    if calls and any(calls[-1].queries < calls[-1].keys == call.queries < call.keys for call in calls):
-        reason = f": its head reads {calls[-1].keys} latents, which attend to all tokens"
+    if attention and any(attention[-1].queries < attention[-1].keys == call.queries < call.keys for call in attention):
+        reason = f": its head reads {attention[-1].keys} latents, which attend to all tokens"
+    elif not _has_single_head(recording):
+        reason = ": its logits combine the results of several heads"
     elif rejected:
         error, plan = min(rejected, key=lambda pair: pair[0])
         reason, nearest = "", f" The nearest one misses its logits by {error:.1e} (relative):\n{plan}"
@@ -117,6 +119,12 @@ def _describe_failure(recording: Recording, rejected: list[tuple[float, Plan]]) 
         f"and a module that pools the tokens were tried: {len(rejected)} candidates in all.{nearest}\n"
         f"MultiMix() needs the logits only and works with this model. {REGISTER_HELP}"
     )
+
+
+def _has_single_head(recording: Recording) -> bool:
+    """Return True if a module inside of the model returns the logits."""
+    returning = (call.argument for call in recording.calls if call.returns(recording.logits))
+    return any(x is not None and x.data_ptr() not in recording.input_pointers for x in returning)
 
 
 def _complete(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:

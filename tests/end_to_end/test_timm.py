@@ -1,6 +1,7 @@
 """Models of timm in every command, with torchvision and timm installed (`make test-vision`)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,15 @@ def test_model_of_timm_from_scratch_is_compared(folders, tmp_path):
     options = [*given, *folders, *OPTIONS.split(), "--seeds", "1", "--output_dir", str(tmp_path)]
     assert main(["compare", *options]) == 0
     assert (tmp_path / "report.html").is_file()
+
+
+def test_resumed_training_equals_uninterrupted_training(folders, checkpoint, tmp_path):
+    given = ["--model_name_or_path", checkpoint, "--ignore_mismatched_sizes", "true", "--output_dir", str(tmp_path)]
+    options = [*given, *folders, *OPTIONS.replace("epochs 1", "epochs 2").split(), "--save_total_limit", "3"]
+    assert main(["train", *options]) == 0
+    expected = AutoModelForImageClassification.from_pretrained(tmp_path).state_dict()
+    shutil.rmtree(max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])))
+    (tmp_path / "model.safetensors").unlink()
+    assert main(["train", *options, "--resume_from_checkpoint"]) == 0
+    resumed = AutoModelForImageClassification.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)

@@ -79,6 +79,13 @@ def test_dropped_patches_are_no_locations_in_training():
     assert model.timm_model.patch_embed.proj.weight.grad.any()
 
 
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "volo_d1_224"])
+def test_several_heads_are_rejected_with_this_reason(name):
+    model = timm_zoo.build(name, 64)
+    with pytest.raises(LocationError, match="per-location logits: its logits combine the results of several heads"):
+        probe(model, timm_zoo.batch(model, 64))
+
+
 @pytest.mark.zoo
 @pytest.mark.parametrize("row", supported_models(TIMM_TABLE), ids=lambda row: row.name)
 def test_row_of_the_table_is_reproduced(row):

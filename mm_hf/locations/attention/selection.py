@@ -33,9 +33,10 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
     if call is None or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
     bases: list[str | None] = []
-    if call.rows_are_exact():
+    examples = len(recording.logits)  # Attention inside of parts of an image has more.
+    if call.values is not None and len(call.values) == examples and call.rows_are_exact():
         bases += [call.base, call.inner]
-    if call.weights is not None and len(call.weights) == len(recording.logits):
+    if call.weights is not None and len(call.weights) == examples:
         bases.append(call.base if call.base.endswith("]") else call.base + REPORTED)
     for base in filter(None, bases):
         candidate = replace(plan, attention=call.name, attention_base=base, query=_query(plan))
