@@ -229,7 +229,9 @@ def test_models_command_lists_classes(capsys, monkeypatch):
     assert "No class with 'vit' in its name matches --task audio" in command_error(
         capsys, "models", "vit", "--task", "audio"
     )
-    assert "invalid choice: 'pictures'" in command_error(capsys, "models", "--task", "pictures")
+    assert "--task must be one of text, image, audio, video, got 'pictures'" in command_error(
+        capsys, "models", "--task", "pictures"
+    )
     new = table.SupportedModel("NewForImageClassification", "image", "new")
     monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0
