@@ -132,7 +132,7 @@ def test_check_command_reports_and_sets_the_exit_code(tmp_path, capsys):
 
     assert "MODEL is missing" in command_error(capsys, "check")
     assert "did you mean multimix?" in command_error(capsys, "check", model, "--mixing", "mutimix")
-    assert "--batch_size must be at least 2" in command_error(capsys, "check", model, "--batch_size", "1")
+    assert "--batch_size must be an integer of at least 2" in command_error(capsys, "check", model, "--batch_size", "1")
     assert "does not support text classification: choose another --task" in command_error(
         capsys, "check", model, "--task", "text"
     )
@@ -233,7 +233,7 @@ def test_models_command_lists_classes(capsys, monkeypatch):
         capsys, "models", "--task", "pictures"
     )
     new = table.SupportedModel("NewForImageClassification", "image", "new")
-    monkeypatch.setattr("mm_hf.cli.models.installed", lambda: (*table.supported_models(), new))
+    monkeypatch.setattr("mm_hf.data.supported_models.installed", lambda: (*table.supported_models(), new))
     assert main(["models", "new"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^NewForImageClassification +image +- +- +-", output, re.MULTILINE)
