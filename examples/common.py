@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
-from collections.abc import Collection
+import os
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import transformers
-import yaml
 from datasets import DatasetDict, load_dataset
 from transformers import AutoConfig, HfArgumentParser, TrainingArguments, set_seed
 
 from mm_hf import Mixing, MultiMixTrainer, get_method
+from mm_hf.cli._options import expand_option_file
 from mm_hf.data.models import configuration, from_pretrained
 from mm_hf.methods import METHODS
+from mm_hf.methods.settings import nearest
 
 logger = logging.getLogger("mm_hf.examples")
 
@@ -49,7 +52,6 @@ class ModelArguments:
     token: str | None = field(
         default=None, metadata={"help": "Hub token. Default: the token stored by `hf auth login`."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the model's repository."})
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Replace the head if its number of classes differs."}
     )
@@ -61,7 +63,7 @@ class ModelArguments:
             "revision": self.model_revision,
             "cache_dir": self.cache_dir,
             "token": self.token,
-            "trust_remote_code": self.trust_remote_code,
+            "trust_remote_code": False,
         }
 
 
@@ -95,22 +97,62 @@ Model = TypeVar("Model", bound=ModelArguments)
 Data = TypeVar("Data", bound=DataArguments)
 
 
+class _Parser(HfArgumentParser):
+    """Parser that raises ValueError for an invalid command line."""
+
+    def error(self, message: str) -> Any:
+        """Raise a ValueError."""
+        raise ValueError(f"{message[:1].upper()}{message[1:]}. --help lists the options.")
+
+
+def _with_value_of_resume(arguments: list[str]) -> list[str]:
+    """Add the value "true", the last checkpoint, to `--resume_from_checkpoint` without a value."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"]):
+        bare = argument == "--resume_from_checkpoint" and following.startswith("--")
+        found += [argument, "true"] if bare else [argument]
+    return found
+
+
+def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate the main function of a script to print user errors as one sentence, with exit code 2."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (ValueError, OSError) as error:
+            if os.environ.get("MM_HF_DEBUG"):
+                raise
+            print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+
+    return run
+
+
 def parse_arguments(
     arguments: list[str], model_class: type[Model], data_class: type[Data], training_class: Any = TrainingArguments
 ) -> tuple[Model, Data, Any, Mixing]:
-    """Parse options or an option file, including the fields of the selected mixing method."""
-    file = Path(arguments[0]) if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml", ".json")) else None
-    if file is not None:
-        options = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-        method = get_method(options.get("mixing", MixingArguments.mixing))
-    else:
-        first = HfArgumentParser([MixingArguments], add_help=False)  # type: ignore[list-item]
-        known, _ = first.parse_known_args(arguments)
-        method = get_method(known.mixing)
+    """Parse an option file and options, which override it, including the fields of the selected mixing method.
+
+    Raises:
+        ValueError: An option is unknown or its value invalid, or there is nothing to do.
+    """
+    given = _with_value_of_resume(expand_option_file(arguments))
+    first = HfArgumentParser([MixingArguments], add_help=False, allow_abbrev=False)  # type: ignore[list-item]
+    method = get_method(first.parse_known_args(given)[0].mixing)
     classes: Any = (model_class, data_class, training_class, MixingArguments, method)
-    parser = HfArgumentParser(classes)
-    parsed = parser.parse_dict(options) if file is not None else parser.parse_args_into_dataclasses(arguments)
+    parser = _Parser(classes, allow_abbrev=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(f"{unknown[0]} is not an option{nearest(unknown[0], known)}: --help lists the options.")
     model_args, data_args, training_args, _, mixing = parsed
+    tasks = [
+        getattr(training_args, name) for name in ("do_train", "do_eval", "do_predict") if hasattr(training_args, name)
+    ]
+    if tasks and not any(tasks):
+        raise ValueError("There is nothing to do: give --do_train, --do_eval or both.")
     return model_args, data_args, training_args, mixing
 
 

@@ -22,7 +22,8 @@ Offline, train a small spectrogram transformer from scratch to classify five lan
     python examples/run_audio_classification.py examples/recipes/spoken_prompts.yaml
 
 The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
-...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file. See
+...); --mixing METHOD --help shows them.
+Options override those of a first argument that ends in .yaml or .json, an option file. See
 docs/text.md for details.
 """
 
@@ -221,6 +222,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     return model, extractor
 
 
+@common.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])

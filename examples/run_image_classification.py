@@ -20,7 +20,8 @@ Offline, train a small ViT from scratch on digits or fashion_mnist (for your own
     python examples/run_image_classification.py examples/recipes/fashion_mnist.yaml
 
 The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
-...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
+...); --mixing METHOD --help shows them.
+Options override those of a first argument that ends in .yaml or .json, an option file.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     return model, image_processor(model.config, source, size=model_args.image_size, **model_args.hub)
 
 
+@common.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])

@@ -21,7 +21,7 @@ Offline, train a small ViT from scratch on digits or fashion_mnist (for your own
 
     python examples/run_image_classification_no_trainer.py examples/recipes/digits_no_trainer.yaml
 
-A single argument that ends in .yaml or .json is an option file; --help shows the options.
+Options override those of a first argument that ends in .yaml or .json, an option file; --help shows the options.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class LoopArguments:
             raise ValueError(f"--checkpointing_steps must be a number of optimizer steps or 'epoch', but is {steps!r}.")
 
 
+@common.reports_errors
 def main() -> None:
     """Train the model, evaluate it after each epoch, save it, and push it to the Hub."""
     model_args, data_args, args, mixing = common.parse_arguments(

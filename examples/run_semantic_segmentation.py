@@ -20,7 +20,8 @@ Offline, train a small SegFormer from scratch on scenes of handwritten digits:
     python examples/run_semantic_segmentation.py examples/recipes/digit_scenes.yaml
 
 The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
-...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
+...); --mixing METHOD --help shows them.
+Options override those of a first argument that ends in .yaml or .json, an option file.
 """
 
 from __future__ import annotations
@@ -212,6 +213,7 @@ def segmentation_metrics(names: list[str], ignored: int) -> Callable[[EvalPredic
     return compute
 
 
+@common.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])

@@ -21,7 +21,8 @@ Offline, fine-tune a pretrained MiniLM on movie reviews (for your own files, use
     python examples/run_text_classification.py examples/recipes/movie_reviews.yaml
 
 The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
-...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file. See
+...); --mixing METHOD --help shows them.
+Options override those of a first argument that ends in .yaml or .json, an option file. See
 docs/text.md for details.
 """
 
@@ -365,6 +366,7 @@ def _predicted_labels(found: Any, problem: str, names: list[str]) -> list[str]:
     return [names[i] for i in logits.argmax(axis=-1)]
 
 
+@common.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, predict, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])

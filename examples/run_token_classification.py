@@ -20,7 +20,8 @@ Offline, fine-tune a pretrained MiniLM on the source code of Python's standard l
     python examples/run_token_classification.py examples/recipes/stdlib_tokens.yaml
 
 The options are those of Transformers' script and the settings of the mixing method (--num_mixed, --alpha, --attention,
-...); --mixing METHOD --help shows them. A single argument that ends in .yaml or .json is an option file.
+...); --mixing METHOD --help shows them.
+Options override those of a first argument that ends in .yaml or .json, an option file.
 """
 
 from __future__ import annotations
@@ -188,6 +189,7 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+@common.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import sys
 from importlib.util import find_spec
@@ -19,6 +20,6 @@ def run_script(name, *options):
     script, output = importlib.import_module(name), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
-        script.main()
+        inspect.unwrap(script.main)()
     print(output.getvalue(), end="")
     return output.getvalue()
