@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -47,24 +49,35 @@ class BestWeights(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
 
-    def read(self) -> dict[str, Any] | None:
-        """Return the accuracy, minus the loss, the epoch and the weights; None if there was no evaluation."""
-        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
+    def read(self) -> tuple[tuple[float, float], float] | None:
+        """Return accuracy and minus the loss, and the epoch; None if there was no evaluation."""
+        if not self.path.exists():
+            return None
+        with safe_open(self.path, "pt") as file:
+            values = file.metadata()
+        return (float(values["accuracy"]), float(values["minus_loss"])), float(values["epoch"])
+
+    def load(self, model: nn.Module) -> None:
+        """Load the best weights into a model."""
+        model.load_state_dict(load_file(self.path))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:  # not resumed: the file is of an interrupted run that starts again
             self.path.unlink(missing_ok=True)
         best = self.read()
-        self.best = (-np.inf, -np.inf) if best is None else tuple(best["score"])
+        self.best = (-np.inf, -np.inf) if best is None else best[0]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         metrics, model = kwargs["metrics"], kwargs["model"]
         score = (float(metrics.get("eval_accuracy", np.nan)), -float(metrics.get("eval_loss", np.nan)))
         if np.isfinite(score).all() and score > self.best and state.is_world_process_zero:
             self.best = score
-            weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+            # Copies, because a safetensors file does not share memory between tied weights.
+            contiguous = {"memory_format": torch.contiguous_format}
+            weights = {name: tensor.detach().cpu().clone(**contiguous) for name, tensor in model.state_dict().items()}
+            values = {"accuracy": repr(score[0]), "minus_loss": repr(score[1]), "epoch": repr(float(state.epoch))}
             partial = self.path.with_suffix(".partial")
-            torch.save({"score": list(score), "epoch": float(state.epoch), "weights": weights}, partial)
+            save_file(weights, partial, metadata=values)
             os.replace(partial, self.path)
 
 
@@ -94,9 +107,9 @@ def write_derived_runs(
     _write(run, TEMPERATURE_SCALING, scaled, arrays["labels"], temperature=temperature)
     found = best.read()
     if found is not None:
-        model.load_state_dict(found["weights"])
+        best.load(model)
         logits, labels = predictions(model, trainer.get_test_dataloader(task.test_dataset))
-        _write(run, EARLY_STOPPING, logits.float().numpy(), labels.numpy(), best_epoch=found["epoch"])
+        _write(run, EARLY_STOPPING, logits.float().numpy(), labels.numpy(), best_epoch=found[1])
         best.path.unlink()
 
 

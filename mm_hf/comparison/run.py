@@ -59,7 +59,7 @@ def train_run(
     args = task.arguments(str(checkpoints), seed)
     costs = _Costs()
     reporting = _ProgressCallback(name, seed, progress)
-    best = BestWeights(directory / "best.pt")
+    best = BestWeights(directory / "best.safetensors")
     derives = type(mixing) is ERM and task.validation_dataset is not None
     of_run: list[TrainerCallback] = [costs, reporting, *([best] if derives else []), *(callbacks or [])]
     trainer = task.trainer(args, mixing, kind=_Trainer, callbacks=of_run)
