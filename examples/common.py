@@ -93,6 +93,16 @@ class MixingArguments:
     )
 
 
+@dataclass
+class ScriptArguments(TrainingArguments):
+    """Training arguments of Transformers, and how to resume."""
+
+    allow_changed_settings: bool = field(
+        default=False,
+        metadata={"help": "Resume although the method, batch size, seed or data differ from those of the checkpoint."},
+    )
+
+
 Model = TypeVar("Model", bound=ModelArguments)
 Data = TypeVar("Data", bound=DataArguments)
 
@@ -131,7 +141,7 @@ def reports_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def parse_arguments(
-    arguments: list[str], model_class: type[Model], data_class: type[Data], training_class: Any = TrainingArguments
+    arguments: list[str], model_class: type[Model], data_class: type[Data], training_class: Any = ScriptArguments
 ) -> tuple[Model, Data, Any, Mixing]:
     """Parse an option file and options, which override it, including the fields of the selected mixing method.
 
@@ -251,7 +261,10 @@ def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:
     if training_args.do_train:
         # The option is a string: "true" selects the last checkpoint, any other value is a directory.
         checkpoint = training_args.resume_from_checkpoint
-        result = trainer.train(resume_from_checkpoint=str(checkpoint).lower() == "true" or checkpoint)
+        result = trainer.train(
+            resume_from_checkpoint=str(checkpoint).lower() == "true" or checkpoint,
+            allow_changed_settings=getattr(training_args, "allow_changed_settings", False),
+        )
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

@@ -43,7 +43,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCardData
 from run_image_classification import DataTrainingArguments, ModelArguments, load_data, load_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -52,9 +52,12 @@ from transformers import SchedulerType, default_data_collator, get_scheduler
 from mm_hf import Mixing, MixingHandle, wrap_model
 from mm_hf.data.images import ImageDataset, ImageTransform
 from mm_hf.data.models import num_channels
+from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
-from mm_hf.training.hub import load_mixing, load_num_mixed, save_mixing
-from mm_hf.training.model_card import GENERATED, card_tags, is_user_edited, method_section
+from mm_hf.evaluation.templates import escape_markdown
+from mm_hf.training.hub import load_num_mixed, save_mixing
+from mm_hf.training.model_card import GENERATED, card_tags, is_repo_id, is_user_edited, method_section
+from mm_hf.training.run_settings import find_changes
 
 logger = get_logger(__name__)
 SECRETS = ("token", "hub_token")
@@ -85,6 +88,10 @@ class LoopArguments:
     )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint to resume from: a directory step_N or epoch_N."}
+    )
+    allow_changed_settings: bool = field(
+        default=False,
+        metadata={"help": "Resume although the method, batch size or seed differ from those of the checkpoint."},
     )
     with_tracking: bool = field(default=False, metadata={"help": "Log to experiment trackers."})
     report_to: str = field(
@@ -286,7 +293,7 @@ def save_checkpoint(
     accelerator.save_state(str(directory))
     if accelerator.is_main_process:
         save_mixing(directory, mixing, handle.plan, handle.num_mixed)
-        (directory / "loop.json").write_text(json.dumps(batch_settings(accelerator, args)) + "\n")
+        write_text(directory / "loop.json", json.dumps(batch_settings(accelerator, args)) + "\n")
 
 
 def resume(
@@ -305,15 +312,15 @@ def resume(
             f"{directory}."
         )
     saved, current = json.loads((directory / "loop.json").read_text()), batch_settings(accelerator, args)
-    for name, value in current.items():
-        if saved[name] != value:
-            raise ValueError(
-                f"{directory} was trained with {name}={saved[name]}, but it is now {value}: the epoch would resume "
-                "with other examples. Use the same value, or start from the saved weights (--model_name_or_path)."
-            )
-    if load_mixing(directory) != mixing:
+    changes = find_changes(directory, mixing, {})
+    changes += [
+        f"{name}={saved[name]}, which is now {value}" for name, value in current.items() if saved[name] != value
+    ]
+    if changes and not args.allow_changed_settings:
         raise ValueError(
-            f"{directory} was trained with {load_mixing(directory)}, but the options give {mixing}: use the same."
+            f"{directory} was trained with other settings: {'; '.join(changes)}. Use the same, start from the saved "
+            "weights (--model_name_or_path), or resume with other examples and random numbers "
+            "(--allow_changed_settings)."
         )
     accelerator.load_state(str(directory))
     handle.num_mixed = load_num_mixed(directory)
@@ -351,7 +358,7 @@ def save(
     if accelerator.is_main_process:
         processor.save_pretrained(args.output_dir)
         save_mixing(args.output_dir, mixing, handle.plan, handle.num_mixed)
-        Path(args.output_dir, "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_text(Path(args.output_dir, "all_results.json"), json.dumps(results, indent=2) + "\n")
     accelerator.wait_for_everyone()  # wait until the first process has written the files
 
 
@@ -359,14 +366,15 @@ def push_to_hub(args: LoopArguments, mixing: Mixing, model_args: ModelArguments)
     """Upload the saved files except checkpoints, with a model card."""
     path = Path(args.output_dir, "README.md")
     if not is_user_edited(path):
+        base = model_args.model_name_or_path
         card = ModelCardData(
             library_name="transformers",
             pipeline_tag="image-classification",
             tags=["vision", *card_tags(mixing)],
-            base_model=model_args.model_name_or_path,
+            base_model=base if is_repo_id(base) else None,
         )
-        title = Path(args.output_dir).resolve().name
-        ModelCard(f"---\n{card.to_yaml()}\n---\n\n# {title}\n\n{GENERATED}\n\n{method_section(mixing)}").save(path)
+        title = escape_markdown(Path(args.output_dir).resolve().name)
+        write_text(path, f"---\n{card.to_yaml()}\n---\n\n# {title}\n\n{GENERATED}\n\n{method_section(mixing)}")
     api = HfApi(token=args.hub_token)
     repository = api.create_repo(args.hub_model_id or Path(args.output_dir).resolve().name, exist_ok=True).repo_id
     api.upload_folder(

@@ -53,6 +53,7 @@ from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
+from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
 
 logger = logging.getLogger("mm_hf.examples")
@@ -339,7 +340,7 @@ def predict(trainer: MultiMixTrainer, data: DatasetDict, problem: str, names: li
             predictions = _predicted_labels(found, problem, names)
             lines = ["index\tprediction", *(f"{i}\t{label}" for i, label in enumerate(predictions))]
             file = Path(str(trainer.args.output_dir)) / f"predict_results{kind}.txt"
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text(file, "\n".join(lines) + "\n")
 
 
 def save_merged(trainer: MultiMixTrainer, tokenizer: Any) -> None:

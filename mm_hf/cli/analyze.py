@@ -74,6 +74,7 @@ def _analyze(
     from ._progress import quiet
 
     quiet()
+    mixing = _mixing(str(model.model_name_or_path), model.hub)
     directory = Path(options.output_dir)
     evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
     task = build_task(data, model, training, trained=True)
@@ -81,8 +82,7 @@ def _analyze(
     trained: Any = task.model_init()
     trained.to(task.arguments(str(directory), 0).device)
     result = evaluate_model(trained, task, evaluation, str(directory))
-    name = str(model.model_name_or_path)
-    title, mixing = name_of(name), _mixing(name, model.hub)
+    title = name_of(str(model.model_name_or_path))
     settings = describe(task, {}, evaluation)
     for unused in ("training_examples", "validation_examples"):
         settings["task"].pop(unused)

@@ -59,6 +59,10 @@ class TrainOptions:
         default=None,
         metadata={"help": "Checkpoint to resume from. Without a value: the newest.", "nargs": "?", "const": "last"},
     )
+    allow_changed_settings: bool = field(
+        default=False,
+        metadata={"help": "Resume although the method, batch size, seed or data differ from those of the checkpoint."},
+    )
     attention_map_steps: int = field(
         default=0,
         metadata={"help": "Log attention maps every N steps to --report_to. Default: never."},
@@ -122,7 +126,7 @@ def _train(
         from ..training.callbacks import AttentionMapCallback
 
         trainer.add_callback(AttentionMapCallback(trainer, task.validation_dataset, every=options.attention_map_steps))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint, allow_changed_settings=options.allow_changed_settings)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -205,7 +209,7 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
             directory of a new training run has checkpoints.
     """
     from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
-    from ..training.hub import MIXING_FILE, load_mixing
+    from ..training.run_settings import find_changes
 
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
     if given is None:
@@ -218,16 +222,20 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
         return None
     if given == "last":
         found = last_complete_checkpoint(
-            directory, rank=args.process_index, world_size=args.world_size, model_only=args.save_only_model
+            directory,
+            rank=args.process_index,
+            world_size=args.world_size,
+            own_files_only=args.local_process_index > 0,
         )
         if found is None:
             raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
     else:
         found = Path(given)
-    if (found / MIXING_FILE).exists() and load_mixing(found) != mixing:
+    changes = find_changes(found, mixing, {})  # the trainer compares the other settings
+    if changes and not options.allow_changed_settings:
         raise ValueError(
-            f"{found} was trained with {load_mixing(found)}, but the options give {mixing}: use the same method and "
-            "settings."
+            f"{found} was trained with other settings: {'; '.join(changes)}. Use the same settings, or "
+            "--allow_changed_settings."
         )
     return str(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from transformers import TrainerCallback, set_seed
 
+from ..evaluation.files import write_text
 from ..evaluation.metrics import compared_metrics, example_scores
 from ..evaluation.statistics import REPLICATES, Interval, mean_interval, paired_bootstrap
+from ..evaluation.templates import csv_cell
 from ..locations import LocationError
 from ..methods import ERM, Mixing
 from .derived import derived_names, derived_runs
@@ -121,10 +124,11 @@ class Comparison:
 
     def write_csv(self, path: str | Path) -> None:
         """Write [`rows`] as a table with the columns method, seed, metric and value."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["method", "seed", "metric", "value"])
-            writer.writeheader()
-            writer.writerows(self.rows())
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ["method", "seed", "metric", "value"])
+        writer.writeheader()
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in self.rows())
+        write_text(path, table.getvalue())
 
 
 def _flat(corruptions: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..evaluation.files import replaced_file, write_text
 
 RESULT, ARRAYS = "result.json", "predictions.npz"
 
@@ -51,24 +52,29 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> Run | None:
-        """Return the run in a directory; None if it is not finished."""
+        """Return the run in a directory; None if it is not finished.
+
+        Raises:
+            ValueError: The file of the result is damaged.
+        """
         if not (directory / RESULT).exists():
             return None
-        values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-        return cls(**values, directory=directory)
+        try:
+            values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+            return cls(**values, directory=directory)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{directory / RESULT} is damaged ({error}): delete {directory} to train this run again."
+            ) from error
 
     def write(self, arrays: Mapping[str, Any]) -> None:
         """Write the run; the result is written last and atomically, so a directory with a result is complete."""
-        partial = self.directory / f"{ARRAYS}.partial"
-        with partial.open("wb") as file:
+        with replaced_file(self.directory / ARRAYS) as file:
             np.savez_compressed(file, **arrays)
-        os.replace(partial, self.directory / ARRAYS)
         values = {k: v for k, v in vars(self).items() if k != "directory"}
         write_json(self.directory / RESULT, values)
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file atomically: a reader finds either the old or the new content."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(values, indent=1) + "\n")

@@ -68,7 +68,7 @@ def train_run(
     digest = weights_digest(trainer.model)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    last = _resumable_checkpoint(checkpoints, args.save_only_model)
+    last = _resumable_checkpoint(checkpoints)
     if last is not None:
         costs.before = json.loads((last / COST).read_text())
     with PeakMemory() as memory:
@@ -123,12 +123,12 @@ def remove_checkpoints(directory: Path) -> None:
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _resumable_checkpoint(directory: Path, model_only: bool) -> Path | None:
+def _resumable_checkpoint(directory: Path) -> Path | None:
     """Return the newest complete checkpoint; those without costs, whose saving was interrupted, are removed."""
     for path in list_checkpoints(directory):
         if not (path / COST).exists():
             shutil.rmtree(path)
-    return last_complete_checkpoint(directory, model_only=model_only)
+    return last_complete_checkpoint(directory)
 
 
 class _Trainer(MultiMixTrainer):

@@ -85,6 +85,29 @@ def _one_line(text: object) -> str:
     return re.sub(r"\s*[\r\n\v\f\u2028\u2029]\s*", " ", str(text)).strip()
 
 
+def csv_cell(value: object) -> object:
+    """Return a cell of a CSV file that a spreadsheet does not evaluate as a formula.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("erm"), csv_cell(-1.5)
+        ("'=1+1", 'erm', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def code_block(text: object) -> Markup:
+    """Return plain text as a code block in Markdown, whose fence is longer than any in the text.
+
+    Example:
+        >>> print(code_block("a"))
+        ```
+        a
+        ```
+    """
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", str(text))), default=0))
+    return Markup(f"{fence}\n{text}\n{fence}")
+
+
 def _paragraph(text: object) -> Markup:
     return Markup(re.sub(r"[ \t\n]+", " ", str(text)).strip(" "))
 
@@ -100,7 +123,7 @@ def _html_code(text: object) -> Markup:
 # For each format, how values are escaped (None: as Jinja does it) and the filters beside Jinja's own.
 _FORMATS: dict[str, tuple[Callable[[object], Markup] | None, dict[str, Callable[..., Markup]]]] = {
     ".html": (None, {"code": _html_code}),
-    ".md": (escape_markdown, {"code": code_span, "paragraph": _paragraph}),
+    ".md": (escape_markdown, {"code": code_span, "block": code_block, "paragraph": _paragraph}),
     ".py": (_python_literal, {}),
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from ..evaluation.files import remove_link
 from ..evaluation.metrics import Normalization
 from ..locations import LocationOutput, Plan, extract, probe
 from ..locations.hooks import HOOKS, temporary_hooks
@@ -115,7 +116,9 @@ class AttentionMapCallback(TrainerCallback):
             from PIL import Image
 
             self.directory.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(self.directory / f"step-{state.global_step:06d}.png")
+            path = self.directory / f"step-{state.global_step:06d}.png"
+            remove_link(path)
+            Image.fromarray(pixels).save(path)
 
     def draw(self, model: nn.Module) -> Any:
         """Return the figure of the examples for the current weights. The model does not change."""

@@ -1,9 +1,8 @@
-"""Complete checkpoints, and loading their weights into a model without missing any."""
+"""Complete and undamaged checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
 import shutil
@@ -14,38 +13,36 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..distributed import all_gather_object, is_distributed
-from .hub import state_file
+from .checksums import CHECKSUM_FILE, file_digest, read_checksums
+from .hub import MIXING_FILE, state_file
+from .weights import ADAPTER_FILES, INDEX_SUFFIX, WEIGHT_FILES, shards
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-# Trainer writes it last. `MultiMixTrainer` waits until all ranks have written their files.
+# Trainer writes it last. `MultiMixTrainer` waits until all ranks have written their files, and adds `SHA256SUMS`.
 LAST_FILE = "trainer_state.json"
+# Files that are read if they exist.
+CONFIG = "config.json"
+OPTIONAL_FILES = (CONFIG, "optimizer.pt", "scheduler.pt", "scaler.pt", MIXING_FILE)
 
 logger = logging.getLogger(__name__)
 
 
 def find_checkpoint_error(
-    directory: str | Path, *, rank: int = 0, world_size: int = 1, model_only: bool = False, sharded: bool = False
+    directory: str | Path, *, rank: int = 0, world_size: int = 1, sharded: bool = False, own_files_only: bool = False
 ) -> str | None:
-    """Describe the first missing or truncated file of a checkpoint; None if it is complete.
+    """Describe the first file of a checkpoint that is damaged or indispensable and missing; None if there is none.
 
-    Only files that a resumed training run reads are checked. They are opened but not read: a safetensors file starts
-    with its length, and a PyTorch file ends with the list of its contents.
+    Only files that a resumed training run reads are checked. They are compared with the checksums in `SHA256SUMS`. In
+    a checkpoint without checksums, such as one of `Trainer`, the checksums inside PyTorch files are verified, and
+    safetensors files have the length that they state.
 
     Args:
         directory: The checkpoint.
         rank: Rank of the calling process, whose random state is checked.
         world_size: Number of ranks. A checkpoint of another number of ranks can also be complete.
-        model_only: The checkpoint was saved with `save_only_model`.
-        sharded: FSDP or DeepSpeed wrote the weights and the optimizer. Their files are not checked.
+        sharded: FSDP or DeepSpeed wrote the weights and the optimizer.
+        own_files_only: Check only the files of this rank, because another process checks the others.
 
     Returns:
         A clause for an error message.
@@ -57,22 +54,68 @@ def find_checkpoint_error(
     directory = Path(directory)
     if not directory.is_dir():
         return "there is no such directory"
-    files = [] if sharded else _weight_files(directory)
-    if not model_only:
-        files += [] if sharded else [directory / "optimizer.pt", directory / "scheduler.pt"]
-        files += [file for file in [directory / "scaler.pt"] if file.exists()]
-        files += _random_states(directory, rank, world_size)
-        files += [file for file in [state_file(directory, rank, world_size)] if file.exists()]
-    files += [file for file in [directory / "mixing.json"] if file.exists()]
-    return next(filter(None, map(_find_file_error, [*files, directory / LAST_FILE])), None)
+    try:
+        checksums = read_checksums(directory)
+    except ValueError as error:
+        return str(error)
+    own = _existing([*_random_states(directory, rank, world_size), state_file(directory, rank, world_size)])
+    if own_files_only:
+        return _find_error(own, directory, checksums)
+    weights = [directory / name for name in checksums if "/" in name] if sharded else _weight_files(directory)
+    optional = _existing([directory / name for name in OPTIONAL_FILES])
+    return _find_error([*weights, *optional, *own, directory / LAST_FILE], directory, checksums)
+
+
+def find_weights_error(directory: str | Path) -> str | None:
+    """Describe the first file with weights of a checkpoint that is missing or damaged; None if there is none."""
+    directory = Path(directory)
+    try:
+        return _find_error(_weight_files(directory), directory, read_checksums(directory))
+    except ValueError as error:
+        return str(error)
+
+
+def _find_error(files: list[Path], directory: Path, checksums: dict[str, str]) -> str | None:
+    return next(filter(None, (_find_file_error(file, directory, checksums) for file in files)), None)
+
+
+def find_missing_files(
+    directory: str | Path, *, rank: int = 0, world_size: int = 1, sharded: bool = False, own_files_only: bool = False
+) -> list[str]:
+    """Return the names of the files that an exact resumption needs and a checkpoint lacks.
+
+    A training run can resume without them, as it can from a checkpoint that was saved with `save_only_model`.
+    Arguments are those of [`find_checkpoint_error`].
+    """
+    directory = Path(directory)
+    needed = _random_states(directory, rank, world_size)
+    if not own_files_only and not sharded:
+        needed = [directory / "optimizer.pt", directory / "scheduler.pt", *needed]
+    optional = [directory / "scaler.pt", directory / MIXING_FILE, state_file(directory, rank, world_size)]
+    needed += [file for file in optional if file.name in _listed(directory)]
+    return [file.name for file in needed if not file.exists()]
+
+
+def _listed(directory: Path) -> set[str]:
+    """Return the names of all files that a checkpoint had when it was written, if that is known."""
+    try:
+        return set(read_checksums(directory))
+    except ValueError:
+        return set()
+
+
+def _existing(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.exists()]
 
 
 def _weight_files(directory: Path) -> list[Path]:
     """Return all files with weights; if there are none, the expected one."""
     found = [directory / name for name in (*WEIGHT_FILES, *ADAPTER_FILES) if (directory / name).is_file()]
     found += [file for name in ADAPTER_FILES for file in directory.glob(f"*/{name}")]
-    for index in [file for file in found if file.suffix == ".json" and _find_file_error(file) is None]:
-        found += [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    found += _existing([file.parent / "adapter_config.json" for file in found if file.name in ADAPTER_FILES])
+    for index in [file for file in found if file.name.endswith(INDEX_SUFFIX)]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a damaged index
+            found += shards(index)
     return found or [directory / WEIGHT_FILES[0]]
 
 
@@ -84,20 +127,39 @@ def _random_states(directory: Path, rank: int, world_size: int) -> list[Path]:
     return [] if other_size and not own.exists() else [own]
 
 
-def _find_file_error(file: Path) -> str | None:
+def _find_file_error(file: Path, directory: Path, checksums: dict[str, str]) -> str | None:
+    name = file.relative_to(directory).as_posix()
     if not file.is_file():
-        return f"{file.name} is missing"
+        return f"{name} is missing"
+    error = _find_format_error(file, read_members=name not in checksums)
+    if error is not None:
+        return f"{name}, of {file.stat().st_size:,} bytes, is damaged ({error})"
+    # Users edit configs, of which Trainer reads the version of Transformers only.
+    if file.name != CONFIG and checksums.get(name) not in (None, file_digest(file)):
+        return f"{name} is damaged: it differs from {CHECKSUM_FILE} (delete that file if you changed {file.name})"
+    return None
+
+
+def _find_format_error(file: Path, read_members: bool) -> str | None:
+    """Describe a file that is truncated or not of its format.
+
+    Args:
+        file: A file of a checkpoint.
+        read_members: Verify the checksums inside a PyTorch file, which is a zip archive. This reads all of it.
+    """
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):
                 pass
         elif file.suffix == ".json":
-            json.loads(file.read_text(encoding="utf-8"))
-        else:
-            with zipfile.ZipFile(file):
-                pass
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return f"{file.name}, of {file.stat().st_size:,} bytes, is incomplete ({error})"
+            if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+                return "it is not a JSON object"
+        elif file.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip() if read_members else None
+            return None if damaged is None else f"its part {damaged} differs from its checksum"
+    except Exception as error:  # `zipfile` raises many types of errors for damaged archives
+        return str(error) or type(error).__name__
     return None
 
 
@@ -120,20 +182,45 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 def last_complete_checkpoint(output_dir: str | Path, **checkpoint_format: Any) -> Path | None:
     """Return the newest checkpoint that is complete on all ranks, the same on each rank; None if there is none.
 
-    Newer, incomplete checkpoints are reported by a warning.
+    Newer checkpoints that are damaged or have lost files are reported by a warning. If all have lost files that a
+    training run can resume without, the newest one is returned.
 
     Args:
         output_dir: Directory of the checkpoints.
         checkpoint_format: Keyword arguments of [`find_checkpoint_error`].
     """
     names = all_gather_object([path.name for path in list_checkpoints(output_dir)])[0]
+    incomplete: dict[Path, str] = {}
     for path in [Path(output_dir) / name for name in names]:
         problem = find_checkpoint_error_on_any_rank(path, **checkpoint_format)
-        if problem is None:
+        lost = [] if problem else _lost_files_on_any_rank(path, **checkpoint_format)
+        if problem is None and not lost:
+            _warn_of_skipped(incomplete)
             return path
-        if not is_distributed() or torch.distributed.get_rank() == 0:
+        if problem is None:
+            incomplete[path] = f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} missing"
+        else:
+            _warn_of_skipped({path: problem})
+    return next(iter(incomplete), None)
+
+
+def _warn_of_skipped(problems: dict[Path, str]) -> None:
+    if not is_distributed() or torch.distributed.get_rank() == 0:
+        for path, problem in problems.items():
             logger.warning("Skipping the checkpoint %s: %s.", path, problem)
-    return None
+
+
+def _lost_files_on_any_rank(directory: Path, **checkpoint_format: Any) -> list[str]:
+    """Return the missing files that were written: with checksums, those of which there is a checksum."""
+    missing, listed = find_missing_files_on_any_rank(directory, **checkpoint_format), _listed(directory)
+    lost = [name for name in missing if name in listed or not listed]
+    return sorted({name for names in all_gather_object(lost) for name in names})
+
+
+def find_missing_files_on_any_rank(directory: str | Path, **checkpoint_format: Any) -> list[str]:
+    """Return the results of [`find_missing_files`] on all ranks."""
+    found = all_gather_object(find_missing_files(directory, **checkpoint_format))
+    return list(dict.fromkeys(name for names in found for name in names))
 
 
 def find_checkpoint_error_on_any_rank(directory: str | Path, **checkpoint_format: Any) -> str | None:
@@ -175,48 +262,3 @@ def explain_write_errors(checkpoint: str | Path, **checkpoint_format: Any) -> It
             f"The checkpoint {checkpoint} could not be written: {problem}. The disk has {free / 1e6:,.1f} MB free; the "
             f"error was: {error}. {advice}"
         ) from error
-
-
-def is_plain_checkpoint(model: nn.Module, directory: str | Path) -> bool:
-    """Return True if a directory has all weights of a Transformers model: no adapter, not sharded, not quantized."""
-    from transformers import PreTrainedModel
-
-    return (
-        isinstance(model, PreTrainedModel)
-        and getattr(model, "quantization_method", None) is None
-        and any((Path(directory) / name).is_file() for name in WEIGHT_FILES)
-    )
-
-
-def load_weights(model: nn.Module, directory: str | Path) -> None:
-    """Load the weights of a checkpoint with `from_pretrained`, which knows the parameter names of older files.
-
-    Transformers 5 renames parameters of some architectures, for example ViT, when it loads a model, and restores the
-    old names when it saves one. Trainer's own `load_state_dict` does neither and ignores missing keys, so that a
-    resumed training run silently starts from new weights.
-
-    Args:
-        model: The model to load into.
-        directory: The checkpoint.
-
-    Raises:
-        RuntimeError: Weights of the model are missing in the checkpoint, or have other shapes.
-    """
-    cls: Any = type(model)
-    loaded, info = cls.from_pretrained(
-        directory, config=copy.deepcopy(model.config), dtype=model.dtype, output_loading_info=True
-    )
-    raise_if_missing(directory, {*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]})
-    model.load_state_dict(loaded.state_dict())
-
-
-def raise_if_missing(directory: str | Path | None, keys: set[Any]) -> None:
-    """Raise a RuntimeError that names the keys, if there are any."""
-    if keys:
-        names = sorted(map(str, keys))
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        where = "" if directory is None else f" {directory}"
-        raise RuntimeError(
-            f"The checkpoint{where} does not fit the model: {shown} would not be restored, and training would start "
-            "from new weights. Use a model of the class and size that the checkpoint was saved from."
-        )

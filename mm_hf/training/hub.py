@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..evaluation.files import write_text
 from ..locations import Plan
 from ..methods import Mixing
 
 MIXING_FILE = "mixing.json"
+Parsed = TypeVar("Parsed")
 
 logger = logging.getLogger(__name__)
 
 
-def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None, num_mixed: int | None = None) -> Path:
+def save_mixing(
+    directory: str | Path,
+    mixing: Mixing,
+    plan: Plan | None = None,
+    num_mixed: int | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the settings that a model was trained with to `mixing.json`.
 
     Args:
@@ -27,6 +35,7 @@ def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None,
         mixing: The method.
         plan: Plan of the model's locations.
         num_mixed: Number that `num_mixed="auto"` has selected, which a resumed training keeps.
+        training: Other settings that a resumed training must have ([`~mm_hf.training.run_settings.training_settings`]).
     """
     from .. import __version__
 
@@ -35,9 +44,10 @@ def save_mixing(directory: str | Path, mixing: Mixing, plan: Plan | None = None,
         "mixing": mixing.to_dict(),
         "locations": None if plan is None else plan.to_dict(),
         **({} if num_mixed is None else {"num_mixed": num_mixed}),
+        **({} if training is None else {"training": dict(training)}),
         "mm_hf_version": __version__,
     }
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    write_text(path, json.dumps(values, indent=2) + "\n")
     return path
 
 
@@ -51,6 +61,7 @@ def load_mixing(name_or_path: str | Path, **hub: Any) -> Mixing:
     Raises:
         FileNotFoundError: The directory has no `mixing.json`: it was not saved by `MultiMixTrainer`.
         OSError: The model on the Hub has no `mixing.json`, does not exist or is private, or the Hub cannot be reached.
+        ValueError: `mixing.json` is damaged, or of a newer version of mm_hf whose method or settings are unknown.
 
     Example:
         >>> import tempfile
@@ -61,7 +72,8 @@ def load_mixing(name_or_path: str | Path, **hub: Any) -> Mixing:
         ...     load_mixing(directory).num_mixed
         100
     """
-    return Mixing.from_dict(_read(name_or_path, **hub)["mixing"])
+    path = _find(name_or_path, **hub)
+    return _parse(path, "mixing", Mixing.from_dict)
 
 
 def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
@@ -69,14 +81,15 @@ def load_plan(name_or_path: str | Path, **hub: Any) -> Plan | None:
 
     Arguments and errors are those of [`load_mixing`].
     """
-    values = _read(name_or_path, **hub)["locations"]
-    return None if values is None else Plan.from_dict(values)
+    path = _find(name_or_path, **hub)
+    return None if read_mixing_file(path).get("locations") is None else _parse(path, "locations", Plan.from_dict)
 
 
 def load_num_mixed(directory: str | Path) -> int | None:
     """Load the number that `num_mixed="auto"` had selected when a checkpoint was written; None before that."""
     path = Path(directory) / MIXING_FILE
-    return json.loads(path.read_text()).get("num_mixed") if path.exists() else None
+    number = read_mixing_file(path).get("num_mixed") if path.exists() else None
+    return number if isinstance(number, int) else None
 
 
 def state_file(directory: str | Path, rank: int = 0, world_size: int = 1) -> Path:
@@ -122,7 +135,39 @@ def load_method_state(directory: str | Path, rank: int = 0, world_size: int = 1)
     return {}
 
 
-def _read(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
+def read_mixing_file(path: Path) -> dict[str, Any]:
+    """Read a `mixing.json`.
+
+    Raises:
+        ValueError: It is damaged or another file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it or delete it.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("mixing"), dict):
+        raise ValueError(
+            f"{path} was not written by mm_hf: it is no JSON object with the settings of a method as 'mixing'. Restore "
+            "it or delete it."
+        )
+    return values
+
+
+def _parse(path: Path, entry: str, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """Return a parsed entry of a `mixing.json`; a ValueError names the file and the version that wrote it."""
+    from .. import __version__
+
+    values = read_mixing_file(path)
+    try:
+        return parse(values[entry])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        written = values.get("mm_hf_version", "an unknown version")
+        raise ValueError(
+            f"The entry {entry!r} of {path} cannot be read by mm_hf {__version__}; {written} wrote it: {error}"
+        ) from error
+
+
+def _find(name_or_path: str | Path, **hub: Any) -> Path:
     from transformers.utils import cached_file
 
     path = Path(name_or_path) / (hub.get("subfolder") or "") / MIXING_FILE
@@ -131,4 +176,4 @@ def _read(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
             f"There is no {MIXING_FILE} in {path.parent}: the model was not saved by MultiMixTrainer."
         )
     found: Any = cached_file(str(name_or_path), MIXING_FILE, **hub)
-    return json.loads(Path(found).read_text())
+    return Path(found)

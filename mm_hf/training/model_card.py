@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..evaluation.files import write_text
 from ..evaluation.metrics import METRICS, get_metric
 from ..evaluation.templates import code_span, markdown_table, render
 from ..methods import ERM, METHODS, Mixing, MultiMix
@@ -109,11 +110,12 @@ def usage_example(task: PipelineTask, repo_id: str, config: Any, processor: Any 
     ).strip()
 
 
-def read_evaluations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def read_evaluations(history: Sequence[Mapping[str, Any]], prefix: str = "eval_") -> list[dict[str, Any]]:
     """Return the metrics of each evaluation without their prefix, and the training loss that was logged last before it.
 
     Args:
         history: `trainer.state.log_history`.
+        prefix: Prefix of the metrics, `metric_key_prefix` of `Trainer.evaluate` with an underscore.
 
     Example:
         >>> read_evaluations([{"step": 5, "loss": 2.0}, {"step": 6, "eval_accuracy": 0.5, "eval_runtime": 1.0}])
@@ -123,13 +125,14 @@ def read_evaluations(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     loss = None
     for entry in history:
         loss = entry.get("loss", loss)
-        metrics = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+        metrics = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
         metrics = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.endswith(NOT_METRICS)}
         if not metrics:
             continue
         if not rows or rows[-1]["step"] != entry["step"]:
             rows.append({"step": entry["step"], **({} if loss is None else {"training loss": loss})})
-        rows[-1] |= {("validation loss" if name == "loss" else name): value for name, value in metrics.items()}
+        loss_name = "validation loss" if prefix == "eval_" else f"{prefix.rstrip('_')} loss"
+        rows[-1] |= {(loss_name if name == "loss" else name): value for name, value in metrics.items()}
     return rows
 
 
@@ -145,6 +148,18 @@ def final_evaluation(history: Sequence[Mapping[str, Any]], best_step: int | None
     rows = afterwards or read_evaluations(history)
     if not afterwards and best_step is not None:
         rows = [row for row in rows if row["step"] == best_step]
+    return {k: v for k, v in rows[-1].items() if k != "training loss"} if rows else {}
+
+
+def final_test(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the last evaluation with the prefix "test" after training; empty if there is none.
+
+    Example:
+        >>> final_test([{"step": 6, "train_runtime": 9.0}, {"step": 6, "test_accuracy": 0.5, "test_loss": 1.0}])
+        {'step': 6, 'accuracy': 0.5, 'test loss': 1.0}
+    """
+    ends = [i for i, entry in enumerate(history) if "train_runtime" in entry]
+    rows = read_evaluations(history[ends[-1] + 1 :] if ends else history, "test_")
     return {k: v for k, v in rows[-1].items() if k != "training loss"} if rows else {}
 
 
@@ -166,7 +181,7 @@ def evaluations_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _in_order(names: Mapping[str, Any]) -> list[str]:
-    first = [name for name in ("step", "training loss", "validation loss") if name in names]
+    first = [name for name in ("step", "training loss", "validation loss", "test loss") if name in names]
     return list(dict.fromkeys([*first, *(name for name in METRICS if name in names), *names]))
 
 
@@ -276,7 +291,9 @@ def card_metadata(summary: Any, task: PipelineTask, results: Mapping[str, Any], 
     )
 
 
-def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None = None) -> None:
+def write_card(
+    trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None = None, test_dataset: Any = None
+) -> None:
     """Write the model card of a trainer to `README.md` in its output directory.
 
     Args:
@@ -284,6 +301,7 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
         mixing: The mixing method.
         summary: Trainer's `TrainingSummary`, with what only the caller knows (datasets, language, ...).
         num_mixed: The number that `num_mixed="auto"` has selected.
+        test_dataset: The dataset that was evaluated with `metric_key_prefix="test"`.
     """
     from huggingface_hub import ModelCard
 
@@ -294,13 +312,17 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
     results = final_evaluation(state.log_history, state.best_global_step if loaded_best else None)
     split = getattr(trainer.eval_dataset, "split", None)
     split = None if split is None else str(split)
-    repo_id = trainer.hub_model_id or str(trainer.args.hub_model_id or directory)
+    test = final_test(state.log_history)
+    reported, reported_split = (test, "test") if test else (results, split)
+    repo_id = trainer.hub_model_id or trainer.args.hub_model_id or _published(directory)
     evaluations = read_evaluations(state.log_history)
     every = math.ceil(len(evaluations) / MAX_ROWS)
     # Count from the last row backwards, so that it is always included.
     shown = evaluations[::-1][::every][::-1] if len(evaluations) > 1 else []
     values = {
-        "metadata": card_metadata(summary, task, results, split, "peft" if adapted else "transformers").to_yaml(),
+        "metadata": card_metadata(
+            summary, task, reported, reported_split, "peft" if adapted else "transformers"
+        ).to_yaml(),
         "generated": GENERATED,
         "name": summary.model_name,
         "adapted": adapted,
@@ -312,9 +334,14 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
         "usage": usage_example(task, repo_id, model.config, trainer.processing_class),
         "classes": _class_names(model.config),
         "max_classes": MAX_CLASSES,
-        "results": result_rows(results),
-        "step": results.get("step", 0),
-        "evaluation_set": _describe_dataset(trainer.eval_dataset, split),
+        "results": [
+            {"set": name, "about": about, "step": found.get("step", 0), "rows": result_rows(found)}
+            for name, about, found in (
+                ("test set", _describe_dataset(test_dataset, None), test),
+                ("evaluation set", _describe_dataset(trainer.eval_dataset, split), results),
+            )
+            if found
+        ],
         "plot": _plot_training(state.log_history, directory),
         "evaluations": evaluations_table(shown) if shown else None,
         "every": every,
@@ -326,7 +353,7 @@ def write_card(trainer: Any, mixing: Mixing, summary: Any, num_mixed: int | None
         "citation": CITATION if isinstance(mixing, MultiMix) else None,
     }
     # Not by `ModelCard.from_template`, which does not escape values.
-    ModelCard(render(TEMPLATES / "model_card.md.jinja", **values)).save(directory / "README.md")
+    write_text(directory / "README.md", str(ModelCard(render(TEMPLATES / "model_card.md.jinja", **values))))
 
 
 def _class_names(config: Any) -> list[str]:
@@ -336,7 +363,7 @@ def _class_names(config: Any) -> list[str]:
 
 
 def _describe_dataset(dataset: Any, split: str | None) -> Markup:
-    sized = hasattr(dataset, "__len__") and not isinstance(dataset, dict)
+    sized = hasattr(dataset, "__len__") and not isinstance(dataset, (dict, str))
     parts = [Markup("split ") + code_span(split)] if split else []
     return Markup(", ").join([*parts, *([f"{len(dataset):,} examples"] if sized else [])])
 
@@ -373,6 +400,12 @@ def _versions(adapted: bool) -> list[str]:
 def _as_list(value: Any) -> list[str]:
     values = [value] if isinstance(value, str) else list(value or [])
     return [value for value in values if value]
+
+
+def _published(directory: Path) -> str:
+    """Return a directory as a card may show it: a relative one, or the last component of an absolute one."""
+    private = directory.is_absolute() or directory.parts[:1] in (("~",), ("..",))
+    return directory.name if private else str(directory)
 
 
 def _without_path(name: str) -> str:

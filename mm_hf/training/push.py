@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import shlex
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
@@ -46,6 +50,17 @@ class HubToken(str):
 
     def __repr__(self) -> str:
         return "'<HUB_TOKEN>'"
+
+
+def without_directories(args: TrainingArguments) -> TrainingArguments:
+    """Return a copy of training arguments in which absolute paths are reduced to their last component.
+
+    Trainer pickles its arguments into `training_args.bin` and pushes this file.
+    """
+    published = copy.copy(args)
+    paths = {k: v for k, v in vars(args).items() if isinstance(v, str) and os.path.isabs(v) and k != "hub_token"}
+    vars(published).update({name: Path(path).name for name, path in paths.items()})
+    return published
 
 
 def describe_push_error(error: BaseException) -> str:
@@ -150,6 +165,9 @@ class SafePushTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._guard_token()
         super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            file = Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME
+            torch.save(without_directories(self.args), file)
 
     def _guard_token(self) -> None:
         if self.args.hub_token is not None:

@@ -16,24 +16,16 @@ from transformers.utils import logging
 from ..methods import ERM, DenseMultiMix, Mixing, balanced_weights, get_method
 from ..wrapping.wrapper import MixingHandle, remove_earlier, wrap_model
 from .checked import CheckedTrainer
-from .checkpoints import (
-    LAST_FILE,
-    explain_write_errors,
-    find_checkpoint_error_on_any_rank,
-    is_plain_checkpoint,
-    last_complete_checkpoint,
-    load_weights,
-    raise_if_missing,
-)
 from .dataset_labels import check_dataset_labels, iterate_labels, missing_labels_message
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
-from .model_card import card_tags, existing_tags, is_user_edited, write_card
-from .push import SafePushTrainer
+from .model_card import card_tags, existing_tags, is_repo_id, is_user_edited, write_card
+from .resumable import ResumableTrainer
+from .run_settings import training_settings
 
 logger = logging.get_logger(__name__)
 
 
-class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
+class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
     """A [`~transformers.Trainer`] that trains with a mixing method.
 
     The rest is that of `Trainer`: evaluation and prediction run the model's own forward, checkpoints are those of the
@@ -102,6 +94,7 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
             "processing_class": trainer_kwargs.get("processing_class"),
         }
         self._labels_of: Any = trainer_kwargs.get("train_dataset")  # for balanced class weights
+        self._test_dataset: Any = None  # the last one evaluated with the prefix "test", for the model card
         self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
         super().__init__(model, args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
@@ -150,39 +143,35 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         self._wrap_for_mixing(model)
         return model
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        *,
+        allow_changed_settings: bool = False,
+    ) -> Any:
         """Train, after a check of all labels of the dataset if that is cheap.
 
         Args:
             resume_from_checkpoint: Directory of a checkpoint; or True for the newest complete checkpoint in
-                `args.output_dir`, where incomplete newer ones are skipped with a warning.
+                `args.output_dir`, where damaged or incomplete newer ones are skipped with a warning.
+            trial: As in `Trainer.train`.
+            ignore_keys_for_eval: As in `Trainer.train`.
+            allow_changed_settings: Resume although the method, the batch size, the number of processes, the seed, the
+                data or the number of labels differ from those of the checkpoint. The differences are logged. `ERM()`
+                always resumes from its own checkpoints, as `Trainer` does.
 
         Raises:
-            ValueError: The checkpoint is incomplete, or no checkpoint is complete.
+            ValueError: The checkpoint is damaged or was trained with other settings; no checkpoint is complete; or
+                another training run writes to `args.output_dir`.
         """
         if self.mixes and self.model is not None:
             check_dataset_labels(self.train_dataset, self.model, self.data_collator)
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
         self._check_loss_function()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _complete_checkpoint(self, wanted: str | bool) -> str:
-        if wanted is True:
-            found = last_complete_checkpoint(str(self.args.output_dir), **self._checkpoint_format)
-            if found is None:
-                raise ValueError(
-                    f"resume_from_checkpoint=True, but there is no complete checkpoint in {self.args.output_dir}: "
-                    "start without it."
-                )
-            return str(found)
-        error = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
-        if error is not None:
-            raise ValueError(
-                f"The training cannot resume from the checkpoint {wanted}: {error}. resume_from_checkpoint=True "
-                f"selects the newest complete one in {self.args.output_dir}."
-            )
-        return str(wanted)
+        return super().train(
+            resume_from_checkpoint, trial, ignore_keys_for_eval, allow_changed_settings=allow_changed_settings
+        )
 
     def compute_loss(
         self,
@@ -214,6 +203,14 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate as `Trainer` does. The model card reports the last evaluation with `metric_key_prefix="test"`."""
+        if metric_key_prefix == "test":
+            self._test_dataset = eval_dataset
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the loss and the method's other values to each training log."""
         if self.mixing_handle is not None and "loss" in logs:
@@ -221,24 +218,6 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         super().log(logs, start_time)
 
     # ---- Saving and restoring ----
-
-    @property
-    def _checkpoint_format(self) -> dict[str, Any]:
-        """Arguments of `find_checkpoint_error` for the checkpoints of this training."""
-        return {
-            "rank": self.args.process_index,
-            "world_size": self.args.world_size,
-            "model_only": self.args.save_only_model,
-            "sharded": self.is_fsdp_enabled or self.is_deepspeed_enabled,
-        }
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        directory = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with explain_write_errors(directory, **self._checkpoint_format):
-            if self.args.should_save:  # a checkpoint of an earlier training becomes incomplete
-                (directory / LAST_FILE).unlink(missing_ok=True)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -252,19 +231,14 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            handle = self.mixing_handle
+            handle, directory = self.mixing_handle, str(output_dir or self.args.output_dir)
             plan, num_mixed = (None, None) if handle is None else (handle.plan, handle.num_mixed)
-            save_mixing(str(output_dir or self.args.output_dir), self.mixing, plan, num_mixed)
+            save_mixing(directory, self.mixing, plan, num_mixed, training_settings(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        model = self.model if model is None else model
-        assert model is not None
         if self.mixing_handle is not None and self.mixing_handle.num_mixed is None:
             self.mixing_handle.num_mixed = load_num_mixed(resume_from_checkpoint)
-        if self._restores(model, resume_from_checkpoint):
-            load_weights(model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # Trainer calls this right before the first resumed batch: the method's state is restored with the random state.
@@ -272,22 +246,6 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         if checkpoint is not None and self.mixing_handle is not None:
             state = load_method_state(checkpoint, self.args.process_index, self.args.world_size)
             self.mixing_handle.load_state_dict(state)
-
-    def _load_best_model(self) -> None:
-        best, model = self.state.best_model_checkpoint, self.model
-        if best is not None and model is not None and self._restores(model, best):
-            load_weights(model, best)
-        else:
-            super()._load_best_model()
-
-    def _restores(self, model: nn.Module, directory: str) -> bool:
-        return not self._checkpoint_format["sharded"] and is_plain_checkpoint(model, directory)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        model: Any = self.model
-        ignorable = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-        raise_if_missing(None, set(load_result.missing_keys) - ignorable)
-        super()._issue_warnings_after_load(load_result)
 
     # ---- The Hub ----
 
@@ -319,5 +277,10 @@ class MultiMixTrainer(CheckedTrainer, SafePushTrainer):
         tags = list(dict.fromkeys([*tags, *card_tags(self.mixing), *existing_tags(path)]))
         # Trainer takes the names of readers (parquet, imagefolder) for names of datasets.
         given = {**kwargs, "dataset_tags": kwargs.get("dataset_tags") or []}
-        summary = TrainingSummary.from_trainer(self, language, license, tags, **given)
-        write_card(self, self.mixing, summary, None if self.mixing_handle is None else self.mixing_handle.num_mixed)
+        # Without a license, the summary asks the Hub for that of the base model, also if this is a local directory.
+        base = kwargs.get("finetuned_from") or getattr(getattr(self.model, "config", None), "_name_or_path", None)
+        asks = (self.args.push_to_hub or self.hub_model_id is not None) and is_repo_id(base)
+        summary = TrainingSummary.from_trainer(self, language, license if asks else license or "", tags, **given)
+        summary.license = summary.license or None
+        num_mixed = None if self.mixing_handle is None else self.mixing_handle.num_mixed
+        write_card(self, self.mixing, summary, num_mixed, self._test_dataset)

@@ -78,6 +78,14 @@ def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):
     assert "none.yaml does not exist" in command_error(capsys, "compare", tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"mixing": {"method": "unknown"}}'])
+def test_a_damaged_mixing_file_is_reported_before_the_evaluation(capsys, tmp_path, content):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "mixing.json").write_text(content)
+    message = command_error(capsys, "analyze", tmp_path, "--dataset_name", "digits")
+    assert str(tmp_path / "mixing.json") in message and message.count("\n") <= 1
+
+
 def test_data_without_a_test_split_are_rejected(capsys, tmp_path):
     data = offline.load_digits()
     for split in ("train", "test"):

@@ -74,8 +74,14 @@ def test_resumed_run_equals_uninterrupted_run(trained, tmp_path, capsys):
     assert "contains checkpoint-6 of an earlier training run: resume it with --resume_from_checkpoint" in command_error(
         capsys, "train", *OPTIONS, *given
     )
-    assert "was trained with DenseMultiMix(num_mixed=30" in command_error(
-        capsys, "train", *OPTIONS, "--mixing", "mixup", "--output_dir", tmp_path, "--resume_from_checkpoint"
+    assert (
+        "was trained with other settings: method='dense_multimix', which is now 'mixup'. Use the same"
+        in command_error(
+            capsys, "train", *OPTIONS, "--mixing", "mixup", "--output_dir", tmp_path, "--resume_from_checkpoint"
+        )
+    )
+    assert "was trained with other settings: seed=42, which is now 5. Use the same settings" in command_error(
+        capsys, "train", *OPTIONS, *given, "--seed", 5, "--resume_from_checkpoint"
     )
     (tmp_path / "model.safetensors").unlink()
     run(*given, "--resume_from_checkpoint")

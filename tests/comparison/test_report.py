@@ -1,5 +1,6 @@
 """Reports of synthetic runs: what they state, that both formats state the same, and that names are escaped."""
 
+import csv
 import re
 from html.parser import HTMLParser
 
@@ -127,6 +128,41 @@ def report(tmp_path_factory):
     comparison.runs[UNUSUAL][0].notes.append(UNUSUAL)
     write_report(comparison, directory)
     return directory
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\t=1", "erm"])
+def test_cells_of_results_are_not_formulas(tmp_path, name):
+    comparison = comparison_of(tmp_path, {name: 0.5}, seeds=1)
+    comparison.write_csv(tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {name if name == "erm" else f"'{name}"}
+    assert [float(row["value"]) for row in rows] == [row["value"] for row in comparison.rows()]
+
+
+def test_files_are_not_written_through_links(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    (tmp_path / "runs").mkdir()
+    output = tmp_path / "report"
+    (output / "figures").mkdir(parents=True)
+    names = ["report.md", "report.html", "results.csv", "report.md.partial", "figures/reliability.png"]
+    for name in names:
+        (output / name).symlink_to(kept)
+    comparison = comparison_of(tmp_path / "runs", {"erm": 0.5, "other": 0.9})
+    comparison.write_csv(output / "results.csv")
+    write_report(comparison, output)
+    assert kept.read_text() == "kept" and not [path for path in output.rglob("*") if path.is_symlink()]
+
+
+def test_a_code_block_ends_where_it_should(tmp_path):
+    settings = {"task": {"data": "```\n# heading\n```"}}
+    (tmp_path / "runs").mkdir()
+    write_report(comparison_of(tmp_path / "runs", {"erm": 0.5}, seeds=1, settings=settings), tmp_path)
+    tokens = MarkdownIt("commonmark").parse((tmp_path / "report.md").read_text())
+    assert sum(token.type == "fence" for token in tokens) == 1
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert "heading" not in headings
 
 
 def test_names_are_escaped_in_both_formats(report):

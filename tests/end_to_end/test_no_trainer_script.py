@@ -70,10 +70,10 @@ def test_number_of_auto_is_kept(tmp_path):
     [
         ({"checkpointing_steps": "often"}, "must be a number of optimizer steps or 'epoch', but is 'often'"),
         ({"resume_from_checkpoint": "elsewhere/step_3"}, "written with --checkpointing_steps, but is elsewhere/step_3"),
-        ({"resume": 3, "per_device_train_batch_size": 8}, "per_device_train_batch_size=16, but it is now 8"),
+        ({"resume": 3, "per_device_train_batch_size": 8}, "per_device_train_batch_size=16, which is now 8"),
         (
             {"resume": 3, "num_mixed": 60},
-            "was trained with DenseMultiMix.num_mixed=50.* but the options give .*num_mixed=60",
+            "was trained with other settings: num_mixed=50, which is now 60.*--allow_changed_settings",
         ),
     ],
 )

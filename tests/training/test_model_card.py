@@ -210,6 +210,53 @@ def test_a_card_after_training_has_results_and_no_local_paths(tmp_path):
     assert ModelCard.load(tmp_path / "mine" / "README.md").content == card.content
 
 
+def test_a_card_reports_the_test_set_first(tmp_path):
+    trainer = trainer_of(tmp_path / "mine", max_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    trainer.compute_metrics = lambda p: {"accuracy": 0.75}
+    trainer.evaluate(digits.dataset(500, 530), metric_key_prefix="test")
+    card = card_of(trainer, dataset="digits")
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.dataset_split) == (0.75, "test")
+    results = re.findall(r"^Results on the (.*):$", card.text, flags=re.MULTILINE)
+    assert results == ["test set (30 examples) at step 1", "evaluation set (40 examples) at step 1"]
+    assert card.text.index("| Accuracy (%)\u00a0↑ | 75.00 |") < card.text.index("| Accuracy (%)\u00a0↑ | 50.00 |")
+    assert "| Test loss |" in card.text
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_card_does_not_contain_the_directories_of_the_machine(tmp_path, monkeypatch, absolute):
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_of(tmp_path / "users" / "mine" if absolute else "users/mine", max_steps=1)
+    trainer.train()
+    card = card_of(trainer)
+    assert str(tmp_path) not in card.content
+    assert f'from_pretrained("{"mine" if absolute else "users/mine"}")' in card.text
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("base", ["outputs", "google/vit", "/tmp", None])
+def test_the_hub_is_asked_for_the_license_only_on_a_push_and_for_names_on_the_hub(tmp_path, monkeypatch, base, pushed):
+    asked = []
+
+    class Api:
+        def model_info(self, name):
+            asked.append(name)
+            return SimpleNamespace(tags=["license:mit"])
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.setattr("transformers.modelcard.hf_api", Api)
+    monkeypatch.setattr("transformers.modelcard.is_offline_mode", lambda: False)
+    trainer = trainer_of(tmp_path / "mine")
+    trainer.hub_model_id = "ann/mine" if pushed else None
+    trainer.model.config._name_or_path = base or ""
+    for known in ({}, {"finetuned_from": base}):
+        card = card_of(trainer, **known)
+        assert card.data.license == ("mit" if pushed and base == "google/vit" else None)
+    assert set(asked) == ({"google/vit"} if pushed and base == "google/vit" else set())
+
+
 def test_names_on_the_hub_are_linked(tmp_path):
     trainer = trainer_of(tmp_path / "mine")
     trainer.state.log_history = [{"step": 1, "eval_accuracy": 0.25}]

@@ -221,3 +221,15 @@ def test_token_is_a_string_that_is_not_pickled():
     assert token == "hf_secret" and f"Bearer {token}" == "Bearer hf_secret"
     assert pickle.loads(pickle.dumps({"token": token})) == {"token": None}
     assert copy.copy(token) == copy.deepcopy([token])[0] == "hf_secret" and "secret" not in repr([token])
+
+
+def test_nothing_that_is_pushed_contains_a_directory_of_the_machine(hub, tmp_path):
+    arguments = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    trainer = trainer_of(tmp_path, hub_model_id="ann/digits", hub_strategy="checkpoint", **arguments)
+    trainer.model.config._name_or_path = str(tmp_path / "base")
+    trainer.train()
+    trainer.save_state()
+    trainer.push_to_hub()
+    written = [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert [path for path in written if str(tmp_path).encode() in path.read_bytes()] == []

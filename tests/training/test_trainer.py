@@ -269,6 +269,7 @@ def test_resuming_with_missing_weights_raises(tmp_path):
     lost = sorted(tensors)[5]
     del tensors[lost]
     save_file(tensors, file, metadata={"format": "pt"})
+    (file.parent / "SHA256SUMS").unlink()
     again = run(tmp_path, trainer_args={"mixing": DENSE}, max_steps=2)
     with pytest.raises(RuntimeError, match=r"(?s)does not fit the model.*would not be restored"):
         again.train(resume_from_checkpoint=True)

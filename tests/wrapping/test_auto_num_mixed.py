@@ -217,6 +217,7 @@ def test_resumed_training_uses_the_saved_number(tmp_path):
     digits.same_weights(digits.weights(first.model), digits.weights(again.model))
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "num_mixed": 77}))  # as another version or device would have selected
+    (file.parent / "SHA256SUMS").unlink()  # the checkpoint is edited
     other = trainer(tmp_path)
     other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert other.mixing_handle.num_mixed == 77 == load_num_mixed(tmp_path / "checkpoint-12")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from ...evaluation.files import write_text
 from ...evaluation.templates import render
 from ..compare import Comparison
 from .figures import draw_figures
@@ -33,7 +34,7 @@ def write_report(comparison: Comparison, directory: str | Path) -> Path:
     figures = draw_figures(comparison, directory / "figures")
     values = {**_values(comparison), "figures": figures}
     for name in ("report.md", "report.html"):
-        (directory / name).write_text(render(TEMPLATES / f"{name}.jinja", **values), encoding="utf-8")
+        write_text(directory / name, render(TEMPLATES / f"{name}.jinja", **values))
     return directory / "report.html"
 
 

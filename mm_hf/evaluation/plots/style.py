@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from ..files import remove_link
+
 # The colorblind-safe palette of Okabe and Ito, after a gray for the baseline.
 COLORS = ("#6b7280", "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -54,6 +56,7 @@ def saved_figure(path: str | Path | None) -> Iterator[list[Figure]]:
         try:
             yield holder
             if path is not None:
+                remove_link(path)
                 holder[0].savefig(path)
         finally:
             for figure in holder:
