@@ -156,6 +156,12 @@ CASES: dict[str, list[str]] = {
         "train(torch.nn.Linear(4, 2), DenseMultiMix())",
         "train(vit, 3)",
         "wrap_model(vit, 'mixup')",
+        "train(vit, DenseMultiMix(), pixels=float('nan'))",
+        "train(vit, Mixup(), pixels=float('nan'))",
+        "train(vit, Mixup(), learning_rate=1e30, steps=4)",
+        "wrap_model(torch.compile(vit), DenseMultiMix())",
+        "wrap_model(torch.nn.DataParallel(vit), DenseMultiMix())",
+        "wrap_model(vit, MultiMix()) and wrap_model(vit, Mixup())",
     ],
 }
 
@@ -238,11 +244,20 @@ def namespace() -> dict[str, Any]:
     torch.manual_seed(0)
     vit = AutoModelForImageClassification.from_pretrained("vit")
 
-    def train(model: Any, mixing: Any, labels: Any = (0, 1, 1, 0), batch_size: int = 4) -> None:
-        rows = {"pixel_values": torch.zeros(4, 1, 8, 8).tolist(), "labels": list(labels)}
+    def train(
+        model: Any,
+        mixing: Any,
+        labels: Any = (0, 1, 1, 0),
+        batch_size: int = 4,
+        pixels: float = 0.0,
+        learning_rate: float = 1e-3,
+        steps: int = 1,
+    ) -> None:
+        rows = {"pixel_values": torch.full((4, 1, 8, 8), pixels).tolist(), "labels": list(labels)}
         args = TrainingArguments(
-            "out", per_device_train_batch_size=batch_size, max_steps=1, use_cpu=True, disable_tqdm=True
-        )
+            "out", per_device_train_batch_size=batch_size, max_steps=steps, learning_rate=learning_rate,
+            use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
         mm_hf.MultiMixTrainer(model, args, mixing=mixing, train_dataset=Dataset.from_dict(rows)).train()
 
     return {

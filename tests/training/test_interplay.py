@@ -67,7 +67,7 @@ def test_each_model_of_model_init_mixes(tmp_path):
     trainer = MultiMixTrainer(
         args=digits.arguments(tmp_path, max_steps=2),
         mixing=DENSE,
-        model_init=digits.vit,
+        model_init=lambda: digits.vit(),
         train_dataset=digits.dataset(),
     )
     for _ in range(2):
