@@ -101,13 +101,33 @@ def likely_cause(numbers: Mapping[str, float]) -> str:
 
 def cause_in(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     """Return the cause of a loss that is not finite if it is in the inputs or the weights. It waits for the device."""
-    for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.isnan().any():
-            return f"The input {name} contains NaN: check the preprocessing of the data."
+    name = _nan_input(inputs)
+    if name is not None:
+        return f"The input {name} contains NaN: check the preprocessing of the data."
     weight = nonfinite_weight(model)
     if weight is not None:
         return f"{weight} is not finite since an earlier step: lower the learning rate, or add warmup or max_grad_norm."
     return None
+
+
+def check_start(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise a ValueError for NaN in the first mini-batch or in the weights, before the model is probed with them."""
+    name = _nan_input(inputs)
+    if name is not None:
+        raise ValueError(f"The input {name} of the first mini-batch contains NaN: check the preprocessing of the data.")
+    name = next(
+        (name for name, p in model.named_parameters() if p.is_floating_point() and _local(p).isnan().any()), None
+    )
+    if name is not None:
+        raise ValueError(
+            f"The weight {name} of {type(model).__name__} is NaN before the first training step: the model comes from "
+            "a training that diverged, or its file is damaged. Load other weights."
+        )
+
+
+def _nan_input(inputs: Mapping[str, Any]) -> str | None:
+    tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return next((name for name, value in tensors.items() if value.isnan().any()), None)
 
 
 def nonfinite_weight(model: nn.Module) -> str | None:

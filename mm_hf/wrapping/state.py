@@ -25,7 +25,7 @@ from ..locations.recording import record
 from ..locations.sharded import unsharded
 from ..methods import Mixing, check_class_weights
 from .auto_num_mixed import AutoNumMixed
-from .finite import LossRecord, cause_in
+from .finite import LossRecord, cause_in, check_start
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
 from .own_loss import check_loss_function
 from .progress import TrainingRecord
@@ -143,6 +143,7 @@ class MixingState(ModuleHooks):
         check_loss_function(model)
         self._check_labels(model, inputs.get("labels"))
         inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        check_start(model, inputs)
         self.mixing.check_inputs(inputs, model)
         if not requires.detach_attention and _has_checkpointed_layers(model):
             raise ValueError(

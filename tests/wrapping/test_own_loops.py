@@ -239,6 +239,18 @@ def test_message_names_the_input_or_the_weight_that_is_not_finite():
         model(**batch())
 
 
+@pytest.mark.parametrize("mixing", [DENSE, Mixup(), ManifoldMixup()], ids=lambda mixing: mixing.name)
+def test_nan_before_the_first_step_is_named(mixing):
+    model, inputs = models.build("vit").train(), batch()
+    wrap_model(model, mixing)
+    inputs["pixel_values"][1, 0, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="The input pixel_values of the first mini-batch contains NaN"):
+        model(**inputs)
+    model.vit.layernorm.bias.data[3] = math.nan
+    with pytest.raises(ValueError, match="The weight vit.layernorm.bias of ViTForImageClassification is NaN before"):
+        model(**batch())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_record_reports_the_first_loss_that_is_not_finite_when_it_is_read(bad):
     record = LossRecord()
