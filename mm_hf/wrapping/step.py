@@ -110,7 +110,7 @@ def _prepare(
 def _note_unlabeled(model: nn.Module, state: MixingState) -> None:
     """Warn once of a forward in training mode that can have no mixing loss."""
     record = state.record
-    if not torch.is_grad_enabled() or state.owned_by_trainer or type(state.mixing) is ERM:
+    if not torch.is_grad_enabled() or state.owned_by_trainer or isinstance(state.mixing, ERM):
         return  # a trainer checks each of its steps
     record.unlabeled += 1
     if record.unlabeled == 1 and record.losses == 0:
@@ -125,7 +125,7 @@ def _warn_of_discarded_loss(model: nn.Module, state: MixingState) -> None:
     """Warn once if the model trains, and not by the losses that it returned."""
     weight = next((p for p in model.parameters() if p.requires_grad), None)
     if weight is not None and not state.owned_by_trainer and state.record.is_discarded(weight):
-        if not state.warned_of_discarded_loss and type(state.mixing) is not ERM:
+        if not state.warned_of_discarded_loss and not isinstance(state.mixing, ERM):
             logger.warning(
                 f"{type(model).__name__} is wrapped with {state.mixing.name}, and its weights changed although no "
                 "backward pass used the loss that it returned: nothing is mixed. Train with this loss; a loss that is "
@@ -200,7 +200,7 @@ def _loss(
         output.labels = state.weigh(output.labels)
     options: dict[str, Any] = {"label_smoothing": state.label_smoothing, "criterion": state.criterion}
     result = method.loss(output, state.weigh(labels), **options)
-    mixes = method.mixes(len(labels)) or type(state.mixing) is ERM
+    mixes = method.mixes(len(labels)) or isinstance(state.mixing, ERM)
     counts = mixes and state.criterion == "cross_entropy"  # other criteria ignore no label
     state.record.add(mixes, len(labels), count_valid(labels, output.logits, state.criterion) if counts else None)
     state.log_loss(result.loss, result.logs, output.logits)

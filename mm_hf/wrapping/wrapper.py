@@ -243,7 +243,7 @@ def wrap_model(
 
 def report_unmixed(record: TrainingRecord, mixing: Mixing) -> None:
     """Warn once if a training mixed nothing."""
-    if record.reported or type(mixing) is ERM:
+    if record.reported or isinstance(mixing, ERM):
         return
     reason = record.why_unmixed()
     if reason is not None:
