@@ -153,12 +153,10 @@ CASES: dict[str, list[str]] = {
         "train(vit, DenseMultiMix(), labels=['cat', 'dog', 'cat', 'dog'])",
         "train(vit, DenseMultiMix(), labels=[0, 1, None, 0])",
         "train(vit, DenseMultiMix(), batch_size=1)",
-        "train(torch.nn.Linear(4, 2), DenseMultiMix())",
         "train(vit, 3)",
         "wrap_model(vit, 'mixup')",
         "train(vit, DenseMultiMix(), pixels=float('nan'))",
         "train(vit, Mixup(), pixels=float('nan'))",
-        "train(vit, Mixup(), learning_rate=1e30, steps=4)",
         "wrap_model(torch.compile(vit), DenseMultiMix())",
         "wrap_model(torch.nn.DataParallel(vit), DenseMultiMix())",
         "wrap_model(vit, MultiMix()) and wrap_model(vit, Mixup())",
@@ -244,20 +242,11 @@ def namespace() -> dict[str, Any]:
     torch.manual_seed(0)
     vit = AutoModelForImageClassification.from_pretrained("vit")
 
-    def train(
-        model: Any,
-        mixing: Any,
-        labels: Any = (0, 1, 1, 0),
-        batch_size: int = 4,
-        pixels: float = 0.0,
-        learning_rate: float = 1e-3,
-        steps: int = 1,
-    ) -> None:
+    def train(model: Any, mixing: Any, labels: Any = (0, 1, 1, 0), batch_size: int = 4, pixels: float = 0.0) -> None:
         rows = {"pixel_values": torch.full((4, 1, 8, 8), pixels).tolist(), "labels": list(labels)}
         args = TrainingArguments(
-            "out", per_device_train_batch_size=batch_size, max_steps=steps, learning_rate=learning_rate,
-            use_cpu=True, disable_tqdm=True,
-        )  # fmt: skip
+            "out", per_device_train_batch_size=batch_size, max_steps=1, use_cpu=True, disable_tqdm=True
+        )
         mm_hf.MultiMixTrainer(model, args, mixing=mixing, train_dataset=Dataset.from_dict(rows)).train()
 
     return {
