@@ -139,7 +139,7 @@ for case, (name, method, micro_batches) in CASES.items():
 
 # All ranks choose the same method for a mini-batch: different choices would deadlock.
 torch.manual_seed(rank)
-method = DenseMultiMix(input_mixing="mixup_cutmix", input_mixing_prob=0.5, **options)
+method = DenseMultiMix(input_mixing="mixup_cutmix", input_mixing_prob=0.5, input_mixing_start=0.0, **options)
 images = {"pixel_values": torch.zeros(4, 3)}
 results["chosen"] = [type(method.for_batch(images, torch.arange(4), epoch=3.0)).__name__ for _ in range(40)]
 json.dump(results, open(f"{sys.argv[1]}/rank{rank}.json", "w"))
