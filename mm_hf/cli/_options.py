@@ -32,6 +32,7 @@ SMALL_VIT = """--model_type vit --config_overrides \\
 ADVANCED_OPTIONS = frozenset(
     (
         *("dataset_config_name", "validation_dir", "test_dir", "max_length", "ood_dataset_name", "ood_classes"),
+        *("attention_map_steps", "test_split", "allow_changed_settings"),
         *("image_column_name", "text_column_names", "label_column_name"),
         *("max_train_samples", "max_validation_samples", "max_test_samples"),
         *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -63,6 +66,12 @@ class TrainOptions:
         default=False,
         metadata={"help": "Resume although the method, batch size, seed or data differ from those of the checkpoint."},
     )
+    check_data: bool = field(
+        default=False, metadata={"help": "First read all rows, and list unreadable images and empty texts and labels."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print data, model, steps and expected minutes, and do not train."}
+    )
     attention_map_steps: int = field(
         default=0,
         metadata={"help": "Log attention maps every N steps to --report_to. Default: never."},
@@ -117,6 +126,8 @@ def _train(
     quiet()
     if training.get("log_level") is None:
         transformers.utils.logging.set_verbosity_error()
+    if options.check_data and _has_problems(data, model):
+        return 2
     task = build_task(data, model)
     console = Console()
     trainer = task.trainer(args, mixing, callbacks=[TrainingProgress(console)])
@@ -126,6 +137,9 @@ def _train(
         from ..training.callbacks import AttentionMapCallback
 
         trainer.add_callback(AttentionMapCallback(trainer, task.validation_dataset, every=options.attention_map_steps))
+    if options.dry_run:
+        print(*_summary(trainer, task), sep="\n")
+        return 0
     result = trainer.train(resume_from_checkpoint=checkpoint, allow_changed_settings=options.allow_changed_settings)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
@@ -145,6 +159,45 @@ def _train(
         console.print(_table(metrics, len(task.test_dataset)))
         console.print(_closing_message(args, task.settings["inputs"]), markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _has_problems(data: DataOptions, model: ModelOptions) -> bool:
+    """Print the problems of the data, and return True if there are any."""
+    from ..data.check import find_problems
+
+    problems = list(find_problems(data, cache_dir=model.cache_dir, token=model.token))
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    if problems:
+        print(
+            f"mm-hf train: --check_data found {len(problems)} problems: remove or repair these rows.", file=sys.stderr
+        )
+    return bool(problems)
+
+
+def _summary(trainer: Any, task: Any) -> list[str]:
+    """Describe the training, with the time of a step measured on one mini-batch."""
+    loader, args = trainer.get_train_dataloader(), trainer.args
+    steps = math.ceil(len(loader) / args.gradient_accumulation_steps) * args.num_train_epochs
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(steps)
+    inputs, times = trainer._prepare_inputs(next(iter(loader))), []
+    trainer.model.train()
+    for _ in range(3):
+        start = time.perf_counter()
+        trainer.compute_loss(trainer.model, inputs).backward()
+        times.append(time.perf_counter() - start)
+    minutes = min(times) * steps * args.gradient_accumulation_steps / 60
+    splits = (trainer.train_dataset, trainer.eval_dataset, task.test_dataset)
+    sizes = [0 if rows is None else len(rows) for rows in splits]
+    handle, names = trainer.mixing_handle, list(task.class_names)
+    return [
+        f"data: {task.name}, {sizes[0]:,} training, {sizes[1]:,} validation and {sizes[2]:,} test examples",
+        f"classes: {len(names)} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})",
+        f"model: {type(trainer.model).__name__}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters",
+        f"method: {trainer.mixing}",
+        f"plan: {handle.plan if handle is not None and handle.plan is not None else 'no locations needed'}",
+        f"steps: {steps:,} of {args.train_batch_size * args.gradient_accumulation_steps} examples per rank",
+        f"expected: {minutes:.1f} minutes for forward and backward passes, without evaluation",
+    ]
 
 
 def training_arguments(options: TrainOptions, given: dict[str, Any]) -> TrainingArguments:

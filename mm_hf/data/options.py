@@ -31,6 +31,9 @@ class DataOptions:
     test_split: str = field(
         default="test", metadata={"help": "Split for the final evaluation after training. It is used once."}
     )
+    test_fraction: float | None = setting(
+        None, "Share of each class of the training set for testing, if there is no test split.", within="(0, 1)"
+    )
     train_val_split: float = setting(
         0.15, "Share of the training set for validation if there is no validation split.", within="(0, 1)"
     )

@@ -56,13 +56,15 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     Raises:
         ValueError: The dataset has no test split or lacks a column, or its labels are not classes.
     """
-    data = _load(options.dataset_name, options.dataset_config_name, options, **hub)
+    data = load(options.dataset_name, options.dataset_config_name, options, **hub)
+    if options.test_fraction is not None:
+        data = _split_off_test(data, options)
     if options.test_split not in data or options.test_split == "train":
         others = [split for split in data if split != "train"]
         hint = (
             f"--test_split {others[0]}; --train_val_split of the training set is then used for validation"
             if others
-            else "another dataset, or --test_dir with a directory of test images"
+            else "--test_fraction 0.2 for a part of the training examples, or --test_dir with test images"
         )
         raise ValueError(
             f"There is no test split {options.test_split!r}; the splits are {', '.join(data)}. Examples used for "
@@ -70,7 +72,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         )
     if "train" not in data:
         raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}.")
-    label = _label_column(data["train"], options.label_column_name)
+    label = label_column(data["train"], options.label_column_name)
     data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
     names = data["train"].features[label].names
@@ -98,7 +100,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     if options.ood_classes:
         parts, ood, names = _leave_out(parts, label, names, options.ood_classes)
     if options.ood_dataset_name is not None:
-        other = _load(options.ood_dataset_name, None, None, **hub)
+        other = load(options.ood_dataset_name, None, None, **hub)
         rows = other["test"] if "test" in other else other[next(iter(other))]
         other_kind, other_inputs = input_columns(rows, DataOptions(), None)
         if (other_kind, len(other_inputs)) != (kind, len(inputs)):
@@ -113,7 +115,8 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     return Splits(kind, parts["train"], parts["validation"], parts["test"], ood, inputs, label, list(names))
 
 
-def _load(name: str | None, config: str | None, options: DataOptions | None, **hub: Any) -> DatasetDict:
+def load(name: str | None, config: str | None, options: DataOptions | None, **hub: Any) -> DatasetDict:
+    """Load a dataset by its name or directory, or the directories of images of the options."""
     if name in OFFLINE:
         return load_offline(str(name))
     if name is not None:
@@ -138,6 +141,25 @@ def _load(name: str | None, config: str | None, options: DataOptions | None, **h
     if "train" not in given:
         raise ValueError(f"The dataset is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
     return load_image_folders(given)
+
+
+def _split_off_test(data: DatasetDict, options: DataOptions) -> DatasetDict:
+    """Return the splits with a share of each class of the training examples as the test split."""
+    if options.test_split in data:
+        raise ValueError(
+            f"--test_fraction {options.test_fraction} requires a dataset without the split {options.test_split!r}: "
+            "remove the option."
+        )
+    label = label_column(data["train"], options.label_column_name)
+    data = as_classes(data, label)
+    try:
+        parts = data["train"].train_test_split(options.test_fraction, seed=0, stratify_by_column=label)
+    except ValueError as error:
+        raise ValueError(
+            f"--test_fraction {options.test_fraction} is not possible with {len(data['train'])} training examples: "
+            f"{error}"
+        ) from error
+    return DatasetDict({**data, "train": parts["train"], options.test_split: parts["test"]})
 
 
 def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
@@ -183,7 +205,8 @@ def _report_unknown_classes(parts: dict[str, Dataset], label: str, names: Sequen
             )  # fmt: skip
 
 
-def _label_column(rows: Dataset, given: str | None) -> str:
+def label_column(rows: Dataset, given: str | None) -> str:
+    """Return the name of the column with labels."""
     found = [given] if given is not None else [name for name in ("label", "labels") if name in rows.column_names]
     found += [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if not found or found[0] not in rows.column_names:
