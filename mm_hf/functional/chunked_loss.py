@@ -27,10 +27,10 @@ Call tree::
 
     losses.dense_multimix_loss                  checks the arguments, computes targets and confidence
     └── DenseMixingLoss.forward                 loops over chunks of locations
-        ├── _Inputs.chunk                       takes a chunk's tensors, packs them for the mixer, computes the mass
-        └── _loss_and_grads                     loops over chunks of mixed examples
+        ├── Inputs.chunk                        takes a chunk's tensors, packs them for the mixer, computes the mass
+        └── loss_and_grads (chunk.py)           loops over chunks of mixed examples
             ├── Mixer.mix                       mixed logits and mixed targets (mixers.py)
-            ├── CRITERIA[criterion]             losses and gradients of mixed logits (criteria.py)
+            ├── mixed_terms                     losses and gradients of mixed logits (kernels.py, criteria.py)
             └── Mixer.mix_transpose             gradients of the logits
 """
 
@@ -46,16 +46,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .criteria import CRITERIA, ClassTargets, mask_infinite, masked_logit
+from .chunk import CONFIDENCE_SCALE, Chunk, loss_and_grads
+from .criteria import mask_infinite, masked_logit
 from .factors import SparseFactors
+from .kernels import Kernel
 from .mixers import Mixer, make_mixer
 
 # Up to this many classes, a matrix product with one-hot targets is faster than adding up the shares of each class.
 FEW_CLASSES = 64
-# In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
-# products with the largest logits do not overflow.
-CONFIDENCE_SCALE = 2.0**512
-MAX_CONFIDENCE_GRAD = 1e30
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,14 @@ class LossOptions:
         confidence_weighted: Weigh the mixed examples of a location by their mass; otherwise all that have mass weigh
             the same.
         columns: The mixed examples to compute. The loss is then their contribution to the mean over all.
+        kernel: One of `KERNELS`.
     """
 
     criterion: str = "cross_entropy"
     label_smoothing: float = 0.0
     confidence_weighted: bool = True
     columns: slice | None = None
+    kernel: Kernel = "eager"
 
 
 class DenseMixingLoss(torch.autograd.Function):
@@ -102,7 +102,7 @@ class DenseMixingLoss(torch.autograd.Function):
         need_logits, need_confidence, *_ = ctx.needs_input_grad
         b, r, c = logits.shape
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        inputs = _Inputs(
+        inputs = Inputs(
             logits, confidence, targets, factors, permutations, options, dtype, need_logits, need_confidence
         )
         logits_grad = logits.new_empty(b, r, c, dtype=dtype) if need_logits else None
@@ -113,13 +113,13 @@ class DenseMixingLoss(torch.autograd.Function):
             chunk = inputs.chunk(locations)
             if may_underflow and _underflows(chunk, options.confidence_weighted and not need_confidence):
                 chunk = inputs.in_float64.chunk(locations)
-            result = _loss_and_grads(chunk)
+            result = loss_and_grads(chunk)
             loss, occupied = loss + result.loss, occupied + result.occupied
-            permutation = None if permutations is None else permutations[locations]
             if logits_grad is not None:
-                logits_grad[:, locations] = _permute(result.logits_grad, permutation).transpose(0, 1)
+                logits_grad[:, locations] = inputs.permute(result.logits_grad, permutations, locations).transpose(0, 1)
             if confidence_grad is not None:
-                confidence_grad[locations] = _permute(result.confidence_grad, permutation).to(confidence.dtype)
+                permuted = inputs.permute(result.confidence_grad, permutations, locations)
+                confidence_grad[locations] = permuted.to(confidence.dtype)
         occupied = occupied.clamp_(min=1)
         ctx.grads = [None if grad is None else grad.div_(occupied) for grad in (logits_grad, confidence_grad)]
         ctx.logits_dtype = logits.dtype
@@ -138,51 +138,7 @@ class DenseMixingLoss(torch.autograd.Function):
         return logits_grad, confidence_grad, None, None, None, None
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Tensors of the examples at q locations, in the order of the factors' rows.
-
-    Attributes:
-        inputs: The inputs that the chunk is taken from.
-        locations: The locations.
-        logits: (q, b, c).
-        confidence: (q, b), in float64 multiplied by `CONFIDENCE_SCALE`.
-        classes: (q, b), class indices whose shares are added up; or None.
-        targets: (q or 1, b, c), for other labels; or None.
-        mass: (q, n), the mass of each mixed example; 0 if it is too small to divide by.
-        packed_logits: Confidence times logits in the mixer's layout.
-        packed_targets: Confidence times targets in the mixer's layout; or None.
-    """
-
-    inputs: _Inputs
-    locations: slice
-    logits: Tensor
-    confidence: Tensor
-    classes: Tensor | None
-    targets: Tensor | None
-    mass: Tensor
-    packed_logits: Tensor
-    packed_targets: Tensor | None
-
-
-@dataclass(frozen=True)
-class _ChunkResult:
-    """Sums over a chunk's locations, and gradients in the order of the factors' rows.
-
-    Attributes:
-        loss: Sum of the locations' losses.
-        occupied: Number of locations that have any mass.
-        logits_grad: (q, b, c), valid only if the logits or the confidence need a gradient.
-        confidence_grad: (q, b), valid only if the confidence needs a gradient.
-    """
-
-    loss: Tensor
-    occupied: Tensor
-    logits_grad: Tensor
-    confidence_grad: Tensor
-
-
-class _Inputs:
+class Inputs:
     """Inputs of the loss at all locations, in the type to compute in, cut into chunks by `chunk`."""
 
     def __init__(
@@ -200,6 +156,7 @@ class _Inputs:
         self.logits, self.targets, self.factors, self.options, self.dtype = logits, targets, factors, options, dtype
         self.need_logits, self.need_confidence = need_logits, need_confidence
         self.inverse_permutations = None if permutations is None else permutations.argsort(dim=1)
+        self.rows = torch.arange(logits.shape[1], device=logits.device)[:, None]
         self.confidence = confidence
         if self.inverse_permutations is not None:
             self.confidence = confidence.gather(1, self.inverse_permutations)
@@ -212,6 +169,8 @@ class _Inputs:
         many_classes = self.mixer.prefers_class_indices or c > FEW_CLASSES
         on_cpu = logits.device.type == "cpu"
         self.add_up_classes = many_classes and on_cpu and not targets.is_floating_point() and not need_confidence
+        if not targets.is_floating_point() and targets.ndim == 1 and not self.add_up_classes:
+            self.targets = F.one_hot(targets, c).to(dtype)
 
     def may_underflow(self) -> bool:
         """Return True if a product of confidence and factors may be too small for the type; on a CPU only."""
@@ -221,14 +180,14 @@ class _Inputs:
         return _smallest_positive(self.confidence) * _smallest_positive(values) < _smallest_mass(self.dtype)
 
     @cached_property
-    def in_float64(self) -> _Inputs:
+    def in_float64(self) -> Inputs:
         """The inputs to compute in float64, with the same chunks."""
         double = copy.copy(self)
         double.dtype, double.factors = torch.float64, self.factors.to(torch.float64)
         double.mixer = make_mixer(double.factors, self.logits.device)
         return double
 
-    def chunk(self, locations: slice) -> _Chunk:
+    def chunk(self, locations: slice) -> Chunk:
         """Take the tensors at some locations, pack them for the mixer and compute the mass of the mixed examples."""
         options, mixer, num_classes = self.options, self.mixer, self.logits.shape[-1]
         confidence = self.confidence[locations].to(self.dtype)
@@ -257,84 +216,21 @@ class _Inputs:
         masses = [
             mixer.unpack_weights(mixer.mix(packed_confidence, locations, mixed)[:, 0]) for mixed in self.mixed_slices
         ]
-        mass = F.threshold(torch.cat(masses, dim=1), _smallest_mass(self.dtype), 0, inplace=True)
+        mass = masses[0] if len(masses) == 1 else torch.cat(masses, dim=1)
+        mass = F.threshold(mass, _smallest_mass(self.dtype), 0, inplace=True)
         packed_logits = mixer.pack(confidence[..., None] * logits)
-        return _Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
+        return Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
 
     def _take(self, x: Tensor, locations: slice, per_location: bool) -> Tensor:
         """Take (q, b, ...) of `x`, which is (b, r, ...) if it differs between locations and otherwise (b, ...)."""
         taken = (
             x[:, locations].transpose(0, 1) if per_location else x.expand(locations.stop - locations.start, *x.shape)
         )
-        return _permute(taken, None if self.inverse_permutations is None else self.inverse_permutations[locations])
+        return self.permute(taken, self.inverse_permutations, locations)
 
-
-def _loss_and_grads(chunk: _Chunk) -> _ChunkResult:
-    """Compute the loss of all mixed examples at a chunk of locations, and its gradients."""
-    inputs, locations, mass = chunk.inputs, chunk.locations, chunk.mass
-    mixer, options, need_confidence = inputs.mixer, inputs.options, inputs.need_confidence
-    weighted, criterion = options.confidence_weighted, CRITERIA[options.criterion]
-    inverse_mass = mass.masked_fill(mass == 0, torch.inf).reciprocal_()
-    weight = mass if weighted else (mass > 0).to(mass.dtype)
-    total = weight.sum(dim=1, keepdim=True)
-    total.masked_fill_(total == 0, 1)
-    weight = weight / total
-
-    loss = mass.new_zeros(len(mass), 1)
-    logits_grad = torch.zeros_like(chunk.packed_logits)
-    targets_grad = torch.zeros_like(chunk.packed_logits) if need_confidence else logits_grad
-    mass_grad = torch.zeros_like(mass) if need_confidence else mass
-    for mixed in inputs.mixed_slices:
-        if options.columns is not None and not options.columns.start <= mixed.start < options.columns.stop:
-            continue  # computed by another rank
-        scale, share = (mixer.pack_weights(x[:, mixed])[:, None] for x in (inverse_mass, weight))
-        logits = mixer.mix(chunk.packed_logits, locations, mixed).mul_(scale)
-        targets = _mix_targets(chunk, mixed, scale)
-        original_logits = logits.clone() if need_confidence else logits  # the criteria overwrite their input
-        losses, grad, target_grad = criterion(logits, targets, need_confidence)
-        loss += mixer.unpack_weights(losses * share[:, 0]).sum(dim=1, keepdim=True)
-        share = share * scale
-        if target_grad is not None:
-            assert isinstance(targets, Tensor)
-            scale_grad = (grad * original_logits).sum(dim=1) + (target_grad * targets).sum(dim=1)
-            targets_grad += mixer.mix_transpose(target_grad.mul_(share), locations, mixed)
-            mass_grad[:, mixed] = mixer.unpack_weights(-share[:, 0] * scale_grad)
-            if weighted:
-                mass_grad[:, mixed] += mixer.unpack_weights(losses) / total
-        if inputs.need_logits or need_confidence:
-            logits_grad += mixer.mix_transpose(grad.mul_(share), locations, mixed)
-        del logits, targets, original_logits, grad, target_grad  # free them before the next ones are allocated
-
-    unpacked_grad, confidence_grad = mixer.unpack(logits_grad), chunk.confidence
-    if need_confidence:
-        assert chunk.targets is not None
-        confidence_grad = (unpacked_grad * chunk.logits + mixer.unpack(targets_grad) * chunk.targets).sum(dim=-1)
-        if weighted:
-            mass_grad -= loss / total
-        mass_grad.masked_fill_(mass == 0, 0)
-        for mixed in inputs.mixed_slices:
-            packed = mixer.mix_transpose(
-                mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
-            )
-            confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
-        # The gradient of padding in a mixed example of small mass may be too large for float32.
-        if inputs.dtype == torch.float64:
-            confidence_grad = confidence_grad * CONFIDENCE_SCALE
-        confidence_grad = confidence_grad.clamp(-MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD)
-    occupied = (mass > 0).any(dim=1).sum()
-    return _ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
-
-
-def _mix_targets(chunk: _Chunk, mixed: slice, scale: Tensor) -> Tensor | ClassTargets:
-    """Mix the targets of a chunk, with each mixed example's column scaled by `scale` (o, 1, i)."""
-    inputs = chunk.inputs
-    if chunk.packed_targets is not None:
-        return inputs.mixer.mix(chunk.packed_targets, chunk.locations, mixed).mul_(scale)
-    assert chunk.classes is not None
-    index, shares, examples = inputs.mixer.class_shares(
-        chunk.classes, chunk.confidence, scale, chunk.logits.shape[-1], chunk.locations, mixed
-    )
-    return ClassTargets(index, shares, examples, inputs.options.label_smoothing)
+    def permute(self, x: Tensor, permutations: Tensor | None, locations: slice) -> Tensor:
+        """Permute the examples of some locations: `x` (q, b, ...) by `permutations` (r, b)."""
+        return x if permutations is None else x[self.rows[: len(x)], permutations[locations]]
 
 
 def _smallest_mass(dtype: torch.dtype) -> float:
@@ -350,7 +246,7 @@ def _smallest_positive(x: Tensor) -> float:
     return smallest
 
 
-def _underflows(chunk: _Chunk, only_total_matters: bool) -> bool:
+def _underflows(chunk: Chunk, only_total_matters: bool) -> bool:
     """Return True if a mass of 0 at an occupied location may be an underflow that changes the loss or a gradient.
 
     If mixed examples are weighted by their mass and the mass needs no gradient, a small mass matters only where the
@@ -369,8 +265,3 @@ def _slices(length: int, at_once: int, columns: slice | None = None) -> list[sli
     return [
         slice(start, min(start + at_once, end)) for first, end in pairwise(ends) for start in range(first, end, at_once)
     ]
-
-
-def _permute(x: Tensor, permutations: Tensor | None) -> Tensor:
-    """Permute the examples of each location: `x` (q, b, ...) by (q, b)."""
-    return x if permutations is None else x[torch.arange(len(x), device=x.device)[:, None], permutations]

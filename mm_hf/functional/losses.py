@@ -16,6 +16,7 @@ from .arguments import IGNORE_INDEX
 from .chunked_loss import DenseMixingLoss, LossOptions
 from .criteria import mask_infinite
 from .factors import SparseFactors, sample_factors
+from .kernels import KERNELS, Kernel
 
 __all__ = [
     "clean_loss",
@@ -198,6 +199,7 @@ def dense_multimix_loss(
     criterion: Criterion = "cross_entropy",
     permutations: Tensor | None = None,
     columns: slice | None = None,
+    kernel: Kernel = "eager",
     validate_args: bool = True,
 ) -> Tensor:
     """Compute the Dense MultiMix loss: MultiMix at every location (patch or token), weighted by attention.
@@ -226,6 +228,9 @@ def dense_multimix_loss(
             drawn.
         columns: A slice of the mixed examples. The loss is then their contribution to the mean over all mixed examples.
             Ranks that share the work compute one slice each.
+        kernel: "eager"; "compile", which fuses the operations between the matrix products with `torch.compile`; or
+            "triton", which never writes mixed logits to memory, for cross-entropy with a constant attention. The first
+            result of the latter two is compared with that of "eager", which is used with a warning if they fail.
         validate_args: Check the values of labels, attention, factors and permutations. An invalid value raises a
             ValueError on a CPU; on other devices, `torch._assert_async` checks the values without synchronization. If
             False, only shapes, dtypes, settings and class indices are checked.
@@ -250,6 +255,8 @@ def dense_multimix_loss(
         torch.Size([8, 49, 10])
     """
     arguments.check_settings(criterion, label_smoothing)
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}.")
     arguments.check_logits("token_logits", token_logits, "examples, locations, classes")
     b, r, c = token_logits.shape
     arguments.check_label_shape(labels, b, r, c, criterion)
@@ -282,7 +289,7 @@ def dense_multimix_loss(
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(confidence.dtype).tiny
         )
-        options = LossOptions(criterion, label_smoothing, confidence_weighted, columns)
+        options = LossOptions(criterion, label_smoothing, confidence_weighted, columns, kernel)
         return DenseMixingLoss.apply(
             token_logits, confidence, targets, factors.detach().to(dtype), permutations, options
         )

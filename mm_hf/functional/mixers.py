@@ -138,13 +138,13 @@ class DenseMixer:
         q, v, b = x.shape
         if self.shared:
             return (x.view(q * v, b) @ self.factors[0, :, mixed]).view(q, v, -1)
-        return x @ self._factors_at(locations, mixed)
+        return x @ self.factors_at(locations, mixed)
 
     def mix_transpose(self, x: Tensor, locations: slice, mixed: slice) -> Tensor:
         q, v, m = x.shape
         if self.shared:
             return (x.reshape(q * v, m) @ self.factors[0, :, mixed].mT).view(q, v, -1)
-        return x @ self._factors_at(locations, mixed).mT
+        return x @ self.factors_at(locations, mixed).mT
 
     def pack_weights(self, x: Tensor) -> Tensor:
         return x
@@ -156,11 +156,12 @@ class DenseMixer:
         self, classes: Tensor, confidence: Tensor, scale: Tensor, num_classes: int, locations: slice, mixed: slice
     ) -> tuple[Tensor, Tensor, int]:
         q, b = classes.shape
-        shares = (confidence[..., None] * self._factors_at(locations, mixed)).mul_(scale)
+        shares = (confidence[..., None] * self.factors_at(locations, mixed)).mul_(scale)
         rows = classes + torch.arange(q, device=classes.device)[:, None] * num_classes
         return rows.flatten(), shares.reshape(q * b, -1), b
 
-    def _factors_at(self, locations: slice, mixed: slice) -> Tensor:
+    def factors_at(self, locations: slice, mixed: slice) -> Tensor:
+        """Return the factors (q, b, m), or (1, b, m) for all locations."""
         return (self.factors if self.shared else self.factors[locations])[..., mixed]
 
 

@@ -86,6 +86,7 @@ class MultiMix(Mixing):
             loop sets `handle.epoch`; without it, the epoch is 0.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
+        kernel: "eager", "compile" or "triton", see [`dense_multimix_loss`]. The latter two are not measured on a GPU.
         preset: "paper" selects the paper's recipe: 1,000 mixed examples only, alpha from (0.5, 2), and input mixup in
             half of the mini-batches (our reading). Arguments that are given override it.
 
@@ -146,6 +147,9 @@ class MultiMix(Mixing):
         None, "Epochs of training before input mixing begins. Default: 3.", within="[0, inf]"
     )
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all ranks as one.")
+    kernel: Literal["eager", "compile", "triton"] = setting(
+        "eager", "How the loss is computed. compile and triton fuse its operations; they have not been timed on a GPU."
+    )
     preset: Literal["paper"] | None = field(
         default=None, compare=False, metadata={"help": "'paper' selects the paper's recipe."}
     )
@@ -285,7 +289,7 @@ class MultiMix(Mixing):
             b, r, _ = logits.shape
             permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
         # The draws are valid. On a GPU, an assertion would stop a training run whose gradient scaler skips the step.
-        options = {**options, "permutations": permutations, "validate_args": False}
+        options = {**options, "permutations": permutations, "kernel": self.kernel, "validate_args": False}
         loss = dense_multimix_loss(logits, labels, attention, factors, **options)
         if batch is not None:
             loss = loss * batch.world_size

@@ -1,0 +1,178 @@
+"""Loss and gradients of all mixed examples at a chunk of locations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .criteria import ClassTargets
+from .kernels import MixedTerms, checked, compiled_terms, mixed_terms
+from .mixers import DenseMixer
+
+if TYPE_CHECKING:
+    from .chunked_loss import Inputs
+
+# In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
+# products with the largest logits do not overflow.
+CONFIDENCE_SCALE = 2.0**512
+MAX_CONFIDENCE_GRAD = 1e30
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tensors of the examples at q locations, in the order of the factors' rows.
+
+    Attributes:
+        inputs: The inputs that the chunk is taken from.
+        locations: The locations.
+        logits: (q, b, c).
+        confidence: (q, b), in float64 multiplied by `CONFIDENCE_SCALE`.
+        classes: (q, b), class indices whose shares are added up; or None.
+        targets: (q or 1, b, c), for other labels; or None.
+        mass: (q, n), the mass of each mixed example; 0 if it is too small to divide by.
+        packed_logits: Confidence times logits in the mixer's layout.
+        packed_targets: Confidence times targets in the mixer's layout; or None.
+    """
+
+    inputs: Inputs
+    locations: slice
+    logits: Tensor
+    confidence: Tensor
+    classes: Tensor | None
+    targets: Tensor | None
+    mass: Tensor
+    packed_logits: Tensor
+    packed_targets: Tensor | None
+
+
+class ChunkResult(NamedTuple):
+    """Sums over a chunk's locations, and gradients in the order of the factors' rows.
+
+    Attributes:
+        loss: Sum of the locations' losses.
+        occupied: Number of locations that have any mass.
+        logits_grad: (q, b, c), valid only if the logits or the confidence need a gradient.
+        confidence_grad: (q, b), valid only if the confidence needs a gradient.
+    """
+
+    loss: Tensor
+    occupied: Tensor
+    logits_grad: Tensor
+    confidence_grad: Tensor
+
+
+def loss_and_grads(chunk: Chunk) -> ChunkResult:
+    """Compute the loss of all mixed examples at a chunk of locations, and its gradients, with the options' kernel."""
+    kernel = chunk.inputs.options.kernel
+    if kernel == "eager" or (kernel == "triton" and not _fits_triton(chunk)):
+        return _loss_and_grads(chunk)
+    fast = partial(_loss_and_grads, chunk, compiled_terms) if kernel == "compile" else partial(_with_triton, chunk)
+    key = (chunk.logits.device.type, chunk.inputs.options.criterion)
+    return ChunkResult(*checked(kernel, key, fast, partial(_loss_and_grads, chunk)))
+
+
+def _fits_triton(chunk: Chunk) -> bool:
+    """Return True if the Triton kernel supports the chunk: cross-entropy in float32, without attention's gradient."""
+    inputs = chunk.inputs
+    supported = inputs.options.criterion == "cross_entropy" and not inputs.need_confidence
+    return supported and isinstance(inputs.mixer, DenseMixer) and chunk.logits.dtype == torch.float32 and (
+        chunk.packed_targets is not None
+    )  # fmt: skip
+
+
+def _with_triton(chunk: Chunk) -> ChunkResult:
+    from .triton_kernel import losses_and_gradient
+
+    mixer, mixed = chunk.inputs.mixer, chunk.inputs.options.columns or slice(None)
+    assert isinstance(mixer, DenseMixer) and chunk.packed_targets is not None
+    scale, weight, _, occupied = _weights(chunk)
+    scale, share = scale[:, mixed], weight[:, mixed]
+    factors = mixer.factors_at(chunk.locations, mixed)
+    losses, gradient = losses_and_gradient(chunk.packed_logits, chunk.packed_targets, factors, scale, share * scale)
+    logits_grad = mixer.unpack(gradient) * chunk.confidence[..., None]
+    return ChunkResult((losses * share).sum(), occupied, logits_grad, chunk.confidence)
+
+
+def _weights(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the inverse mass (q, n), the weights of the losses (q, n), their sum before normalization (q, 1), and the
+    number of locations that have any mass.
+    """
+    mass = chunk.mass
+    inverse_mass = mass.reciprocal().masked_fill_(mass == 0, 0)
+    weight = mass if chunk.inputs.options.confidence_weighted else (mass > 0).to(mass.dtype)
+    total = weight.sum(dim=1, keepdim=True)
+    occupied = (total > 0).sum()
+    total.clamp_(min=torch.finfo(total.dtype).tiny)
+    return inverse_mass, weight / total, total, occupied
+
+
+def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms] = mixed_terms) -> ChunkResult:
+    inputs, locations, mass = chunk.inputs, chunk.locations, chunk.mass
+    mixer, options, need_confidence = inputs.mixer, inputs.options, inputs.need_confidence
+    weighted = options.confidence_weighted
+    inverse_mass, weight, total, occupied = _weights(chunk)
+
+    # The sums begin with the first addend: on a GPU, each kernel that fills or adds takes time.
+    loss: Tensor | None = None
+    logits_grad: Tensor | None = None
+    targets_grad: Tensor | None = None
+    mass_grad = torch.zeros_like(mass) if need_confidence else mass
+    for mixed in inputs.mixed_slices:
+        if options.columns is not None and not options.columns.start <= mixed.start < options.columns.stop:
+            continue  # computed by another rank
+        scale, share = (mixer.pack_weights(x[:, mixed])[:, None] for x in (inverse_mass, weight))
+        terms = terms_of(
+            options.criterion, mixer.mix(chunk.packed_logits, locations, mixed), _mix_targets(chunk, mixed, scale),
+            scale, share, need_confidence,
+        )  # fmt: skip
+        loss = _add(loss, mixer.unpack_weights(terms.losses * share[:, 0]).sum(dim=1, keepdim=True))
+        if terms.targets_grad is not None and terms.scale_grad is not None:
+            targets_grad = _add(targets_grad, mixer.mix_transpose(terms.targets_grad, locations, mixed))
+            mass_grad[:, mixed] = mixer.unpack_weights(-(share * scale)[:, 0] * terms.scale_grad)
+            if weighted:
+                mass_grad[:, mixed] += mixer.unpack_weights(terms.losses) / total
+        if inputs.need_logits or need_confidence:
+            logits_grad = _add(logits_grad, mixer.mix_transpose(terms.logits_grad, locations, mixed))
+        del terms  # free its tensors before the next ones are allocated
+
+    loss = mass.new_zeros(len(mass), 1) if loss is None else loss
+    logits_grad = torch.zeros_like(chunk.packed_logits) if logits_grad is None else logits_grad
+    targets_grad = torch.zeros_like(chunk.packed_logits) if targets_grad is None and need_confidence else targets_grad
+    unpacked_grad, confidence_grad = mixer.unpack(logits_grad), chunk.confidence
+    if need_confidence:
+        assert chunk.targets is not None and targets_grad is not None
+        confidence_grad = (unpacked_grad * chunk.logits + mixer.unpack(targets_grad) * chunk.targets).sum(dim=-1)
+        if weighted:
+            mass_grad -= loss / total
+        mass_grad.masked_fill_(mass == 0, 0)
+        for mixed in inputs.mixed_slices:
+            packed = mixer.mix_transpose(
+                mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
+            )
+            confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
+        # The gradient of padding in a mixed example of small mass may be too large for float32.
+        if inputs.dtype == torch.float64:
+            confidence_grad = confidence_grad * CONFIDENCE_SCALE
+        confidence_grad = confidence_grad.clamp(-MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD)
+    return ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
+
+
+def _add(total: Tensor | None, x: Tensor) -> Tensor:
+    return x if total is None else total.add_(x)
+
+
+def _mix_targets(chunk: Chunk, mixed: slice, scale: Tensor) -> Tensor | ClassTargets:
+    """Mix the targets of a chunk. Shares of classes are scaled by `scale` (o, 1, i); other targets are not."""
+    inputs = chunk.inputs
+    if chunk.packed_targets is not None:
+        return inputs.mixer.mix(chunk.packed_targets, chunk.locations, mixed)
+    assert chunk.classes is not None
+    index, shares, examples = inputs.mixer.class_shares(
+        chunk.classes, chunk.confidence, scale, chunk.logits.shape[-1], chunk.locations, mixed
+    )
+    return ClassTargets(index, shares, examples, inputs.options.label_smoothing)

@@ -1,0 +1,122 @@
+"""Kernels that compute a chunk of the loss: PyTorch's operations one by one ("eager"), compiled, or written in Triton.
+
+Eager operations read and write each mixed logit about 20 times. "compile" fuses those between the matrix products to
+one pass. "triton" never writes mixed logits to memory (triton_kernel.py). Both are optional, because they have not been
+timed on a GPU. At its first use on a kind of device, each is compared with the eager operations; if it fails or
+differs, a warning is given once and the eager operations are used instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from .criteria import CRITERIA, ClassTargets
+
+Kernel = Literal["eager", "compile", "triton"]
+KERNELS: tuple[str, ...] = get_args(Kernel)
+TOLERANCE = 1e-4  # relative to the largest number of a result; rounding errors are below 1e-6
+
+
+class MixedTerms(NamedTuple):
+    """Losses of a chunk's mixed examples, and gradients that are weighted but not yet mixed back.
+
+    Attributes:
+        losses: (o, i).
+        logits_grad: (o, c, i).
+        targets_grad: (o, c, i), or None unless asked for.
+        scale_grad: (o, i), the gradient of `scale` before weighting, or None unless asked for.
+    """
+
+    losses: Tensor
+    logits_grad: Tensor
+    targets_grad: Tensor | None
+    scale_grad: Tensor | None
+
+
+def mixed_terms(
+    criterion: str,
+    logits: Tensor,
+    targets: Tensor | ClassTargets,
+    scale: Tensor,
+    share: Tensor,
+    need_targets_grad: bool,
+) -> MixedTerms:
+    """Compute losses and gradients of mixed logits, in place unless it is compiled.
+
+    Args:
+        criterion: A key of `CRITERIA`.
+        logits: (o, c, i), mixed and not yet scaled.
+        targets: The same for the targets; those of `ClassTargets` are scaled.
+        scale: (o, 1, i), the inverse mass.
+        share: (o, 1, i), the weight of each loss.
+        need_targets_grad: Compute the gradients of the targets and of `scale`, too.
+    """
+    if torch.compiler.is_compiling():  # a change of the arguments would be written to memory
+        logits = logits * scale
+        targets = targets * scale if isinstance(targets, Tensor) else targets
+    else:
+        logits.mul_(scale)
+        targets = targets.mul_(scale) if isinstance(targets, Tensor) else targets
+    original = logits.clone() if need_targets_grad else logits  # the criteria overwrite their input
+    losses, grad, targets_grad = CRITERIA[criterion](logits, targets, need_targets_grad)
+    share, scale_grad = share * scale, None
+    if targets_grad is not None:
+        assert isinstance(targets, Tensor)
+        scale_grad = (grad * original).sum(dim=1) + (targets_grad * targets).sum(dim=1)
+        targets_grad = targets_grad.mul_(share)
+    return MixedTerms(losses, grad.mul_(share), targets_grad, scale_grad)
+
+
+_compiled_terms: Callable[..., MixedTerms] | None = None
+
+
+def compiled_terms(*args: Any) -> MixedTerms:
+    """Compute `mixed_terms` in one graph for all sizes of chunks, compiled at the first call."""
+    global _compiled_terms
+    if _compiled_terms is None:
+        _compiled_terms = torch.compile(mixed_terms, dynamic=True, fullgraph=True)
+    return _compiled_terms(*args)
+
+
+_is_equal: dict[tuple[str, str, str], bool] = {}  # by kernel, kind of device and criterion
+
+
+def checked(
+    kernel: str, key: tuple[str, str], fast: Callable[[], tuple[Tensor, ...]], eager: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return the result of a fast function. Its first result is compared with that of the eager operations.
+
+    Args:
+        kernel: Name of the kernel, for the warning.
+        key: Kind of device and criterion.
+        fast: The fast function.
+        eager: The function to compare with, and to use if the fast one fails or differs.
+    """
+    full_key = (kernel, *key)
+    if _is_equal.get(full_key) is None:
+        problem = _problem(fast, eager)
+        _is_equal[full_key] = not problem
+        if problem:
+            warnings.warn(
+                f"kernel={kernel!r} is not used on {key[0]} for {key[1]}, but the eager operations: {problem}",
+                stacklevel=2,
+            )
+    return fast() if _is_equal[full_key] else eager()
+
+
+def _problem(fast: Callable[[], tuple[Tensor, ...]], eager: Callable[[], tuple[Tensor, ...]]) -> str:
+    """Return the reason why a fast function cannot be used, or an empty string."""
+    try:
+        found = fast()
+    except Exception as error:  # no compiler, no Triton, or a device that they do not support
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    for a, b in zip(found, eager(), strict=True):
+        largest = float((a - b).abs().max()) if a.numel() else 0.0
+        if not largest <= TOLERANCE * max(float(b.abs().max()) if b.numel() else 0.0, 1e-30):
+            return f"its first result differs by {largest:.1e}."
+    return ""
