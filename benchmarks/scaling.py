@@ -51,8 +51,8 @@ CLASSES = (10, 100, 1000, 21_841)
 GPUS = (8, 64, 256, 1024)
 BATCH, NUM_MIXED = 128, 1000
 SECONDS_PER_LAUNCH = 5e-6  # of a kernel: assumed, not measured
-# Kernel launches per chunk of locations, and per chunk of mixed examples in it, as counted by --check.
-LAUNCHES_PER_LOCATIONS, LAUNCHES_PER_MIXED = 39, 18
+# Kernel launches per step, per chunk of locations, and per chunk of mixed examples in it, as counted by --check.
+LAUNCHES, LAUNCHES_PER_LOCATIONS, LAUNCHES_PER_MIXED = 31, 24, 18
 
 
 # ---- the formulas ----
@@ -81,7 +81,7 @@ def kernel_launches(b: int, r: int, c: int, n: int) -> int:
     """Return the number of kernel launches of the loss and its gradient."""
     locations, mixed = chunk_sizes(b, r, c, n)
     chunks = math.ceil(r / locations)
-    return 20 + chunks * (LAUNCHES_PER_LOCATIONS + LAUNCHES_PER_MIXED * math.ceil(n / mixed))
+    return LAUNCHES + chunks * (LAUNCHES_PER_LOCATIONS + LAUNCHES_PER_MIXED * math.ceil(n / mixed))
 
 
 def memory(b: int, r: int, c: int, n: int, logit: int = 2, processes: int = 1) -> int:

@@ -1,14 +1,16 @@
 """Tests of the formulas of docs/scaling.md against the code on the meta device, and of the page's tables."""
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import scaling
 from benchmarks.markdown import table_lines
-from mm_hf import DenseMultiMix, wrap_model
-from tests.helpers import digits
+from mm_hf import ERM, DenseMultiMix, wrap_model
+from tests.helpers import digits, models
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
