@@ -7,6 +7,8 @@ each example's gradient to its own rank.
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,21 @@ def rank_seed() -> int:
 def is_distributed() -> bool:
     """Return True if the default process group is initialized."""
     return dist.is_available() and dist.is_initialized()
+
+
+def warn_if_ranks_train_apart() -> None:
+    """Warn if a launcher has started several processes and this one does not communicate with the others.
+
+    Launchers set the environment variables WORLD_SIZE and LOCAL_RANK.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "LOCAL_RANK" in os.environ and processes.isdigit() and int(processes) > 1 and not is_distributed():
+        warnings.warn(
+            f"A launcher has started {processes} processes, and torch.distributed is not initialized: each process "
+            "trains a model of its own. Create accelerate.Accelerator() or call torch.distributed.init_process_group() "
+            "before training.",
+            stacklevel=2,
+        )
 
 
 def raise_if_uneven_inputs(what: str, instead: str) -> None:

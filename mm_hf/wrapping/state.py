@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs
+from ..distributed import all_gather_object, is_distributed, raise_if_uneven_inputs, warn_if_ranks_train_apart
 from ..functional import Criterion, weight_targets
 from ..locations import BlockHooks, Blocks, LocationError, LocationHooks, Plan, find_blocks, resolve_attention
 from ..locations.attachments import ModuleHooks, attach, detach
@@ -139,6 +139,7 @@ class MixingState(ModuleHooks):
             ValueError: The labels or the inputs do not fit the model or the method.
             LocationError: The model does not provide what the method requires.
         """
+        warn_if_ranks_train_apart()
         requires = self.mixing.requirements
         check_loss_function(model)
         self._check_labels(model, inputs.get("labels"))
