@@ -35,6 +35,8 @@ class OperationCounter(TorchDispatchMode):
     attention on a CPU. Operations without a formula, such as custom kernels, count as 0.
     """
 
+    supports_higher_order_operators = True  # such as flex_attention
+
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
@@ -42,7 +44,7 @@ class OperationCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        formula = _FORMULAS.get(getattr(func, "_overloadpacket", None))
+        formula = _FORMULAS.get(getattr(func, "_overloadpacket", func))
         if formula is not None:
             with contextlib.suppress(Exception):  # a formula that does not fit a call must not stop the training
                 self.operations += int(formula(*args, **kwargs, out_val=result))

@@ -178,6 +178,16 @@ def test_operations_that_cannot_be_counted_never_raise_the_number(monkeypatch):
     assert LEAST <= numbers[1] < numbers[0]
 
 
+def test_attention_of_higher_order_operators_is_counted():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    query = torch.randn(2, 3, 16, 8)
+    with OperationCounter() as counter:
+        found = flex_attention(query, query, query)
+    torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    assert counter.operations == 2 * 2 * 2 * 3 * 16 * 16 * 8
+
+
 def test_counter_changes_no_result():
     x = torch.randn(3, 4, requires_grad=True)
     with OperationCounter() as counter:
