@@ -9,6 +9,7 @@ record(model, batch)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -143,6 +144,16 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
 
 
 def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
+    """Record a forward and count its operations; without counting if the model does not accept a counter."""
+    try:
+        return _record_calls(model, inputs, OperationCounter())
+    except LocationError:
+        raise
+    except Exception:  # of flex attention, for example: torch.compile does not support a counter of operations
+        return _record_calls(model, inputs, None)
+
+
+def _record_calls(model: nn.Module, inputs: dict[str, Any], counter: OperationCounter | None) -> Recording:
     calls: list[Call] = []
     stack: list[OpenCall] = []
     clock = itertools.count()
@@ -169,13 +180,14 @@ def _record_forward(model: nn.Module, inputs: dict[str, Any]) -> Recording:
                 if name:
                     handles.append(module.register_forward_pre_hook(on_begin(name), with_kwargs=True))
                     handles.append(module.register_forward_hook(on_end, with_kwargs=True))
-            with OperationCounter() as counter:
+            with contextlib.nullcontext() if counter is None else counter:
                 output = original_forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     logits = _checked_logits(model, output, inputs)
-    return Recording(model, inputs, logits, calls, attention_calls, prefix_mode.lengths, counter.operations)
+    operations = 0 if counter is None else counter.operations
+    return Recording(model, inputs, logits, calls, attention_calls, prefix_mode.lengths, operations)
 
 
 def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@ import warnings
 import pytest
 
 from mm_hf import MultiMix, wrap_model
+from mm_hf.distributed import warn_if_ranks_train_apart
 from tests.helpers import models
 
 
@@ -22,9 +23,19 @@ def test_ranks_that_train_apart_are_reported(monkeypatch, environment, distribut
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("mm_hf.distributed.is_distributed", lambda: distributed)
-    model = models.build("vit").train()
-    with wrap_model(model, MultiMix(num_mixed=5)), warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model(**models.batch("vit"), labels=models.labels()).loss.backward()
-    messages = [str(w.message) for w in caught if "each process trains a model of its own" in str(w.message)]
-    assert len(messages) == warns and all("started 2 processes" in message for message in messages)
+        warn_if_ranks_train_apart()
+    assert len(caught) == warns and all("started 2 processes" in str(warning.message) for warning in caught)
+
+
+def test_first_training_step_reports_ranks_that_train_apart(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    model = models.build("vit").train()
+    with wrap_model(model, MultiMix(num_mixed=5)):
+        with pytest.warns(UserWarning, match="started 4 processes, .* each process trains a model of its own"):
+            model(**models.batch("vit"), labels=models.labels()).loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(**models.batch("vit"), labels=models.labels()).loss.backward()
