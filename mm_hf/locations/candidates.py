@@ -16,7 +16,7 @@ from .head import averaged_heads, location_scorers
 from .modes import probing_mode
 from .plan import ACTIVATIONS, EVERY, REGISTERED, Plan, as_tokens, pooled_logits
 from .pools import MASKS, MODULE_POOL, pool_rows, pool_tokens
-from .probe_inputs import pad_id
+from .probe_inputs import config_of, pad_id
 from .recording import Call, Recording, is_vector
 from .registry import registrations
 from .tolerance import is_close, within_rounding
@@ -136,7 +136,8 @@ def _trace_back(
         yield from _trace_call(recording, empty, visits, call, (call.name, *steps, *reshaped, *chain), depth)
     for call in sorted(earlier, key=lambda c: (c.name.count("."), -c.ended)):
         for key, x in call.results.items():
-            for layout in LAYOUTS.get(x.ndim, ()) if not is_vector(x) else ():
+            scores_tokens = flat.shape[1] == 1 and x.ndim == 3 and x.shape[1] > 1 == x.shape[2]  # one label per token
+            for layout in LAYOUTS.get(x.ndim, ()) if scores_tokens or not is_vector(x) else ():
                 tokens = as_tokens(x, layout)
                 if chain and tokens.shape[-1] not in (flat.shape[-1], flat.shape[-1] // 2):
                     continue
@@ -229,7 +230,7 @@ def _pool_names(recording: Recording, tokens: Tensor) -> tuple[str, ...]:
     if isinstance(ids, Tensor) and ids.shape == shape:
         pad = pad_id(recording.model)
         names += [] if pad is None else [f"token[last!={pad}]", f"token[after!={pad}]"]
-        eos = getattr(recording.model.config, "eos_token_id", None)
+        eos = getattr(config_of(recording.model), "eos_token_id", None)
         names += [f"token[last=={i}]" for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
     masked = any(isinstance(inputs.get(name), Tensor) and inputs[name].shape == shape for name in MASKS)
     names += ["token[last]", "mean[mask]"] if masked else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from .plan import ACTIVATIONS, LocationError
 from .recording import Call, Recording
 from .tolerance import is_close
 
+PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "log_softmax": partial(torch.log_softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+}
 WHY = "Interpolating features equals interpolating logits for a linear layer only."
 
 
@@ -27,17 +33,18 @@ def check_head(recording: Recording) -> None:
         return  # A label for every location. Interpolation of the logits to another size is linear, too.
     if affine_layer(recording, logits) is not None:
         return
+    if next(averaged_heads(recording), None) is not None or _scores_tokens(recording):
+        return
     name = type(recording.model).__name__
+    activations = {**ACTIVATIONS, **PROBABILITIES}
     for call in recording.calls:
         for result in call.results.values():
-            for label, activation in ACTIVATIONS.items():
+            for label, activation in activations.items():
                 if result.shape == logits.shape and is_close(activation(result), logits):
                     raise LocationError(
                         f"The head of {name} does not end in a linear layer: its logits are {label} of the output of "
-                        f"{call.name!r}. {WHY}"
+                        f"{call.name!r}. {WHY} Return the output of the linear layer as the logits."
                     )
-    if next(averaged_heads(recording), None) is not None or _scores_tokens(recording):
-        return
     last = next((call for call in reversed(recording.calls) if call.returns(logits)), None)
     found = "no module returns them" if last is None else f"{last.name!r} returns them and is not linear"
     raise LocationError(f"The head of {name} does not end in a linear layer that computes its logits: {found}. {WHY}")

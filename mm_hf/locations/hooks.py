@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .attachments import ModuleHooks, attach, detach
 from .attention.hook import AttentionHook
@@ -228,12 +229,17 @@ class LocationHooks(ModuleHooks):
         if self.source is None:
             raise StalePlanError(
                 f"{type(model).__name__} did not call {plan.source!r} in this forward, which returned the tokens when "
-                f"the model was probed: the model has changed. Remove the wrapping and wrap it again.\n{plan}"
+                "the model was probed: the model has changed, or skips layers at random (set layerdrop in its config "
+                f"to 0). Remove the wrapping and wrap it again.\n{plan}"
             )
         tokens = as_tokens(self.source, plan.layout)
         row = None
         if kind in READ_KINDS:
-            assert self.attention_hook is not None and self.attention_hook.row is not None
+            if self.attention_hook is None or self.attention_hook.row is None:
+                raise LocationError(
+                    f"{type(model).__name__} did not compute the attention of {plan.attention!r} in this forward. If "
+                    "its config has a layerdrop, which skips layers at random, set it to 0; or use another attention."
+                )
             row = self.attention_hook.row[:, plan.prefix :]
         token_logits: Tensor | None
         if plan.pool == EVERY:
@@ -258,8 +264,10 @@ class LocationHooks(ModuleHooks):
         mask = attended(inputs, tokens) if mask is None else mask
         if plan.pool == "mean[nonzero]":
             mask = pool_rows(tokens, plan.pool, inputs)
-        if plan.text:
+        if plan.text or plan.padding == "last":
             ids = inputs.get("input_ids")
+            if ids is not None:
+                ids = F.pad(ids, (mask.shape[1] - ids.shape[1], 0), value=-1)  # virtual tokens come first
             for special in plan.special_ids if ids is not None else ():
                 mask = mask & (ids != special)
             if plan.pool.startswith("token[0]"):  # a CLS token that special_ids may lack

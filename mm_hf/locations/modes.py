@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .probe_inputs import num_labels_of
+
 
 @contextmanager
 def restore_random_state(device: torch.device | None = None) -> Iterator[None]:
@@ -123,7 +125,7 @@ def _public_attributes(module: nn.Module) -> dict[str, Any]:
 @contextmanager
 def nonzero_head_weights(model: nn.Module) -> Iterator[None]:
     """Temporarily fill weights of the head that are all zero: a zero-initialized head would fit any plan."""
-    labels = model.config.num_labels  # type: ignore[union-attr]
+    labels = num_labels_of(model)
     zero = [p for p in model.parameters() if p.ndim > 1 and p.shape[0] == labels and not p.any()]
     with torch.no_grad():
         for parameter in zero:

@@ -25,6 +25,8 @@ def _stride(mask: Tensor, n: int) -> int:
 MAPS: dict[str, Callable[[Tensor, int], Tensor]] = {
     # Other tokens follow, as those of an image.
     "first": lambda mask, n: F.pad(mask, (0, n - mask.shape[1]), value=True),
+    # Virtual tokens of a prompt come first.
+    "last": lambda mask, n: F.pad(mask, (n - mask.shape[1], 0), value=True),
     # After the first one, each token was pooled from as many; a token is padding if the last of these is.
     "strided": lambda mask, n: mask[:, :: _stride(mask, n)],
     "windows": lambda mask, n: F.pad(mask[:, _stride(mask, n) - 1 :: _stride(mask, n)], (1, 0), value=True)[:, :n],

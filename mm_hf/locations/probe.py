@@ -32,6 +32,7 @@ from .modes import nonzero_head_weights, probing_mode
 from .operations import ForwardSize
 from .padding import find_padding_map
 from .plan import EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
+from .probe_inputs import config_of
 from .recording import Recording, record
 from .registry import is_registered
 from .tolerance import relative_error, within_rounding
@@ -129,8 +130,10 @@ def _has_single_head(recording: Recording) -> bool:
 
 def _complete(recording: Recording, plan: Plan, tokens: Tensor, processing_class: Any) -> Plan:
     """Add the special tokens and the attention to a plan that reproduces the logits."""
-    plan = _with_special_ids(recording, plan, processing_class)
     plan = replace(plan, padding=find_padding_map(recording, plan, tokens.shape[1]))
+    if plan.padding == "last":  # virtual tokens are no locations
+        plan = replace(plan, prefix=tokens.shape[1] - recording.inputs["input_ids"].shape[1])
+    plan = _with_special_ids(recording, plan, processing_class)
     return with_attention(recording, plan, tokens.shape[1])
 
 
@@ -188,8 +191,8 @@ def _plan_error(recording: Recording, plan: Plan, tokens: Tensor) -> float:
 
 
 def _with_special_ids(recording: Recording, plan: Plan, processing_class: Any) -> Plan:
-    if not plan.text:
+    if not plan.text and plan.padding != "last":
         return plan
-    config = recording.model.config
+    config = config_of(recording.model)
     ids = {getattr(config, name, None) for name in SPECIAL_IDS} | set(getattr(processing_class, "all_special_ids", ()))
     return replace(plan, special_ids=tuple(sorted(i for i in ids if isinstance(i, int))))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .plan import LocationError
 from .pools import MASKS
 
 PROBE_EXAMPLES = 4
@@ -30,8 +31,35 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
 
 def pad_id(model: nn.Module) -> int | None:
     """Return the id of the padding token, or None if the model's config has none."""
-    config: Any = model.config
-    return getattr(config.get_text_config(), "pad_token_id", None)
+    config = config_of(model)
+    return getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None)
+
+
+def config_of(model: nn.Module) -> Any:
+    """Return the configuration of a model, or None."""
+    return getattr(model, "config", None)
+
+
+def num_labels_of(model: nn.Module) -> int:
+    """Return the number of labels of a model: that of its config, or else the outputs of its last linear layer.
+
+    Raises:
+        LocationError: The model has neither.
+
+    Example:
+        >>> num_labels_of(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)))
+        3
+    """
+    found = getattr(config_of(model), "num_labels", None)
+    if found is None:
+        outputs = [m.out_features for m in model.modules() if isinstance(getattr(m, "out_features", None), int)]
+        found = outputs[-1] if outputs else None
+    if not isinstance(found, int):
+        raise LocationError(
+            f"The number of classes of {type(model).__name__} is unknown: set model.config = "
+            "transformers.PretrainedConfig(num_labels=...) to your number of classes."
+        )
+    return found
 
 
 def few_examples(inputs: Mapping[str, Any]) -> dict[str, Any]:

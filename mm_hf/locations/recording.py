@@ -25,7 +25,7 @@ from .modes import probing_mode
 from .operations import OperationCounter
 from .plan import LocationError
 from .prefix import PrefixMode
-from .probe_inputs import batch_size, few_examples, varied_examples
+from .probe_inputs import batch_size, few_examples, num_labels_of, varied_examples
 from .tolerance import relative_error, within_rounding
 
 CROSS_ATTENTION_ARGUMENTS = ("key_value_states", "encoder_hidden_states")
@@ -193,18 +193,34 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], counter: OperationCo
 def original_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run the forward of the model's class, not one that Accelerate or mixing has put in its place."""
     forward = functools.partial(type(model).forward, model) if "forward" in model.__dict__ else model
-    return forward(**inputs, return_dict=True)
+    return forward(**inputs, **({"return_dict": True} if takes_return_dict(type(model).forward) else {}))
+
+
+def takes_return_dict(forward: Callable[..., Any]) -> bool:
+    """Return True if a forward has the argument `return_dict`, as those of Transformers' own models."""
+    parameters = inspect.signature(forward).parameters.values()
+    return any(p.name == "return_dict" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def logits_of(output: Any) -> Any:
-    """Return the logits of a model's output: the field `logits`, or its only field. (b, 1, c) is returned as (b, c)."""
-    logits = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
+    """Return the logits of a model's output, or None. (b, 1, c) is returned as (b, c).
+
+    They are the output itself if it is a tensor, the field `logits` or the only field of a dictionary, and the first
+    tensor with a dimension beyond that of the batch in a tuple.
+    """
+    logits: Any = None
+    if isinstance(output, Tensor):
+        logits = output
+    elif isinstance(output, Mapping):
+        logits = output.get("logits", next(iter(output.values())) if len(output) == 1 else None)
+    elif isinstance(output, (tuple, list)):
+        logits = next((x for x in output if isinstance(x, Tensor) and x.ndim > 1), None)
     return logits.squeeze(1) if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == 1 else logits
 
 
 def _checked_logits(model: nn.Module, output: Any, inputs: Mapping[str, Any]) -> Tensor:
     logits = logits_of(output)
-    batch, labels = batch_size(inputs), model.config.num_labels  # type: ignore[union-attr]
+    batch, labels = batch_size(inputs), num_labels_of(model)
     fits = isinstance(logits, Tensor) and len(logits) == batch
     if fits and (logits.ndim == 2 or (logits.ndim in (3, 4) and logits.shape[-1 if logits.ndim == 3 else 1] == labels)):
         return logits

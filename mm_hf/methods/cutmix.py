@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations.pools import MASKS
+from ..locations.probe_inputs import config_of
 from .pairs import PairMixing, draw_factor, draw_partners, targets_of
 from .settings import setting
 
@@ -143,7 +144,7 @@ def signal_of(inputs: Mapping[str, Any], model: nn.Module | None, method: str) -
         if x.ndim == 2 and (mask is None or mask.shape == x.shape):
             return Signal(names[0], (-1,), mask)
         if x.ndim == 3:
-            axis = time_axis(x, mask, getattr(getattr(model, "config", None), "num_mel_bins", None))
+            axis = time_axis(x, mask, getattr(config_of(model), "num_mel_bins", None))
             if axis is not None:
                 return Signal(names[0], (axis,), mask)
             raise ValueError(

@@ -12,6 +12,7 @@ from ..functional import Criterion, clean_loss, soft_targets
 from ..functional.factors import sample_factors
 from ..locations import LocationOutput
 from ..locations.pools import MASKS
+from ..locations.probe_inputs import num_labels_of
 from .base import Mixing, MixingLoss
 
 
@@ -43,8 +44,7 @@ def draw_partners(num_examples: int, generator: torch.Generator, device: torch.d
 
 def targets_of(labels: Tensor, model: nn.Module, criterion: Criterion) -> Tensor:
     """Return labels as targets (b, c) that can be interpolated; zeros for ignored examples."""
-    num_labels: int = model.config.num_labels  # type: ignore[union-attr, assignment]
-    targets, is_valid = soft_targets(labels, num_labels, criterion=criterion)
+    targets, is_valid = soft_targets(labels, num_labels_of(model), criterion=criterion)
     return targets * is_valid[:, None]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..locations.modes import restore_random_state
+from ..locations.probe_inputs import num_labels_of
 from ..wrapping.labels import convert_labels, label_kind
 
 SCALAR_TYPES = ("int", "uint", "bool", "float", "string", "large_string")
@@ -33,19 +34,17 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     types = (int, float) if is_plain else (int,)
     if not all(isinstance(label, types) for label in labels):
         return
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        return  # the first forward pass reports it
+    num_labels = num_labels_of(model)
     classes = getattr((getattr(dataset, "features", None) or {}).get(name), "names", None) or []
-    if len(classes) == 1 and config.num_labels == 1:
+    if len(classes) == 1 and num_labels == 1:
         raise ValueError(
             f"The dataset has a single class in its column {name!r}, {classes[0]!r}, and {type(model).__name__} has "
             "one output, which is a regression: a classification needs at least 2 classes."
         )
-    if len(classes) > config.num_labels and max(labels) >= config.num_labels:
+    if len(classes) > num_labels and max(labels) >= num_labels:
         raise ValueError(
             f"The dataset has {len(classes)} classes in its column {name!r} and {type(model).__name__} has only "
-            f"{config.num_labels} labels: build the model with num_labels={len(classes)}."
+            f"{num_labels} labels: build the model with num_labels={len(classes)}."
         )
     column = torch.tensor(labels)
     convert_labels(column, label_kind(model, column))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
@@ -40,6 +42,7 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
         model: A classification model, or give `model_init`.
         args: Training arguments.
         mixing: The method or its name. Default: `DenseMultiMix()`. With `ERM()`, the training is that of `Trainer`.
+        trainer_args: Other arguments of `Trainer`, in its order.
         trainer_kwargs: Other arguments of `Trainer`.
 
     Attributes:
@@ -72,7 +75,7 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
-        *,
+        *trainer_args: Any,
         mixing: Mixing | str | None = None,
         **trainer_kwargs: Any,
     ):
@@ -86,30 +89,26 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
         # A subclass of ERM may define another loss.
         self.mixes = type(mixing) is not ERM or mixing.class_weights is not None
         self.mixing_handle: MixingHandle | None = None
-        self.compute_loss_func = trainer_kwargs.get("compute_loss_func")
+        named = inspect.signature(Trainer.__init__).bind_partial(self, model, args, *trainer_args, **trainer_kwargs)
+        self.compute_loss_func = named.arguments.get("compute_loss_func")
         self._check_loss_function()
         # Set before Trainer's constructor, which makes the model if there is a `model_init`.
         self._wrapping: dict[str, Any] = {
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
-            "processing_class": trainer_kwargs.get("processing_class"),
+            "processing_class": named.arguments.get("processing_class"),
         }
-        self._labels_of: Any = trainer_kwargs.get("train_dataset")  # for balanced class weights
+        self._labels_of: Any = named.arguments.get("train_dataset")  # for balanced class weights
         self._test_dataset: Any = None  # the last one evaluated with the prefix "test", for the model card
         self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
-        super().__init__(model, args, **trainer_kwargs)
+        super().__init__(model, args, *trainer_args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel, whose copies "
                 "of the model do not mix. Start one process per GPU (accelerate launch, torchrun), or make one GPU "
                 "visible (CUDA_VISIBLE_DEVICES=0)."
             )
-        if self.mixes and self.args.train_batch_size < mixing.requirements.min_examples:
-            raise ValueError(
-                f"per_device_train_batch_size is {self.args.train_batch_size}, and {type(mixing).__name__} mixes "
-                f"examples with each other: make it at least {mixing.requirements.min_examples}, or use ERM(). "
-                "With several processes, gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples "
-                "of all ranks."
-            )
+        if self.train_dataset is not None:
+            self._check_batch_size(self.args.train_batch_size)
         if self.mixing_handle is None:
             self._wrap_for_mixing(self.model)
         if self.mixes:
@@ -124,6 +123,20 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
                 "from clean logits and labels. Leave it out (class_weights of the method weigh rare classes; focal "
                 "loss and other losses of single classes are not defined for mixed examples), or use mixing=ERM()."
             )
+
+    def _check_batch_size(self, batch_size: int) -> None:
+        least = self.mixing.requirements.min_examples
+        if self.mixes and batch_size < least:
+            raise ValueError(
+                f"per_device_train_batch_size is {batch_size}, and {type(self.mixing).__name__} mixes examples with "
+                f"each other: make it at least {least}, or use ERM(). With several processes, "
+                "gather_across_devices=True of MultiMix and DenseMultiMix mixes the examples of all ranks."
+            )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the data loader of `Trainer`, after a check of the batch size, which Trainer may have changed."""
+        self._check_batch_size(self._train_batch_size)  # auto_find_batch_size, hyperparameter_search
+        return super().get_train_dataloader()
 
     def _wrap_for_mixing(self, model: Any) -> None:
         if not self.mixes:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..functional import IGNORE_INDEX, Criterion
 from ..functional.arguments import require, tolerance_of
 from ..locations import LocationError, LocationOutput
+from ..locations.probe_inputs import config_of, num_labels_of
 from ..locations.recording import SUPPORTED
 
 logger = logging.get_logger(__name__)
@@ -75,9 +76,9 @@ def label_kind(model: nn.Module, labels: Any) -> LabelKind:
         ValueError: The labels are missing, of the wrong type or shape, or out of range.
     """
     name = type(model).__name__
-    config: Any = model.config
+    config = config_of(model)
     labels = _checked_tensor(name, labels)
-    c, problem = config.num_labels, getattr(config, "problem_type", None)
+    c, problem = num_labels_of(model), getattr(config, "problem_type", None)
     inferred_from: Literal["type", "values"] | None = None
     may_be_multi_hot = labels.dtype == torch.bool and labels.shape == (len(labels), c)
     every_location = has_location_shape(labels) and not may_be_multi_hot
@@ -112,7 +113,7 @@ def _inferred_problem_type(labels: Tensor, num_labels: int) -> tuple[str, Litera
 
 def configure(model: nn.Module, kind: LabelKind) -> None:
     """Set `config.problem_type` where the model itself sets it at its first loss, and warn where it would not agree."""
-    if kind.inferred_from == "type":
+    if kind.inferred_from == "type" and hasattr(config_of(model), "problem_type"):
         model.config.problem_type = kind.problem_type  # type: ignore[union-attr]
     elif kind.inferred_from == "values":
         logger.warning(

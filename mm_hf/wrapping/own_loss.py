@@ -63,7 +63,7 @@ def _losses(
         return None
     with evaluation_mode(model), torch.no_grad():
         try:
-            outputs = original(model, **inputs, labels=labels, return_dict=True)
+            outputs = original(model, **inputs, labels=labels)
         except Exception:  # a loss that does not support these labels, as class probabilities
             return None
         own = outputs.get("loss") if hasattr(outputs, "get") else None

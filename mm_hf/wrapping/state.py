@@ -354,4 +354,6 @@ def _is_scaled(logits: Tensor) -> bool:
 
 def _has_checkpointed_layers(model: nn.Module) -> bool:
     """Return True if a layer of the model is run again in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    # timm's name is `grad_checkpointing`.
+    names = ("gradient_checkpointing", "grad_checkpointing")
+    return any(getattr(module, name, False) is True for module in model.modules() for name in names)

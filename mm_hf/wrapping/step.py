@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from transformers.utils import logging
 
 from ..functional import count_valid
 from ..locations import LocationOutput
 from ..locations.attachments import REPLACED_FORWARD
-from ..locations.recording import logits_of
+from ..locations.recording import logits_of, takes_return_dict
 from ..locations.sharded import is_sharded
 from ..methods import ERM, Mixing
 from .labels import at_locations, check_shapes
@@ -49,9 +49,13 @@ def mixing_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         if kwargs.get("labels") is None:
             _note_unlabeled(self, state)
             return original(self, **kwargs)
-        return _training_forward(self, state, original, kwargs)
+        return _training_forward(self, state, as_dictionary, kwargs)
+
+    def as_dictionary(self: nn.Module, **kwargs: Any) -> Any:
+        return original(self, **kwargs, **named)
 
     signature = inspect.signature(original)
+    named = {"return_dict": True} if takes_return_dict(original) else {}
     # Not functools.wraps: accelerate's unwrap_model follows __wrapped__ past this function and would lose it, and a
     # bound __wrapped__ hides the first parameter from the Trainer, which would then drop the model's main input.
     forward.__signature__ = signature  # type: ignore[attr-defined]
@@ -87,10 +91,12 @@ def _training_forward(
             if hooks is not None:
                 hooks.end()
     outputs = _with_loss(outputs, _loss(model, state, method, output, labels, inputs))
+    if not isinstance(outputs, Mapping):
+        return outputs
     if as_tuple:
-        return outputs.to_tuple()
+        return tuple(v for v in outputs.values() if v is not None)
     if state.mixed_inputs is not None:
-        outputs[MIXED_INPUTS] = state.mixed_inputs
+        outputs[MIXED_INPUTS] = state.mixed_inputs  # type: ignore[index]
     return outputs
 
 
@@ -170,12 +176,12 @@ def _forward(
     """Return the model's outputs, and what the method requires of them and of the locations."""
     requires = method.requirements
     if not requires.locations:
-        outputs = original(model, **inputs, return_dict=True)
+        outputs = original(model, **inputs)
         return outputs, LocationOutput(logits_of(outputs))
     hooks, kind, detach = state.hooks, state.attention, requires.detach_attention
     assert hooks is not None and kind is not None
     with hooks.capture(inputs, kind, detach=detach):
-        outputs = original(model, **inputs, return_dict=True)
+        outputs = original(model, **inputs)
         output = hooks.to_output(model, logits_of(outputs), inputs, kind, labels, detach, requires.token_logits)
     return outputs, output
 
@@ -209,6 +215,12 @@ def _loss(
 
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:
-    if "loss" not in {field.name for field in dataclasses.fields(outputs)}:  # a model for inference (DeiT with teacher)
-        return SequenceClassifierOutput(loss=loss, logits=logits_of(outputs))
-    return type(outputs)(**{"loss": loss, **{k: v for k, v in outputs.items() if k != "loss"}})
+    """Return a model's outputs with a loss: a dictionary as one, and a tuple as one that begins with the loss."""
+    if isinstance(outputs, tuple) and not isinstance(outputs, Mapping):
+        return (loss, *(x for x in outputs if x is not None))
+    named = {k: v for k, v in outputs.items() if k != "loss"} if isinstance(outputs, Mapping) else {}
+    if isinstance(outputs, ModelOutput) and "loss" in {field.name for field in dataclasses.fields(outputs)}:
+        return type(outputs)(loss=loss, **named)
+    if type(outputs) is dict:
+        return {"loss": loss, **named}
+    return SequenceClassifierOutput(loss=loss, logits=logits_of(outputs))  # also a model for inference (DeiT)

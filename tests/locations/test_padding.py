@@ -3,9 +3,10 @@
 import pytest
 import torch
 import transformers
+from peft import PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from mm_hf import LocationError, extract, probe
+from mm_hf import DenseMultiMix, LocationError, extract, probe, wrap_model
 from tests.helpers import models, zoo
 
 
@@ -57,3 +58,33 @@ def test_padding_of_unknown_tokens_is_rejected():
         LocationError, match="computes 10 tokens of texts of 12, and which of them are padding is unknown"
     ):
         probe(model, models.batch("bert"))
+
+
+VIRTUAL = 3
+PROMPTS = {
+    "prompt": PromptTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=VIRTUAL),
+    "p-tuning": PromptEncoderConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=VIRTUAL, encoder_hidden_size=16),
+}
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("config", PROMPTS.values(), ids=PROMPTS.keys())
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "LlamaForSequenceClassification"])
+def test_virtual_tokens_and_padding_are_no_locations(name, config, padding):
+    model = get_peft_model(zoo.build(name), config).eval()
+    inputs = models.batch("bert", padding=padding)
+    with wrap_model(model.train(), DenseMultiMix(num_mixed=5)) as handle:
+        model(**inputs, labels=models.labels()).loss.backward()
+    special = torch.isin(inputs["input_ids"], torch.tensor(handle.plan.special_ids))
+    output = extract(model.eval(), attention="gap", **inputs)
+    assert output.mask.shape == inputs["input_ids"].shape  # the virtual tokens are left out
+    assert torch.equal(output.mask, inputs["attention_mask"].bool() & ~special) and special.any()
+    assert not output.attention[~output.mask].any() and (output.attention.sum(dim=1) > 0.99).all()
+
+
+def test_plan_with_virtual_tokens_fits_a_mini_batch_without_padding():
+    model = get_peft_model(zoo.build("BertForSequenceClassification"), PROMPTS["prompt"]).eval()
+    plan = probe(model, models.batch("bert"))
+    assert (plan.padding, plan.prefix) == ("last", VIRTUAL)
+    full = {k: v[:1].repeat(4, 1) for k, v in models.batch("bert").items()}
+    assert probe(model, full, plan=plan) == plan

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import default_data_collator as transformers_default_collator
 
 from mm_hf import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixup, MultiMix, MultiMixTrainer, TransMix
 from mm_hf.training.hub import load_mixing
@@ -391,3 +392,78 @@ def test_compute_loss_func_works_with_erm(tmp_path):
         trainer.train()
         results.append(digits.weights(trainer.model))
     digits.same_weights(*results)
+
+
+# ---- batch sizes and arguments ----
+
+
+def test_batch_size_that_trainer_reduces_to_one_is_rejected(tmp_path):
+    """`auto_find_batch_size` halves the batch size when memory is full."""
+    model = digits.vit()
+
+    def full(module, inputs):
+        if model.training and len(inputs[0]) > 1:
+            raise RuntimeError("CUDA out of memory.")
+
+    model.vit.embeddings.register_forward_pre_hook(full)
+    for mixing in (MultiMix(num_mixed=5), Mixup(), DENSE):
+        trainer = run(tmp_path, model=model, trainer_args={"mixing": mixing}, auto_find_batch_size=True, max_steps=1)
+        with pytest.raises(ValueError, match="per_device_train_batch_size is 1, and .*at least 2"):
+            trainer.train()
+    run(tmp_path, model=model, trainer_args={"mixing": ERM()}, auto_find_batch_size=True, max_steps=1).train()
+
+
+def test_only_training_needs_two_examples(tmp_path):
+    rows = digits.dataset(0, 4, extra=False)
+    args = digits.arguments(tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=1)
+    evaluated = MultiMixTrainer(digits.vit(), args, mixing=DENSE, eval_dataset=rows).evaluate()
+    assert evaluated["eval_loss"] == Trainer(digits.vit(), args, eval_dataset=rows).evaluate()["eval_loss"]
+    with pytest.raises(ValueError, match="per_device_train_batch_size is 1"):
+        MultiMixTrainer(digits.vit(), args, mixing=DENSE, train_dataset=rows)
+
+
+def test_positional_arguments_are_in_the_order_of_trainer(tmp_path):
+    rows, args = digits.dataset(0, 8, extra=False), digits.arguments(tmp_path)
+    collator = transformers_default_collator
+    trainer = MultiMixTrainer(digits.vit(), args, collator, rows, rows, mixing=MultiMix(num_mixed=5))
+    assert (trainer.data_collator, trainer.train_dataset, trainer.eval_dataset) == (collator, rows, rows)
+    with pytest.raises(ValueError, match="compute_loss_func cannot be combined"):
+        MultiMixTrainer(digits.vit(), args, collator, rows, rows, None, None, lambda *_: None)
+
+
+class MixingCollator:
+    """A collator with mixup of the labels, which Trainer also uses in evaluation unless it is told the split."""
+
+    def __init__(self, everywhere):
+        self.everywhere = everywhere
+
+    def __call__(self, rows):
+        batch = transformers_default_collator([{k: v for k, v in row.items() if k != "train"} for row in rows])
+        if self.everywhere or rows[0]["train"]:
+            targets = F.one_hot(batch["labels"], 10).float()
+            batch["labels"] = 0.7 * targets + 0.3 * targets.roll(1, 0)
+        return batch
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["soft labels in evaluation", "class indices in evaluation"])
+@pytest.mark.parametrize("mixing", [DENSE, Mixup()], ids=lambda m: m.name)
+def test_soft_labels_of_a_collator_train_by_cross_entropy_and_evaluate_as_in_trainer(tmp_path, mixing, everywhere):
+    data = digits.dataset(0, 32, extra=False)
+    train, test = (
+        [{"pixel_values": row["pixel_values"], "labels": int(row["label"]), "train": split} for row in data]
+        for split in (True, False)
+    )
+    args = digits.arguments(
+        tmp_path, max_steps=3, per_device_train_batch_size=16, eval_strategy="steps", eval_steps=1, save_strategy="no",
+        remove_unused_columns=False,
+    )  # fmt: skip
+    model = digits.vit()
+    trainer = MultiMixTrainer(model, args, MixingCollator(everywhere), train, test, mixing=mixing)
+    trainer.train()
+    terms = [e.get("loss_clean", e.get("loss_mixup")) for e in trainer.state.log_history if "loss" in e]
+    assert min(terms) > 1.5  # cross-entropy of 10 classes, and not the mean of 10 binary ones
+    plain = digits.vit()
+    plain.load_state_dict(model.state_dict())
+    expected = Trainer(plain, args, MixingCollator(everywhere), None, test).evaluate()["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == expected
+    assert model.config.problem_type == plain.config.problem_type
