@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
 from ..functional import count_valid
@@ -216,10 +215,10 @@ def _loss(
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:
     """Return a model's outputs with a loss: a dictionary as one, and a tuple as one that begins with the loss."""
-    if isinstance(outputs, tuple) and not isinstance(outputs, Mapping):
+    if isinstance(outputs, tuple):
         return (loss, *(x for x in outputs if x is not None))
     named = {k: v for k, v in outputs.items() if k != "loss"} if isinstance(outputs, Mapping) else {}
-    if isinstance(outputs, ModelOutput) and "loss" in {field.name for field in dataclasses.fields(outputs)}:
+    if "loss" in getattr(outputs, "__dataclass_fields__", {}):
         return type(outputs)(loss=loss, **named)
     if type(outputs) is dict:
         return {"loss": loss, **named}

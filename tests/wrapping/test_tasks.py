@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mm_hf import ERM, DenseMultiMix, LocationError, Mixup, MultiMix, MultiMixTrainer, extract, wrap_model
 from mm_hf.distributed import rank_generator
 from mm_hf.methods import pairs
-from tests.helpers import digits, models
+from tests.helpers import digits, models, zoo
 
 
 class Mean(MultiMix):
@@ -205,3 +205,23 @@ def test_labels_that_do_not_fit_raise_a_value_error():
         DenseMultiMix(num_mixed=5),
         LocationError,
     )
+
+
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "GPT2ForSequenceClassification"])
+def test_decoders_with_one_output_have_locations(name):
+    """Their head scores each token, and the model takes the score of the last one."""
+    model, inputs = zoo.build(name, num_labels=1, pad_token_id=0), models.batch("bert")
+    output = extract(model, **inputs)
+    last = inputs["attention_mask"].sum(dim=1) - 1
+    torch.testing.assert_close(output.token_logits[torch.arange(6), last], output.logits)
+    with wrap_model(model.train(), DenseMultiMix(num_mixed=5)):
+        assert model(**inputs, labels=torch.randn(6)).loss.isfinite()
+
+
+def test_attention_of_a_skipped_layer_is_an_error_that_names_the_setting():
+    model = zoo.build("WavLMForSequenceClassification").train()
+    inputs = {**zoo.batch("WavLMForSequenceClassification", model, b=4), "labels": torch.arange(4)}
+    with wrap_model(model, DenseMultiMix(num_mixed=5, attention="mean"), example_inputs=inputs):
+        model.config.layerdrop = 1.0
+        with pytest.raises(LocationError, match="did not compute the attention of .*layerdrop.*set it to 0"):
+            model(**inputs)
