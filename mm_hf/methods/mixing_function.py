@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..distributed import rank_seed
 from ..functional import Criterion
 from ..locations.modes import restore_random_state
+from ..locations.probe_inputs import num_labels_of
 from .mixup import real_inputs
 from .pairs import PairMixing, targets_of
 from .settings import setting
@@ -178,7 +179,7 @@ def as_targets(
     Raises:
         ValueError: The labels have another form.
     """
-    num_examples, num_labels = len(given), model.config.num_labels  # type: ignore[union-attr]
+    num_examples, num_labels = len(given), num_labels_of(model)
 
     def mix(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
         """Mix labels, with the share (b,) of the second."""
