@@ -184,8 +184,10 @@ class ImageTransform:
         inputs = self.processor(images, return_tensors="pt")
         if not isinstance(inputs, Mapping):
             raise ValueError(f"{type(self.processor).__name__} does not return inputs by name: use an image processor.")
-        tensors = {name: list(x) for name, x in inputs.items() if isinstance(x, torch.Tensor) and len(x) == len(images)}
-        return {**tensors, "labels": rows[self.columns[1]]}
+        tensors = {
+            name: x for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.shape[:1] == (len(images),)
+        }
+        return {**{name: list(x) for name, x in tensors.items()}, "labels": rows[self.columns[1]]}
 
     def _convert(self, image: Image.Image, index: int) -> Image.Image:
         try:
