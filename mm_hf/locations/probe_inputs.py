@@ -35,8 +35,8 @@ def pad_id(model: nn.Module) -> int | None:
     return getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None)
 
 
-def config_of(model: nn.Module) -> Any:
-    """Return the configuration of a model, or None."""
+def config_of(model: nn.Module | None) -> Any:
+    """Return the configuration of a model, or None if it has none."""
     return getattr(model, "config", None)
 
 
