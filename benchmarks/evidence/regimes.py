@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
 from benchmarks.evidence.methods import BASELINE, MIXING
 from benchmarks.evidence.results import Row, difference_of
 from benchmarks.evidence.runs import Paths
@@ -77,8 +80,6 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draw a point per cell, colored by the best method, with its gain in points."""
     styles: Mapping[str, tuple[str, str]] = method_styles([BASELINE, *MIXING])
     with saved_figure(path) as figures:
-        from matplotlib import pyplot as plt
-
         figure, axes = plt.subplots(figsize=(2 * COLUMN, COLUMN), layout="constrained")
         figures.append(figure)
         for method in dict.fromkeys([BASELINE, *(cell.method for cell in cells)]):
@@ -89,10 +90,13 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
             axes.scatter(x, y, s=36, color=color, marker=marker, label=label, zorder=2)
         scale = METRICS[METRIC].scale
         for cell in cells:
-            text = f"{scale * cell.gain.value:+.1f} {cell.task}"
+            text = f"{scale * cell.gain.value:+.1f} {cell.task}".replace("-", "\u2212")
             axes.annotate(text, (cell.examples, cell.epochs), (5, 3), textcoords="offset points", fontsize=6)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.18, y=0.1)
         axes.set_xlabel("training examples")
         axes.set_ylabel("epochs")

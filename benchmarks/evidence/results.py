@@ -109,13 +109,6 @@ def difference_cell(row: Row | None) -> str:
     return bold_if_significant(text, difference)
 
 
-def time_cell(row: Row) -> str:
-    """Format the training time: seconds of the baseline, and the ratio to it for a method."""
-    if row["method"] == BASELINE:
-        return f"{METRICS['train_seconds'].format_mean(mean_of(row))} s"
-    return f"{row['mean'] / (row['mean'] - row['difference_to_erm']):.2f}x"
-
-
 def title_of(metric: str) -> str:
     """Return the name of a metric with its unit and a capital letter."""
     label = METRICS[metric].label

@@ -26,7 +26,6 @@ from benchmarks.evidence.results import (
     merge_rows,
     read_rows,
     round_number,
-    time_cell,
 )  # fmt: skip
 from benchmarks.evidence.runs import (
     Paths,
@@ -116,9 +115,9 @@ def rows_of(directory: Path) -> Iterator[Row]:
         comparison = pair_runs(directory, runs, method)
         if not comparison.runs[method]:
             continue
-        for metric in METRICS:
+        for metric, info in METRICS.items():
             values = comparison.values(metric)
-            if method not in values:
+            if method not in values or info.group == "cost":
                 continue
             mean = mean_interval(values[method])
             row: Row = dict.fromkeys(FIELDS, "")
@@ -200,12 +199,11 @@ def difference_table(rows: Sequence[Row]) -> list[str]:
 
 
 def other_metrics(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of a table with the means of the other metrics and the training time."""
+    """Return the lines of a table with the means of the other metrics."""
     found = {(row["method"], row["metric"]): row for row in rows}
     methods = list(group_by(rows, "method"))
     names = [m for m in OTHERS if any((method, m) in found for method in methods)]
-    table = [["Method", *(METRICS[m].heading for m in names), "Training time\u00a0↓"]]
+    table = [["Method", *(METRICS[m].heading for m in names)]]
     for method in methods:
-        cells = [mean_cell(found.get((method, m))) for m in names]
-        table.append([method, *cells, time_cell(found[method, "train_seconds"])])
+        table.append([method, *(mean_cell(found.get((method, m))) for m in names)])
     return table_lines(table)

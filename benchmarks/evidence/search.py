@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.evidence import candidates  # noqa: F401  registers its methods
 from benchmarks.evidence.methods import BASELINE, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import Row, merge_rows, round_number

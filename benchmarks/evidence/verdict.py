@@ -28,7 +28,7 @@ DIFFERENCES = {  # columns of verdict.csv: metric and the method that it is comp
     "early_nll": ("nll", EARLY_STOPPED),
     "lead": ("accuracy", "rival"),
 }
-RATIOS = {"nll": "NLL", "calibration_error": "Calibration error", "train_seconds": "Time"}
+RATIOS = {"nll": "NLL", "calibration_error": "Calibration error"}
 SUFFIXES = ("", "_low", "_high")
 FIELDS = (
     "task", "length", "seeds", "rival", "plain_calibration_error", *RATIOS,
@@ -46,7 +46,7 @@ class Verdict:
         seeds: Number of seeds that the default and plain training have both finished.
         rival: The other mixing method with the highest mean accuracy on the validation examples; "" if unknown.
         plain_calibration_error: Mean calibration error of plain training.
-        ratios: Mean over seeds divided by plain training's, for NLL, calibration error and training time.
+        ratios: Mean over seeds divided by plain training's, for NLL and calibration error.
         differences: The default minus another method, by the names of `DIFFERENCES`; intervals of the paired bootstrap.
     """
 
@@ -181,6 +181,4 @@ def count_targets(known: Sequence[Verdict]) -> list[str]:
             f"- {RATIOS[metric]} at most 0.7 times that of plain training, where plain training's calibration error "
             f"exceeds 5 %: {held} of {len(miscalibrated)} tasks."
         )
-    held = sum(v.ratios["train_seconds"] <= 1.1 for v in known)
-    lines.append(f"- Training time at most 1.1 times that of plain training: {held} of {len(known)} tasks.")
     return lines

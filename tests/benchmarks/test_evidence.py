@@ -18,7 +18,8 @@ from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.harness import RESULTS, read
-from mm_hf import ERM, CutMix, DenseMultiMix, wrap_model
+from mm_hf import ERM, CutMix, DenseMultiMix, Mixing, wrap_model
+from mm_hf.locations import LocationOutput
 from tests.helpers import digits, models
 
 
@@ -200,6 +201,23 @@ def test_label_smoothing_matches_the_training_argument(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] != found[0]
 
 
+def test_fitted_candidate_mixes_as_much_as_the_clean_examples_are_fitted():
+    labels, inputs = torch.arange(4), {"pixel_values": torch.zeros(4, 1, 8, 8)}
+    method = Mixing.from_dict({"method": "fitted", "gate": True, "input_mixing_prob": 1.0, "num_mixed": 10})
+    torch.manual_seed(0)
+    assert all(method.for_batch(inputs, labels) is method for _ in range(20))  # before the first mini-batch
+    logits = 9 * torch.eye(4)
+    for scale, share in ((0.0, 0.0), (1.0, 1.0)):
+        output = LocationOutput(scale * logits, scale * logits[:, None], attention=torch.ones(4, 1))
+        for _ in range(200):
+            loss = method.loss(output, labels)
+        clean = float(loss.logs["loss_clean"])
+        expected = clean + max(0.0, 1 - clean) * float(loss.logs["loss_dense"])
+        assert float(loss.loss) == pytest.approx(expected, rel=1e-5)
+        mixed = [isinstance(method.for_batch(inputs, labels), CutMix) for _ in range(200)]
+        assert sum(mixed) / 200 == pytest.approx(share, abs=0.02)
+
+
 def test_centered_regression_is_the_literal_squared_loss():
     labels, logits = torch.tensor([0, 2]), torch.tensor([[1.0, 0.0, -4.0], [0.5, 0.0, 2.0]])
     total = 0.0
@@ -251,11 +269,10 @@ def test_verdict_compares_with_plain_training_and_the_rival_that_is_best_on_vali
     found = verdict.judge(directory)
     assert found.length == 4 and found.rival == "mixup" and found.differences["lead"].value == pytest.approx(0.2)
     assert found.differences["gain"].low > 0 and found.differences["early_gain"].value == pytest.approx(0.25)
-    assert found.ratios["nll"] == pytest.approx(0.25) and found.ratios["train_seconds"] == 1.5
+    assert found.ratios["nll"] == pytest.approx(0.25)
     text = "\n".join(verdict.count_targets([found]))
     assert "against plain training: significantly higher on 1 of 1 tasks, lower on 0" in text
     assert "calibration error exceeds 5 %: 1 of 1" in text.replace("\n", " ").replace("  ", " ")
-    assert "Training time at most 1.1 times that of plain training: 0 of 1" in text
     assert verdict.Verdict.from_row({k: str(v) for k, v in found.to_row().items()}).to_row() == found.to_row()
     verdict.summarize(paths)
     page = paths.page.read_text()

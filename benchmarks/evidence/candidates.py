@@ -1,0 +1,57 @@
+"""Candidates for the default that are not part of mm_hf, for `python -m benchmarks.evidence search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mm_hf import DenseMultiMix, Mixing
+from mm_hf.functional import clean_loss
+from mm_hf.locations import LocationOutput
+from mm_hf.methods.base import MixingLoss
+from mm_hf.methods.input_mixing import INPUT_METHODS, draw_input_method, is_mixable
+
+
+@dataclass
+class Fitted(DenseMultiMix):
+    """Dense MultiMix that mixes as much as the clean examples are fitted.
+
+    With L the cross-entropy of clean examples, the share of mini-batches with input mixing is proportional to
+    max(0, 1 - L / tau), where L is a running mean. Reading it waits for the device.
+
+    Args:
+        tau: Cross-entropy in nats below which examples are mixed.
+        decay: Weight of earlier mini-batches in the running mean.
+        gate: The loss of mixed examples is multiplied by max(0, 1 - L / tau), too, with L of the mini-batch.
+    """
+
+    name: ClassVar[str] = "fitted"
+
+    tau: float = 1.0
+    decay: float = 0.9
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._fit: dict[str, float] = {}  # shared with copies
+
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> Mixing:
+        """Return this method, or the input-space method that this mini-batch gets instead."""
+        share = max(0.0, 1 - self._fit.get("loss", float("inf")) / self.tau) * self.input_mixing_prob
+        if not is_mixable(inputs, labels):
+            share = 0.0
+        return draw_input_method(INPUT_METHODS[self.input_mixing or "cutmix"], share) or self
+
+    def loss(self, output: LocationOutput, labels: Tensor, **options: Any) -> MixingLoss:
+        """Return the loss, and update the running mean."""
+        found = super().loss(output, labels, **options)
+        if self.gate:
+            clean = clean_loss(output.logits, labels, **options)
+            found.loss = clean + (1 - clean.detach() / self.tau).clamp(min=0) * (found.loss - clean)
+        new = float(found.logs["loss_clean"])
+        old = self._fit.get("loss", new)
+        self._fit["loss"] = self.decay * old + (1 - self.decay) * new
+        return found
