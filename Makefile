@@ -61,10 +61,9 @@ model-table: $(VENV)/.vision  ## checks every class of Transformers and family o
 crash-recovery: $(VENV)/.dev  ## half an hour: training runs killed at random times and resumed; benchmarks/results/crash_recovery.csv
 	$(BIN)/python -m benchmarks.crash_recovery
 
-evidence: $(VENV)/.evidence  ## hours: all methods on eight small tasks, five seeds; resumes where it was interrupted; docs/evidence.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence run
+evidence: $(VENV)/.evidence  ## days: all methods on eleven small tasks, three lengths, five seeds; resumable; docs/evidence.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence run --lengths 1 4 16
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence ablate
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence length
 
 # Without --quiet, which hides warnings from the strict mode.
 docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outputs/docs/index.html

@@ -189,7 +189,7 @@ def test_many_classes_have_distinct_styles(tmp_path):
     assert len(styles) == 25
 
 
-@pytest.mark.parametrize("methods", [METHODS[:3], [*METHODS[:5], "dense_multimix_and_mixup"]])
+@pytest.mark.parametrize("methods", [METHODS[:3], [*METHODS[:5], "dense_multimix_paper"]])
 def test_alignment_and_uniformity(tmp_path, methods):
     generator = np.random.default_rng(0)
     runs = {m: (generator.random((4, 2)) * [1, -3]).tolist() for m in methods}
