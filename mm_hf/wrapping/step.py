@@ -95,8 +95,19 @@ def _training_forward(
     if as_tuple:
         return tuple(v for v in outputs.values() if v is not None)
     if state.mixed_inputs is not None:
-        outputs[MIXED_INPUTS] = state.mixed_inputs  # type: ignore[index]
+        _mark(outputs, state.mixed_inputs)
     return outputs
+
+
+def _mark(outputs: Any, name: str) -> None:
+    """Mark outputs of mixed inputs: a plain dictionary by a key, other outputs by an attribute.
+
+    DistributedDataParallel rebuilds other outputs from their keys, which must be fields of their class.
+    """
+    if type(outputs) is dict:
+        outputs[MIXED_INPUTS] = name
+    else:
+        setattr(outputs, MIXED_INPUTS, name)
 
 
 # Random numbers are drawn, and the loss computed, outside compiled regions: inductor has generators of its own, which

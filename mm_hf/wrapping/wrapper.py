@@ -188,7 +188,7 @@ def wrap_model(
 
     One warning reports a loop that does not train with the loss of the model, a model whose own loss is not that of its
     logits, and, when the handle is removed, a training that mixed no mini-batch. The outputs of mini-batches whose
-    inputs or hidden states were mixed have the key `mixed_inputs`: their logits are not those of the examples.
+    inputs or hidden states were mixed have the attribute `mixed_inputs`: their logits are not those of the examples.
 
     Args:
         model: A Transformers classification model, also under PEFT.

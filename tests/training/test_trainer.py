@@ -34,16 +34,17 @@ def test_training_reduces_the_loss_and_logs_its_terms(tmp_path):
         assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
 
 
-def test_half_of_the_late_mini_batches_get_input_mixup(tmp_path):
+def test_some_of_the_late_mini_batches_get_cutmix(tmp_path):
     trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": DENSE})
     trainer.train()
     history = [
         entry for entry in trainer.state.log_history if "loss" in entry
     ]  # one entry per step, three steps per epoch
-    mixed = ["loss_mixup" in entry for entry in history]
-    assert not any(mixed[:9]) and 15 < sum(mixed[9:]) < 36 and len(history) == 60
+    mixed = ["loss_cutmix" in entry for entry in history]
+    # The share at epoch e is (1 - 3 / e) / 2, which adds up to 17 mini-batches.
+    assert not any(mixed[:9]) and 8 < sum(mixed[9:]) < 27 and len(history) == 60
     for entry in history:
-        terms = entry["loss_mixup"] if "loss_mixup" in entry else entry["loss_clean"] + entry["loss_dense"]
+        terms = entry["loss_cutmix"] if "loss_cutmix" in entry else entry["loss_clean"] + entry["loss_dense"]
         assert entry["loss"] == pytest.approx(terms, abs=2e-4)
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import ViTForImageClassification
 
 from mm_hf import ERM, CutMix, DenseMultiMix, ManifoldMixup, Mixup, MultiMix, RecursiveMix, TransMix, wrap_model
@@ -196,8 +197,13 @@ def test_outputs_of_mixed_inputs_are_marked(name, mixing):
     model = models.build(name).train()
     wrap_model(model, mixing)
     outputs = model(**batch(name))
-    assert outputs.get("mixed_inputs") == (None if mixing is DENSE else mixing.name)
-    assert len(model(**batch(name), return_dict=False)) == 2 and "mixed_inputs" not in model.eval()(**batch(name))
+    assert getattr(outputs, "mixed_inputs", None) == (None if mixing is DENSE else mixing.name)
+    assert len(model(**batch(name), return_dict=False)) == 2 and not hasattr(
+        model.eval()(**batch(name)), "mixed_inputs"
+    )
+    # DistributedDataParallel rebuilds the outputs from their leaves.
+    leaves, structure = tree_flatten(outputs)
+    assert tree_unflatten(leaves, structure).keys() == outputs.keys()
 
 
 # ---- losses that are not finite ----
