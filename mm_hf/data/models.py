@@ -84,7 +84,7 @@ def override(config: Any, overrides: str) -> list[str]:
         if not hasattr(config, name):
             raise ValueError(
                 f"--config_overrides has {name!r}, but {type(config).__name__} has not"
-                f"{nearest(name, config.to_dict())}: remove it."
+                f"{nearest(name, vars(config))}: remove it."
             )
         if not overrides.lstrip().startswith("{"):
             try:

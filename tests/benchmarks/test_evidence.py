@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.evidence import ablate, regimes, results, run, verdict
 from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.candidates import Fitted
 from benchmarks.evidence.data import examples as data
 from benchmarks.evidence.data import images, sequences
 from benchmarks.evidence.methods import DERIVED, METHODS, CenteredRegression, LabelSmoothing
@@ -18,7 +19,7 @@ from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.harness import RESULTS, read
-from mm_hf import ERM, CutMix, DenseMultiMix, Mixing, wrap_model
+from mm_hf import ERM, CutMix, DenseMultiMix, wrap_model
 from mm_hf.locations import LocationOutput
 from tests.helpers import digits, models
 
@@ -203,7 +204,7 @@ def test_label_smoothing_matches_the_training_argument(tmp_path):
 
 def test_fitted_candidate_mixes_as_much_as_the_clean_examples_are_fitted():
     labels, inputs = torch.arange(4), {"pixel_values": torch.zeros(4, 1, 8, 8)}
-    method = Mixing.from_dict({"method": "fitted", "gate": True, "input_mixing_prob": 1.0, "num_mixed": 10})
+    method = Fitted(gate=True, input_mixing_prob=1.0, num_mixed=10)
     torch.manual_seed(0)
     assert all(method.for_batch(inputs, labels) is method for _ in range(20))  # before the first mini-batch
     logits = 9 * torch.eye(4)

@@ -32,7 +32,7 @@ def compared(tmp_path_factory):
 
 def test_compare_writes_runs_and_results(compared):
     directory, output = compared
-    lines = [line for line in output.splitlines() if re.match(r"(erm|few), seed \d: accuracy .* runs\)", line)]
+    lines = [line for line in output.splitlines() if re.match(r"(erm|few), seed \d: accuracy .* of 4 runs", line)]
     assert len(lines) == 4 and "(4 of 4 runs)" in lines[-1]
     rows = read_results(directory / "results.csv")
     assert {(row["method"], row["seed"]) for row in rows} == {

@@ -178,7 +178,7 @@ def test_seeds_and_methods_can_be_added_but_settings_cannot_change(tmp_path):
     comparison = run_comparison(
         task, {"few": MultiMix(num_mixed=5), "erm": ERM()}, 2, tmp_path, evaluation=NO_ROBUSTNESS, report=False
     )
-    assert list(comparison.runs) == ["erm", "few"]  # the baseline first
+    assert list(comparison.runs)[:2] == ["erm", "few"]  # the baseline first
     with pytest.raises(ValueError, match="methods few num_mixed was 5 and is now 6"):
         run_comparison(task, {"few": MultiMix(num_mixed=6)}, 1, tmp_path, evaluation=NO_ROBUSTNESS)
     other = small_task(training_args={"num_train_epochs": 1, "learning_rate": 0.1})
