@@ -56,7 +56,9 @@ def test_without_a_gpu_one_sentence_and_exit_code_2(capsys):
 
 def test_command_of_make():
     for arguments, expected in (([], "-m benchmarks.gpu\n"), (["REHEARSE=1"], "-m benchmarks.gpu --rehearse\n")):
-        shown = subprocess.run(["make", "-n", "gpu", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        # `make test` runs this test inside of make, which would print its directory.
+        command = ["make", "--no-print-directory", "-n", "gpu", *arguments]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert shown.stdout.endswith(expected) and "pip" not in shown.stdout
 
 
