@@ -137,20 +137,20 @@ def summarize(paths: Paths) -> list[Path]:
 
 def cells(known: Sequence[Verdict]) -> list[list[str]]:
     """Return the cells of a table with a row per task and length."""
-    accuracy, nll = METRICS["accuracy"], METRICS["nll"]
     titles = ["Accuracy minus plain", "minus early-stopped plain", "minus best rival"]
     table = [["Task", "Length", "Seeds", *titles, "NLL minus early-stopped plain", *RATIOS.values()]]
     for v in known:
-
-        def cell(name: str, v: Verdict = v) -> str:
-            interval = v.differences.get(name)
-            shown = nll if name == "early_nll" else accuracy
-            return "n/a" if interval is None else bold_if_significant(shown.format_difference(interval), interval)
-
-        lead = f"{cell('lead')} {v.rival}".strip()
-        row = [v.task, f"{v.length}x", str(v.seeds), cell("gain"), cell("early_gain"), lead, cell("early_nll")]
+        shown = {name: _cell(v.differences.get(name), metric) for name, (metric, _) in DIFFERENCES.items()}
+        lead = f"{shown['lead']} {v.rival}".strip()
+        row = [v.task, f"{v.length}x", str(v.seeds), shown["gain"], shown["early_gain"], lead, shown["early_nll"]]
         table.append([*row, *(f"{v.ratios[metric]:.2f}x" for metric in RATIOS)])
     return table
+
+
+def _cell(interval: Interval | None, metric: str) -> str:
+    if interval is None:
+        return "n/a"
+    return bold_if_significant(METRICS[metric].format_difference(interval), interval)
 
 
 def count_targets(known: Sequence[Verdict]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What all parts share: the device, the sizes, the time that is left, and the rows that are finished."""
+"""Definitions shared by all parts: the device, the sizes, the time that is left, and the finished rows."""
 
 from __future__ import annotations
 

@@ -17,8 +17,24 @@ from .pairs import PairMixing, draw_factor, draw_partners, joint_masks, targets_
 from .settings import setting
 
 
+class InputInterpolation(PairMixing):
+    """Base class of the methods that interpolate floating-point inputs, and texts by their embeddings."""
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(embeddings=True)
+
+    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
+        numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
+        if inputs.get("input_ids") is None and not numbers:
+            raise ValueError(
+                f"{type(self).__name__} mixes floating-point inputs (pixel_values, input_values) and token ids "
+                f"(input_ids), and this batch has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
+            )
+
+
 @dataclass
-class Mixup(PairMixing):
+class Mixup(InputInterpolation):
     """Mixup: each example is interpolated with another one of the mini-batch, inputs and labels by the same factor.
 
     Args:
@@ -38,13 +54,6 @@ class Mixup(PairMixing):
     name: ClassVar[str] = "mixup"
 
     alpha: float = setting(1.0, "Parameter of the Beta distribution of the factor.", within="(0, inf)")
-
-    @property
-    def requirements(self) -> Requirements:
-        return Requirements(embeddings=True)
-
-    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
-        check_mixable(inputs, type(self).__name__)
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"
@@ -67,16 +76,6 @@ class Mixup(PairMixing):
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in real_inputs(inputs, b)}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)
-
-
-def check_mixable(inputs: Mapping[str, Any], method: str) -> None:
-    """Raise a ValueError unless an input can be mixed: a floating-point one, or token ids by their embeddings."""
-    numbers = [x for x in inputs.values() if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
-    if inputs.get("input_ids") is None and not numbers:
-        raise ValueError(
-            f"{method} mixes floating-point inputs (pixel_values, input_values) and token ids (input_ids), and this "
-            f"batch has only {', '.join(sorted(inputs))}: use MultiMix or DenseMultiMix."
-        )
 
 
 def embed_ids(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def read_classes(files: Sequence[Path]) -> dict[str, ast.ClassDef]:
 
 
 def _default_and_metadata(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
-    """Return the default and the metadata of a field, as far as they are constants."""
+    """Return the default and the metadata of a field; None stands for a value that is not a constant."""
     if not isinstance(node, ast.Call):
         return _constant(node), {}
     given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,14 +12,13 @@ from ..distributed import rank_generator
 from ..functional import Criterion
 from ..locations.embeddings import text_mask
 from ..locations.pools import MASKS
-from .base import Requirements
-from .mixup import check_mixable, embed_ids, real_inputs
-from .pairs import PairMixing, targets_of
+from .mixup import InputInterpolation, embed_ids, real_inputs
+from .pairs import targets_of
 from .settings import setting
 
 
 @dataclass
-class ZetaMixup(PairMixing):
+class ZetaMixup(InputInterpolation):
     """Zeta-mixup: each example is mixed with all others of the mini-batch, by weights i^-gamma of a random order.
 
     In the order of each mixed example, its own example is the first and the others follow at random. Their weights are
@@ -49,13 +47,6 @@ class ZetaMixup(PairMixing):
     name: ClassVar[str] = "zeta_mixup"
 
     gamma: float = setting(2.8, "Exponent of the weights; a larger one mixes less.", within="(0, inf)")
-
-    @property
-    def requirements(self) -> Requirements:
-        return Requirements(embeddings=True)
-
-    def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
-        check_mixable(inputs, type(self).__name__)
 
     def mix_inputs(
         self, inputs: dict[str, Any], labels: Tensor, model: nn.Module, criterion: Criterion = "cross_entropy"

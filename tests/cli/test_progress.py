@@ -12,7 +12,7 @@ from mm_hf.comparison import Run
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only when the test says so."""
+    """Clock that only the test advances."""
     now = [100.0]
     monkeypatch.setattr(_progress.time, "perf_counter", lambda: now[0])
     return now

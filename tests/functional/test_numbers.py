@@ -1,4 +1,4 @@
-"""Losses and gradients are finite and equal to float64 for every valid input, however small, masked or padded."""
+"""Losses and gradients are finite and equal to float64 for every valid input, also if factors are small or masked."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What differs between a GPU and a CPU. These tests need PyTorch, Transformers and Accelerate only."""
+"""Tests of behavior that differs between a GPU and a CPU. They need PyTorch, Transformers and Accelerate only."""
 
 import contextlib
 import os

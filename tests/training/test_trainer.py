@@ -433,7 +433,7 @@ def test_positional_arguments_are_in_the_order_of_trainer(tmp_path):
 
 
 class MixingCollator:
-    """A collator with mixup of the labels, which Trainer also uses in evaluation unless it is told the split."""
+    """Collator with mixup of the labels. Trainer also uses it in evaluation, unless the examples name their split."""
 
     def __init__(self, everywhere):
         self.everywhere = everywhere

@@ -1,4 +1,4 @@
-"""What a wrapping leaves on a model: nothing in copies and pickles, and nothing for a later training."""
+"""Tests of the state on a wrapped model: copies, pickles and later trainings are free of it."""
 
 import copy
 import io
