@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from ..evaluation.files import write_text
 from ..evaluation.metrics import compared_metrics, example_scores
@@ -23,15 +22,11 @@ from ..locations import LocationError
 from ..methods import ERM, Mixing
 from .derived import derived_names, derived_runs
 from .evaluate import EvaluationOptions, check_packages
-from .record import RESULT, Run, write_json
+from .record import DamagedFileError, Run
 from .run import Progress, remove_checkpoints, train_run, warm_up
+from .settings import check_settings, describe
 from .task import Task, as_methods, baseline_of, slug
 
-SETTINGS = "settings.json"
-# Fields of a configuration that training and saving change.
-VOLATILE = (
-    "architectures", "dtype", "torch_dtype", "problem_type", "transformers_version", "use_cache", "_name_or_path",
-)  # fmt: skip
 Keep = Literal["best", "none", "all"]
 
 
@@ -181,8 +176,8 @@ def run_comparison(
         The comparison. Methods that cannot train this model are listed in `Comparison.failed`.
 
     Raises:
-        ValueError: `output_dir` contains another comparison, an argument is invalid, or the baseline cannot train this
-            model.
+        ValueError: `output_dir` contains another comparison or a damaged file, an argument is invalid, or the baseline
+            cannot train this model.
         ImportError: The evaluation needs a package that is not installed.
 
     Example:
@@ -218,7 +213,7 @@ def run_comparison(
     check_packages(task, evaluation)
     directory = Path(output_dir)
     settings = describe(task, chosen, evaluation)
-    check_settings(directory, settings)
+    check_settings(directory, settings, task)
     runs: dict[str, list[Run]] = {name: [] for name in chosen}
     warm = False
     failed: dict[str, str] = {}
@@ -239,7 +234,7 @@ def run_comparison(
                         evaluation=evaluation, progress=progress, callbacks=list(callbacks),
                     )  # fmt: skip
                 except (LocationError, ValueError) as error:
-                    if name == reference:
+                    if name == reference or isinstance(error, DamagedFileError):
                         raise
                     failed[name] = str(error)
                     if progress is not None:
@@ -298,80 +293,3 @@ def _remove_models(runs: Mapping[str, Sequence[Run]], keep: Keep) -> None:
 def _validation_accuracy(run: Run) -> float:
     """Return the validation accuracy at the end of a run, 0 without validation data."""
     return next((entry["eval_accuracy"] for entry in reversed(run.history) if "eval_accuracy" in entry), 0.0)
-
-
-# ---- Settings, compared with those of earlier runs in the directory ----
-
-
-def describe(task: Task, methods: Mapping[str, Mixing], evaluation: EvaluationOptions) -> dict[str, Any]:
-    """Return the settings of a comparison in JSON types."""
-    set_seed(0)
-    model = task.model_init()
-    config = getattr(model, "config", None)
-    values = {
-        "task": {
-            "name": task.name,
-            "model": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "training_examples": len(task.train_dataset),
-            "validation_examples": 0 if task.validation_dataset is None else len(task.validation_dataset),
-            "test_examples": len(task.test_dataset),
-            "unknown_examples": 0 if task.ood_dataset is None else len(task.ood_dataset),
-            **task.settings,
-        },
-        "model_config": {} if config is None else _plain(config.to_diff_dict()),
-        "training_args": _plain(task.training_args),
-        "evaluation": {k: v for k, v in asdict(evaluation).items() if v is not None},
-        "methods": {name: method.to_dict() for name, method in methods.items()},
-    }
-    for name in VOLATILE:
-        values["model_config"].pop(name, None)
-    return json.loads(json.dumps(values))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def check_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new directory, or compare them with those of an existing one.
-
-    Methods that only one of the two has are not compared.
-
-    Raises:
-        ValueError: A setting differs; the message names it.
-    """
-    path = directory / SETTINGS
-    directory.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if any(directory.glob(f"runs/*/*/{RESULT}")):
-            raise ValueError(f"{directory} has finished runs but no {SETTINGS}: choose another output_dir.")
-        write_json(path, settings)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    merged = {**settings, "methods": {**before["methods"], **settings["methods"]}}
-    old, new = _leaves(before), _leaves({**settings, "methods": {}})
-    added = {method for method in settings["methods"] if method not in before["methods"]}
-    new |= {k: v for k, v in _leaves({"methods": settings["methods"]}).items() if k[1] not in added}
-    old = {k: v for k, v in old.items() if k[0] != "methods" or k[1] in settings["methods"]}
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            raise ValueError(
-                f"{directory} contains a comparison with other settings: {' '.join(key)} was {_setting(old, key)} and "
-                f"is now {_setting(new, key)}. Choose another output_dir, or restore the setting."
-            )
-    write_json(path, merged)
-
-
-def _leaves(values: Any, key: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    if isinstance(values, dict) and values:
-        return {k: v for name, value in values.items() for k, v in _leaves(value, (*key, name)).items()}
-    return {} if values == {} else {key: values}
-
-
-def _setting(values: Mapping[Any, Any], key: Any) -> str:
-    return "not set" if key not in values else repr(values[key])

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from ..evaluation.metrics import compute_metrics, predictions
 from ..evaluation.temperature import fit_temperature
-from .record import Run
+from .record import DamagedFileError, Run
 from .task import Task, slug
 
 EARLY_STOPPING, TEMPERATURE_SCALING = "early_stopping", "temperature_scaling"
@@ -50,12 +50,20 @@ class BestWeights(TrainerCallback):
         self.path = path
 
     def read(self) -> tuple[tuple[float, float], float] | None:
-        """Return accuracy and minus the loss, and the epoch; None if there was no evaluation."""
+        """Return accuracy and minus the loss, and the epoch; None if there was no evaluation.
+
+        Raises:
+            DamagedFileError: The file is damaged.
+        """
         if not self.path.exists():
             return None
-        with safe_open(self.path, "pt") as file:
-            values = file.metadata()
-        return (float(values["accuracy"]), float(values["minus_loss"])), float(values["epoch"])
+        try:
+            with safe_open(self.path, "pt") as file:
+                values = file.metadata()
+            return (float(values["accuracy"]), float(values["minus_loss"])), float(values["epoch"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            remedy = f"delete {self.path.parent} to train this run again"
+            raise DamagedFileError(self.path, error, remedy) from error
 
     def load(self, model: nn.Module) -> None:
         """Load the best weights into a model."""

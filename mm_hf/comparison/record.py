@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,13 @@ import numpy as np
 from ..evaluation.files import replaced_file, write_text
 
 RESULT, ARRAYS = "result.json", "predictions.npz"
+
+
+class DamagedFileError(ValueError):
+    """A file of a comparison's output directory is damaged. The message names it and the remedy."""
+
+    def __init__(self, path: Path, reason: object, remedy: str):
+        super().__init__(f"{path} is damaged ({reason}): {remedy}.")
 
 
 @dataclass
@@ -42,8 +51,12 @@ class Run:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The available arrays: `logits`, `labels` and `features` of the test examples, and `ood_logits`."""
-        with np.load(self.directory / ARRAYS, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        path = self.directory / ARRAYS
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise DamagedFileError(path, error, f"delete {self.directory} to train this run again") from error
 
     @property
     def model(self) -> Path | None:
@@ -55,17 +68,20 @@ class Run:
         """Return the run in a directory; None if it is not finished.
 
         Raises:
-            ValueError: The file of the result is damaged.
+            DamagedFileError: The result or the predictions are damaged.
         """
-        if not (directory / RESULT).exists():
+        path = directory / RESULT
+        if not path.exists():
             return None
+        kinds = {"metrics": dict, "corruptions": dict, "history": list, "notes": list}
+        remedy = f"delete {directory} to train this run again"
+        values = read_json(path, remedy, kinds)
         try:
-            values = json.loads((directory / RESULT).read_text(encoding="utf-8"))
-            return cls(**values, directory=directory)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{directory / RESULT} is damaged ({error}): delete {directory} to train this run again."
-            ) from error
+            run = cls(**values, directory=directory)
+        except TypeError as error:
+            raise DamagedFileError(path, error, remedy) from error
+        run.arrays  # noqa: B018  # damaged ones are reported before other runs are trained
+        return run
 
     def write(self, arrays: Mapping[str, Any]) -> None:
         """Write the run; the result is written last and atomically, so a directory with a result is complete."""
@@ -73,6 +89,29 @@ class Run:
             np.savez_compressed(file, **arrays)
         values = {k: v for k, v in vars(self).items() if k != "directory"}
         write_json(self.directory / RESULT, values)
+
+
+def read_json(path: Path, remedy: str, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        remedy: End of the error message.
+        kinds: Entries that the object must have, with the types of their values.
+
+    Raises:
+        DamagedFileError: The file is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(path, error, remedy) from error
+    if not isinstance(values, dict):
+        raise DamagedFileError(path, "it is no JSON object", remedy)
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise DamagedFileError(path, f"its entry {name!r} is no {kind.__name__}", remedy)
+    return values
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
 from ..training.trainer import MultiMixTrainer
 from .derived import BestWeights, write_derived_runs
 from .evaluate import EvaluationOptions, PeakMemory, evaluate_model
-from .record import Run, write_json
+from .record import Run, read_json, write_json
 from .task import Task
 
 COST = "comparison.json"
@@ -70,7 +69,8 @@ def train_run(
         trainer.remove_callback(callback)
     last = _resumable_checkpoint(checkpoints)
     if last is not None:
-        costs.before = json.loads((last / COST).read_text())
+        remedy = f"delete {last} to resume from an earlier checkpoint, or else to start this run again"
+        costs.before = read_json(last / COST, remedy, {"train_seconds": float})
     with PeakMemory() as memory:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.save_model(str(directory / "model"))

@@ -45,6 +45,7 @@ class Task:
         ood_dataset: Examples of unknown classes; their labels are not used.
         class_names: Names of all classes, for plots.
         settings: Other settings that identify the task, in JSON types. A comparison with other settings is not resumed.
+        default_settings: Values of settings that a comparison of an earlier version lacks.
 
     Raises:
         ValueError: A dataset has no length or is empty, or `training_args` has a field that the comparison sets.
@@ -62,6 +63,7 @@ class Task:
     ood_dataset: Any = None
     class_names: Sequence[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    default_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         fixed = [name for name in self.training_args if name in FIXED_ARGUMENTS]

@@ -68,6 +68,7 @@ def build_task(
         "name": name,
         "training_args": training_args or {},
         "settings": settings,
+        "default_settings": vars(DataOptions()),
         "class_names": splits.class_names,
     }
     task = make(splits, data, model, common, trained)

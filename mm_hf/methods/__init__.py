@@ -29,12 +29,13 @@ _EXPORTS = {
     "check_class_weights": "class_weights",
     "default_methods": "base",
     "get_method": "base",
+    "with_defaults": "base",
 }
 __all__ = list(_EXPORTS)
 
 if TYPE_CHECKING:
     from .align_mixup import AlignMixup
-    from .base import METHODS, Mixing, MixingLoss, Requirements, default_methods, get_method
+    from .base import METHODS, Mixing, MixingLoss, Requirements, default_methods, get_method, with_defaults
     from .class_weights import balanced_weights, check_class_weights
     from .cutmix import CutMix
     from .dense_multimix import DenseMultiMix

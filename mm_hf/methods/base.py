@@ -262,6 +262,24 @@ def get_method(name: str) -> type[Mixing]:
     return METHODS[name]
 
 
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of an earlier `to_dict` with the defaults of the settings that it lacks.
+
+    Settings of an unknown method, and those with a value or a name that is not valid, are returned unchanged.
+
+    Args:
+        values: The result of `to_dict` of this or of an earlier version.
+
+    Example:
+        >>> with_defaults({"method": "mixup"})
+        {'method': 'mixup', 'alpha': 1.0}
+    """
+    try:
+        return Mixing.from_dict(values).to_dict()
+    except (ValueError, TypeError):
+        return dict(values)
+
+
 def default_methods() -> dict[str, Mixing]:
     """Return each method with its default settings by name, without those that require a setting.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..methods import Mixing
+from ..methods import Mixing, with_defaults
 from .hub import MIXING_FILE, read_mixing_file
 
 LABELS = ("labels", "label", "label_ids")
@@ -68,7 +68,8 @@ def labels_digest(dataset: Any) -> str | None:
 def find_changes(checkpoint: str | Path, mixing: Mixing, training: Mapping[str, Any]) -> list[str]:
     """Describe each setting of a checkpoint that differs from the current one.
 
-    Settings that the checkpoint does not contain are not compared: a checkpoint of `Trainer` contains none.
+    A setting of the method that the checkpoint does not contain, because an earlier version wrote it, had its default.
+    Other settings that it does not contain are not compared: a checkpoint of `Trainer` contains none.
 
     Args:
         checkpoint: The checkpoint.
@@ -83,11 +84,12 @@ def find_changes(checkpoint: str | Path, mixing: Mixing, training: Mapping[str, 
         return []
     values = read_mixing_file(path)
     current: dict[str, Any] = mixing.to_dict()
-    saved = values["mixing"]
+    saved = with_defaults(values["mixing"])
     if saved.get("method") != current["method"]:
         changes = [_change("method", saved.get("method"), current["method"])]
     else:
-        changes = [_change(name, saved[name], current.get(name)) for name in saved if saved[name] != current.get(name)]
+        names = dict.fromkeys([*saved, *current])
+        changes = [_change(n, saved.get(n), current.get(n)) for n in names if saved.get(n) != current.get(n)]
     earlier = values.get("training")
     earlier = earlier if isinstance(earlier, dict) else {}
     both = [name for name in earlier if name in training]

@@ -73,6 +73,20 @@ def test_resuming_with_the_same_settings_reports_nothing(written, tmp_path, capl
     assert not [r.message for r in caplog.records if "settings" in r.message]
 
 
+def test_settings_that_the_checkpoint_lacks_had_their_defaults(written, tmp_path):
+    checkpoint = shutil.copytree(written / "checkpoint-2", tmp_path / "checkpoint-2")
+    values = json.loads((checkpoint / "mixing.json").read_text())
+    del values["mixing"]["kernel"], values["mixing"]["clean_weight"]  # as an earlier version wrote it
+    (checkpoint / "mixing.json").write_text(json.dumps(values))
+    assert find_changes(checkpoint, DENSE, {}) == []
+    changed = DenseMultiMix(num_mixed=10, kernel="compile", clean_weight=0.5)
+    assert find_changes(checkpoint, changed, {}) == [
+        "clean_weight=1.0, which is now 0.5", "kernel='eager', which is now 'compile'"
+    ]  # fmt: skip
+    weighted = DenseMultiMix(num_mixed=10, class_weights=[1.0] * 10)
+    assert find_changes(checkpoint, weighted, {}) == [f"class_weights=None, which is now {[1.0] * 10}"]
+
+
 def test_number_of_processes_is_compared(written):
     assert find_changes(written / "checkpoint-2", DENSE, {"num_processes": 2}) == ["num_processes=1, which is now 2"]
 
