@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune an audio classification model of Transformers with MultiMix or Dense MultiMix.
+r"""Fine-tune an audio classification model of Transformers with MultiMix or Dense MultiMix.
 
 With a dataset from the Hub:
 
@@ -40,11 +40,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import soundfile
 from datasets import Audio, Dataset, DatasetDict
-from offline_voices import OFFLINE
 from scipy.signal import resample_poly
 from transformers import (
     FEATURE_EXTRACTOR_MAPPING,
@@ -56,6 +54,8 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.cli import scripts
+from mm_hf.data.offline_voices import OFFLINE
 from mm_hf.data.splits import as_classes
 from mm_hf.evaluation.metrics import load_metric
 
@@ -63,7 +63,7 @@ SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(scripts.ModelArguments):
     """Model to train."""
 
     model_type: str = field(
@@ -91,7 +91,7 @@ class ModelArguments(common.ModelArguments):
 
 
 @dataclass
-class DataTrainingArguments(common.DataArguments):
+class DataTrainingArguments(scripts.DataArguments):
     """Recordings to train on."""
 
     dataset_name: str | None = field(
@@ -121,7 +121,7 @@ def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
     """Parse options or an option file, including the fields of the selected mixing method."""
-    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+    return scripts.parse_arguments(arguments, ModelArguments, DataTrainingArguments, description=__doc__)
 
 
 class AudioTransform:
@@ -190,10 +190,10 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     if data_args.dataset_name in OFFLINE:
         data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
-        data = common.load_from_hub(data_args, model_args)
+        data = scripts.load_from_hub(data_args, model_args)
     else:
         data = read_folders(data_args)
-    common.check_columns(data, data_args, "audio_column_name", "label_column_name")
+    scripts.check_columns(data, data_args, "audio_column_name", "label_column_name")
     split = data_args.eval_split_name
     if split is not None:
         if split not in data:
@@ -201,12 +201,12 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
         data = DatasetDict(train=data["train"], validation=data[split])
     # Keep the files encoded: soundfile decodes them without further dependencies.
     data = data.cast_column(data_args.audio_column_name, Audio(decode=False))
-    return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
+    return scripts.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
 
 
 def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     """Load or create the model and its feature extractor."""
-    model = common.load_model(AutoModelForAudioClassification, model_args, names, "audio-classification")
+    model = scripts.load_model(AutoModelForAudioClassification, model_args, names, "audio-classification")
     source = model_args.feature_extractor_name or model_args.model_name_or_path
     settings = {} if model_args.attention_mask is None else {"return_attention_mask": model_args.attention_mask}
     if source is not None:
@@ -222,11 +222,11 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
     return model, extractor
 
 
-@common.reports_errors
+@scripts.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
-    common.set_up(training_args, mixing)
+    scripts.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     names = data["train"].features[data_args.label_column_name].names
@@ -253,14 +253,14 @@ def main() -> None:
         compute_metrics=compute_metrics,
         processing_class=extractor,
     )
-    card = common.card_arguments(
+    card = scripts.card_arguments(
         "audio-classification",
         model_args.model_name_or_path,
         data_args.dataset_name or data_args.train_dir,
         data_args.dataset_name,
         OFFLINE,
     )
-    common.train_and_evaluate(trainer, card)
+    scripts.train_and_evaluate(trainer, card)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune an image classification model of Transformers with MultiMix or Dense MultiMix.
+r"""Fine-tune an image classification model of Transformers with MultiMix or Dense MultiMix.
 
 With a dataset from the Hub:
 
@@ -28,90 +28,30 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
-import common
-from datasets import DatasetDict
-from transformers import AutoModelForImageClassification, EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from mm_hf import Mixing, MultiMixTrainer
-from mm_hf.data.folders import load_image_folders
+from mm_hf.cli import scripts
+from mm_hf.cli.scripts.images import DataTrainingArguments, ModelArguments, load_data, load_model
 from mm_hf.data.images import ImageTransform
-from mm_hf.data.models import image_processor, num_channels
+from mm_hf.data.models import num_channels
 from mm_hf.data.offline import OFFLINE_IMAGES
-from mm_hf.data.splits import as_classes
 from mm_hf.evaluation.metrics import load_metric
-
-
-@dataclass
-class ModelArguments(common.ModelArguments):
-    """Model to train."""
-
-    model_type: str = field(default="vit", metadata={"help": "Architecture of a model trained from scratch."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Image size of a model trained from scratch. Default: the size in its configuration, or else 224."
-        },
-    )
-
-
-@dataclass
-class DataTrainingArguments(common.DataArguments):
-    """Images to train on."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, or offline dataset: {', '.join(OFFLINE_IMAGES)}."}
-    )
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Directory of training images with one subdirectory per class."}
-    )
-    validation_dir: str | None = field(default=None, metadata={"help": "Directory of validation images."})
-    image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column with the classes."})
-    augmentation: Literal["none", "crop", "crop_flip", "randaugment"] = field(
-        default="crop_flip", metadata={"help": "Augmentation of training images with kornia."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.dataset_name is None and self.train_dir is None:
-            raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE_IMAGES)}) or --train_dir.")
 
 
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
     """Parse options or an option file, including the fields of the selected mixing method."""
-    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+    return scripts.parse_arguments(arguments, ModelArguments, DataTrainingArguments, description=__doc__)
 
 
-def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
-    """Load the splits `train` and `validation`."""
-    if data_args.dataset_name in OFFLINE_IMAGES:
-        data = OFFLINE_IMAGES[data_args.dataset_name]()
-    elif data_args.dataset_name is not None:
-        data = common.load_from_hub(data_args, model_args)
-    else:
-        folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
-        data = load_image_folders({split: folder for split, folder in folders.items() if folder is not None})
-    common.check_columns(data, data_args, "image_column_name", "label_column_name")
-    return common.train_and_validation(as_classes(data, data_args.label_column_name), data_args, seed)
-
-
-def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
-    """Load or create the model and its image processor."""
-    model = common.load_model(AutoModelForImageClassification, model_args, names, "image-classification")
-    source = model_args.image_processor_name or model_args.model_name_or_path
-    return model, image_processor(model.config, source, size=model_args.image_size, **model_args.hub)
-
-
-@common.reports_errors
+@scripts.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
-    common.set_up(training_args, mixing)
+    scripts.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     names = data["train"].features[data_args.label_column_name].names
@@ -146,7 +86,7 @@ def main() -> None:
         compute_metrics=compute_metrics,
         processing_class=processor,
     )
-    card = common.card_arguments(
+    card = scripts.card_arguments(
         "image-classification",
         model_args.model_name_or_path,
         data_args.dataset_name or data_args.train_dir,
@@ -154,7 +94,7 @@ def main() -> None:
         OFFLINE_IMAGES,
         "vision",
     )
-    common.train_and_evaluate(trainer, card)
+    scripts.train_and_evaluate(trainer, card)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune an image classification model with MultiMix or Dense MultiMix in a custom training loop with Accelerate.
+r"""Fine-tune an image classification model with MultiMix or Dense MultiMix in a custom training loop with Accelerate.
 
 Two lines differ from Transformers' script of the same name: `wrap_model(model, mixing)` before `accelerator.prepare`,
 and `handle.epoch = epoch` at the start of each epoch. Run it in one process or with `accelerate launch`
@@ -36,7 +36,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 import datasets
 import torch
 import transformers
@@ -44,12 +43,13 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from huggingface_hub import HfApi, ModelCardData
-from run_image_classification import DataTrainingArguments, ModelArguments, load_data, load_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import SchedulerType, default_data_collator, get_scheduler
 
 from mm_hf import Mixing, MixingHandle, wrap_model
+from mm_hf.cli import scripts
+from mm_hf.cli.scripts.images import DataTrainingArguments, ModelArguments, load_data, load_model
 from mm_hf.data.images import ImageDataset, ImageTransform
 from mm_hf.data.models import num_channels
 from mm_hf.evaluation.files import write_text
@@ -61,13 +61,16 @@ from mm_hf.training.run_settings import find_changes
 
 logger = get_logger(__name__)
 SECRETS = ("token", "hub_token")
+NAME = re.compile(r"(step|epoch)_(\d+)")  # of a checkpoint
 
 
 @dataclass
 class LoopArguments:
     """Training arguments with the names of Transformers' scripts without Trainer."""
 
-    output_dir: str = field(metadata={"help": "Directory for the model, the results and the checkpoints."})
+    output_dir: str = field(
+        default="trained", metadata={"help": "Directory for the model, the results and the checkpoints."}
+    )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Training batch size per process."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Evaluation batch size per process."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate after the warmup."})
@@ -77,7 +80,7 @@ class LoopArguments:
         default=None, metadata={"help": "Number of optimizer steps. Overrides --num_train_epochs."}
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Number of mini-batches per optimizer step."})
-    lr_scheduler_type: SchedulerType = field(default=SchedulerType.LINEAR, metadata={"help": "Learning rate schedule."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning rate schedule."})
     num_warmup_steps: int = field(default=0, metadata={"help": "Number of warmup steps."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Number of data loader workers per process."})
     seed: int = field(
@@ -87,7 +90,12 @@ class LoopArguments:
         default=None, metadata={"help": "Save a checkpoint every N optimizer steps, or after each 'epoch'."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Checkpoint to resume from: a directory step_N or epoch_N."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to resume from: a directory step_N or epoch_N. Without a value: the newest.",
+            "nargs": "?",
+            "const": "last",
+        },
     )
     allow_changed_settings: bool = field(
         default=False,
@@ -109,13 +117,30 @@ class LoopArguments:
         steps = self.checkpointing_steps
         if steps is not None and steps != "epoch" and not (steps.isdigit() and int(steps)):
             raise ValueError(f"--checkpointing_steps must be a number of optimizer steps or 'epoch', but is {steps!r}.")
+        SchedulerType(self.lr_scheduler_type)  # a ValueError lists the schedules
+        existing = checkpoints(Path(self.output_dir))
+        if existing and self.resume_from_checkpoint is None:
+            raise ValueError(
+                f"{self.output_dir} contains {existing[-1].name} of an earlier training run: resume it with "
+                "--resume_from_checkpoint, or choose another --output_dir."
+            )
+        if self.resume_from_checkpoint == "last":
+            if not existing:
+                raise ValueError(f"--resume_from_checkpoint: {self.output_dir} contains no checkpoint.")
+            self.resume_from_checkpoint = str(existing[-1])
 
 
-@common.reports_errors
+def checkpoints(directory: Path) -> list[Path]:
+    """Return the complete checkpoints in a directory, the newest last."""
+    found = [file.parent for file in directory.glob("*/loop.json") if NAME.fullmatch(file.parent.name)]
+    return sorted(found, key=lambda path: (path / "loop.json").stat().st_mtime_ns)
+
+
+@scripts.reports_errors
 def main() -> None:
     """Train the model, evaluate it after each epoch, save it, and push it to the Hub."""
-    model_args, data_args, args, mixing = common.parse_arguments(
-        sys.argv[1:], ModelArguments, DataTrainingArguments, LoopArguments
+    model_args, data_args, args, mixing = scripts.parse_arguments(
+        sys.argv[1:], ModelArguments, DataTrainingArguments, LoopArguments, description=__doc__
     )
     tracking = {"log_with": args.report_to, "project_dir": args.output_dir} if args.with_tracking else {}
     accelerator = Accelerator(
@@ -305,7 +330,7 @@ def resume(
         ValueError: The directory is not a checkpoint, or the method or the settings differ.
     """
     directory = Path(str(args.resume_from_checkpoint))
-    match = re.fullmatch(r"(step|epoch)_(\d+)", directory.name)
+    match = NAME.fullmatch(directory.name)
     if match is None or not (directory / "loop.json").is_file():
         raise ValueError(
             "--resume_from_checkpoint must be a directory step_N or epoch_N written with --checkpointing_steps, but is "

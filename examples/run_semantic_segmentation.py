@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune a semantic segmentation model of Transformers with Dense MultiMix at each location.
+r"""Fine-tune a semantic segmentation model of Transformers with Dense MultiMix at each location.
 
 With a dataset from the Hub:
 
@@ -34,13 +34,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import common
 import numpy as np
 import torch
 from datasets import DatasetDict
 from huggingface_hub import hf_hub_download
 from kornia import augmentation
-from offline_scenes import CLASSES, IGNORED, OFFLINE
 from torch.nn.functional import interpolate
 from transformers import (
     AutoImageProcessor,
@@ -51,10 +49,12 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.cli import scripts
+from mm_hf.data.offline_scenes import CLASSES, IGNORED, OFFLINE
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(scripts.ModelArguments):
     """Model to train."""
 
     model_type: str = field(default="segformer", metadata={"help": "Architecture of a model trained from scratch."})
@@ -63,7 +63,7 @@ class ModelArguments(common.ModelArguments):
 
 
 @dataclass
-class DataTrainingArguments(common.DataArguments):
+class DataTrainingArguments(scripts.DataArguments):
     """Images to train on."""
 
     dataset_name: str | None = field(
@@ -95,7 +95,7 @@ class SegmentationTransform:
     def __init__(self, processor: Any, data_args: DataTrainingArguments, ignored: int, train: bool):
         self.processor, self.columns = processor, (data_args.image_column_name, data_args.label_column_name)
         self.reduces, self.ignored = data_args.do_reduce_labels, ignored
-        self.size = common.image_size(processor)
+        self.size = scripts.image_size(processor)
         self.augment = self._augmentation(data_args.augmentation) if train else None
 
     def _augmentation(self, name: str) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
@@ -140,7 +140,7 @@ def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
     """Parse options or an option file, including the fields of the selected mixing method."""
-    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+    return scripts.parse_arguments(arguments, ModelArguments, DataTrainingArguments, description=__doc__)
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
@@ -148,9 +148,9 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     if data_args.dataset_name in OFFLINE:
         data = OFFLINE[data_args.dataset_name]()
     else:
-        data = common.load_from_hub(data_args, model_args)
-    common.check_columns(data, data_args, "image_column_name", "label_column_name")
-    return common.train_and_validation(data, data_args, seed)
+        data = scripts.load_from_hub(data_args, model_args)
+    scripts.check_columns(data, data_args, "image_column_name", "label_column_name")
+    return scripts.train_and_validation(data, data_args, seed)
 
 
 def class_names(data_args: DataTrainingArguments, model_args: ModelArguments) -> list[str]:
@@ -174,7 +174,7 @@ def class_names(data_args: DataTrainingArguments, model_args: ModelArguments) ->
 
 def load_model(model_args: ModelArguments, data_args: DataTrainingArguments, names: list[str]) -> tuple[Any, Any]:
     """Load or create the model and its image processor."""
-    model = common.load_model(AutoModelForSemanticSegmentation, model_args, names, "semantic-segmentation")
+    model = scripts.load_model(AutoModelForSemanticSegmentation, model_args, names, "semantic-segmentation")
     source = model_args.image_processor_name or model_args.model_name_or_path
     if source is not None:
         processor = AutoImageProcessor.from_pretrained(
@@ -213,11 +213,11 @@ def segmentation_metrics(names: list[str], ignored: int) -> Callable[[EvalPredic
     return compute
 
 
-@common.reports_errors
+@scripts.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
-    common.set_up(training_args, mixing)
+    scripts.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     names = class_names(data_args, model_args)
@@ -239,7 +239,7 @@ def main() -> None:
         preprocess_logits_for_metrics=predicted_classes,
         processing_class=processor,
     )
-    card = common.card_arguments(
+    card = scripts.card_arguments(
         "image-segmentation",
         model_args.model_name_or_path,
         data_args.dataset_name,
@@ -247,7 +247,7 @@ def main() -> None:
         OFFLINE,
         "vision",
     )
-    common.train_and_evaluate(trainer, card)
+    scripts.train_and_evaluate(trainer, card)
 
 
 if __name__ == "__main__":

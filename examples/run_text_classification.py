@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune a text classification model of Transformers with MultiMix or Dense MultiMix.
+r"""Fine-tune a text classification model of Transformers with MultiMix or Dense MultiMix.
 
 It supports sentences and pairs of sentences; single-label, multi-label and regression problems; all parameters or LoRA;
 encoders and decoders. With a dataset from the Hub:
@@ -35,10 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import common
-import common_text
 import numpy as np
-import offline_docs
 from datasets import ClassLabel, DatasetDict
 from transformers import (
     AutoConfig,
@@ -50,6 +47,9 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.cli import scripts
+from mm_hf.cli.scripts import text as texts
+from mm_hf.data import offline_docs
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
@@ -75,7 +75,7 @@ REGRESSION, MULTI_LABEL, SINGLE_LABEL = "regression", "multi_label_classificatio
 
 
 @dataclass
-class ModelArguments(common_text.ModelArguments):
+class ModelArguments(texts.ModelArguments):
     """Model to train, and LoRA adapter."""
 
     padding_side: Literal["right", "left"] | None = field(
@@ -107,7 +107,7 @@ class ModelArguments(common_text.ModelArguments):
 
 
 @dataclass
-class DataTrainingArguments(common.DataArguments):
+class DataTrainingArguments(scripts.DataArguments):
     """Texts to train on."""
 
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(TASKS)}."})
@@ -146,20 +146,20 @@ class DataTrainingArguments(common.DataArguments):
             raise ValueError(f"Give --task_name, --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
         if self.text_column_names is not None:  # Transformers' script separates them by commas
             self.text_column_names = [name for part in self.text_column_names for name in part.split(",")]
-        common_text.check_files(self)
+        texts.check_files(self)
 
 
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
     """Parse options or an option file, including the fields of the selected mixing method."""
-    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+    return scripts.parse_arguments(arguments, ModelArguments, DataTrainingArguments, description=__doc__)
 
 
 # ---- Data ----
 
 
-def load_data(data_args: DataTrainingArguments, model_args: common.ModelArguments, seed: int) -> DatasetDict:
+def load_data(data_args: DataTrainingArguments, model_args: scripts.ModelArguments, seed: int) -> DatasetDict:
     """Load the splits `train`, `validation` (for MNLI also `validation_mismatched`) and the splits to predict.
 
     Files replace the splits of a dataset.
@@ -168,14 +168,14 @@ def load_data(data_args: DataTrainingArguments, model_args: common.ModelArgument
     if data_args.dataset_name in OFFLINE:
         data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
-        data = common.load_from_hub(data_args, model_args)
-    files = common_text.load_files(data_args, model_args)
+        data = scripts.load_from_hub(data_args, model_args)
+    files = texts.load_files(data_args, model_args)
     to_predict = files.pop("test", None)  # train_and_validation must not use it for validation
     data = DatasetDict({**data, **files})
-    common.check_columns(data, data_args, "label_column_name")
+    scripts.check_columns(data, data_args, "label_column_name")
     if "validation_matched" in data:
         data["validation"] = data.pop("validation_matched")
-    parts = common.train_and_validation(data, data_args, seed)
+    parts = scripts.train_and_validation(data, data_args, seed)
     if to_predict is not None:
         data["test"] = to_predict
     others = {"validation_mismatched": data_args.max_eval_samples}
@@ -203,7 +203,7 @@ def problem_type(feature: Any, data_args: DataTrainingArguments) -> str:
 
 
 def prepare_labels(
-    data: DatasetDict, data_args: DataTrainingArguments, model_args: common.ModelArguments
+    data: DatasetDict, data_args: DataTrainingArguments, model_args: scripts.ModelArguments
 ) -> tuple[DatasetDict, str, list[str]]:
     """Return the data with a column `labels`, the problem type, and the names of the classes.
 
@@ -226,7 +226,7 @@ def prepare_labels(
 
 
 def encode_classes(
-    labels: dict[str, Any], feature: Any, multi_label: bool, model_args: common.ModelArguments
+    labels: dict[str, Any], feature: Any, multi_label: bool, model_args: scripts.ModelArguments
 ) -> tuple[list[str], dict[str, list[Any]]]:
     """Return the names of the classes, and for each example the index of its class or a multi-hot vector."""
     lists = {split: column if multi_label else [[y] for y in column] for split, column in labels.items()}
@@ -246,7 +246,7 @@ def encode_classes(
     return names, {split: [row[0] if row else IGNORED for row in column] for split, column in indices.items()}
 
 
-def known_classes(found: list[str], model_args: common.ModelArguments) -> list[str]:
+def known_classes(found: list[str], model_args: scripts.ModelArguments) -> list[str]:
     """Return the classes in the order of a pretrained model that has all of them, or else unchanged."""
     if model_args.model_name_or_path is None:
         return found
@@ -268,7 +268,7 @@ def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tu
         tokenizer.padding_side = model_args.padding_side
     settings = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     settings["vocab_size"] = len(tokenizer)
-    model = common.load_model(AutoModelForSequenceClassification, model_args, names, "text-classification", **settings)
+    model = scripts.load_model(AutoModelForSequenceClassification, model_args, names, "text-classification", **settings)
     model.config.problem_type = problem
     if model.config.pad_token_id is None:  # decoders need it to find the last token of a text
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -367,11 +367,11 @@ def _predicted_labels(found: Any, problem: str, names: list[str]) -> list[str]:
     return [names[i] for i in logits.argmax(axis=-1)]
 
 
-@common.reports_errors
+@scripts.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, predict, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
-    common.set_up(training_args, mixing)
+    scripts.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     if training_args.do_predict and not any(split.startswith("test") for split in data):
@@ -406,14 +406,14 @@ def main() -> None:
         compute_metrics=metrics_of(problem, data_args.task_name),
         processing_class=tokenizer,
     )
-    card = common.card_arguments(
+    card = scripts.card_arguments(
         "text-classification",
         model_args.finetuned_from,
         data_args.task_name or data_args.dataset_name or data_args.train_file,
         data_args.dataset_name,
         OFFLINE,
     )
-    common.train_and_evaluate(trainer, card)
+    scripts.train_and_evaluate(trainer, card)
     if training_args.do_predict:
         predict(trainer, data, problem, names)
     if model_args.merge_lora:

@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-"""Fine-tune a token classification model of Transformers (named entities, parts of speech) with Dense MultiMix.
+r"""Fine-tune a token classification model of Transformers (named entities, parts of speech) with Dense MultiMix.
 
 With a dataset from the Hub:
 
@@ -31,13 +31,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import common
-import common_text
 import numpy as np
 import torch
-from common_text import ModelArguments
 from datasets import ClassLabel, DatasetDict, List, Value
-from offline_tokens import OFFLINE
 from seqeval.metrics import accuracy_score, classification_report
 from transformers import (
     AutoModelForTokenClassification,
@@ -48,12 +44,15 @@ from transformers import (
 )
 
 from mm_hf import Mixing, MultiMixTrainer
+from mm_hf.cli import scripts
+from mm_hf.cli.scripts.text import ModelArguments, check_files, load_files
+from mm_hf.data.offline_tokens import OFFLINE
 
 IGNORED = -100
 
 
 @dataclass
-class DataTrainingArguments(common.DataArguments):
+class DataTrainingArguments(scripts.DataArguments):
     """Texts to train on."""
 
     dataset_name: str | None = field(
@@ -81,14 +80,14 @@ class DataTrainingArguments(common.DataArguments):
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_file is None:
             raise ValueError(f"Give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_file.")
-        common_text.check_files(self)
+        check_files(self)
 
 
 def parse_arguments(
     arguments: list[str],
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments, Mixing]:
     """Parse options or an option file, including the fields of the selected mixing method."""
-    return common.parse_arguments(arguments, ModelArguments, DataTrainingArguments)
+    return scripts.parse_arguments(arguments, ModelArguments, DataTrainingArguments, description=__doc__)
 
 
 def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
@@ -96,11 +95,11 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
     if data_args.dataset_name in OFFLINE:
         data = OFFLINE[data_args.dataset_name]()
     elif data_args.dataset_name is not None:
-        data = common.load_from_hub(data_args, model_args)
+        data = scripts.load_from_hub(data_args, model_args)
     else:
-        data = common_text.load_files(data_args, model_args)
+        data = load_files(data_args, model_args)
     text, label = data_args.text_column_name, data_args.label_column_name
-    common.check_columns(data, data_args, "text_column_name", "label_column_name")
+    scripts.check_columns(data, data_args, "text_column_name", "label_column_name")
     if isinstance(data["train"].features[text], Value):  # a .csv
         data = data.map(lambda row: {text: row[text].split(), label: row[label].split()})
     features = data["train"].features.copy()
@@ -108,7 +107,7 @@ def load_data(data_args: DataTrainingArguments, model_args: ModelArguments, seed
         tags = sorted({tag for split in data.values() for row in split[label] for tag in row})
         features[label] = List(ClassLabel(names=[str(tag) for tag in tags]))
         data = data.map(lambda row: {label: [tags.index(tag) for tag in row[label]]}, features=features)
-    return common.train_and_validation(data, data_args, seed)
+    return scripts.train_and_validation(data, data_args, seed)
 
 
 def align(
@@ -185,15 +184,15 @@ def load_model(model_args: ModelArguments, names: list[str]) -> tuple[Any, Any]:
             "--tokenizer_name."
         )
     settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    model = common.load_model(AutoModelForTokenClassification, model_args, names, "token-classification", **settings)
+    model = scripts.load_model(AutoModelForTokenClassification, model_args, names, "token-classification", **settings)
     return model, tokenizer
 
 
-@common.reports_errors
+@scripts.reports_errors
 def main() -> None:
     """Train and save the model, evaluate it, and write a model card or push to the Hub."""
     model_args, data_args, training_args, mixing = parse_arguments(sys.argv[1:])
-    common.set_up(training_args, mixing)
+    scripts.set_up(training_args, mixing)
 
     data = load_data(data_args, model_args, training_args.seed)
     names = data["train"].features[data_args.label_column_name].feature.names
@@ -211,14 +210,14 @@ def main() -> None:
         preprocess_logits_for_metrics=most_likely,
         processing_class=tokenizer,
     )
-    card = common.card_arguments(
+    card = scripts.card_arguments(
         "token-classification",
         model_args.finetuned_from,
         data_args.dataset_name or data_args.train_file,
         data_args.dataset_name,
         OFFLINE,
     )
-    common.train_and_evaluate(trainer, card)
+    scripts.train_and_evaluate(trainer, card)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXTRA = "analysis"
@@ -63,9 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}."
         return _print_error("mm-hf", f"unknown command {name!r}: {hint}")
-    program = f"mm-hf {name}"
+    return run(
+        f"mm-hf {name}", lambda: importlib.import_module(f".{name}", __name__).main(rest), RESUME_HINTS.get(name)
+    )
+
+
+def run(program: str, start: Callable[[], int | None], resume_hint: str | None = "") -> int:
+    """Run a program, and print its errors as one sentence.
+
+    Args:
+        program: Name of the program in the messages.
+        start: Function that runs it and returns its exit code; None stands for 0.
+        resume_hint: End of the message if the program is interrupted.
+
+    Returns:
+        The exit code of the program, 2 for a user error, or 130 if interrupted.
+
+    Example:
+        >>> run("mm-hf train", lambda: 0)
+        0
+    """
     try:
-        return importlib.import_module(f".{name}", __name__).main(rest)
+        return start() or 0
     except ImportError as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
@@ -78,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _print_error(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted.{RESUME_HINTS.get(name, '')}", file=sys.stderr)
+        print(f"\n{program}: interrupted.{resume_hint or ''}", file=sys.stderr)
         return 130
 
 

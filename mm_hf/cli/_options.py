@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = """training: all fields of transformers.TrainingArguments
   --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
 METHOD_NAMES = textwrap.fill(", ".join(read_methods()), 100, initial_indent="methods: ", subsequent_indent="  ")
+METHODS_HELP = f"""{METHOD_NAMES}
+  --mixing METHOD --help shows the settings of a method; erm is plain training."""
+DEFAULT_METHOD = "dense_multimix"
 SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
 # Options that --help omits and --help-all includes.
@@ -38,6 +41,14 @@ ADVANCED_OPTIONS = frozenset(
         *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),
         *("robustness_samples", "epsilon"),
         *("examples_per_mix", "detach_attention", "confidence_weighted", "gather_across_devices"),
+        *("kernel", "input_mixing_prob", "input_mixing_start"),
+        # of the example scripts
+        *("max_eval_samples", "max_predict_samples", "pad_to_max_length", "padding_side", "do_regression"),
+        *("label_all_tokens", "return_entity_level_metrics", "id2label", "do_reduce_labels", "eval_split_name"),
+        *("feature_extractor_name", "feature_extractor_overrides", "freeze_feature_encoder", "attention_mask"),
+        *("audio_column_name", "text_column_name", "lora_dropout", "merge_lora"),
+        *("with_tracking", "report_to", "hub_model_id", "hub_token", "dataloader_num_workers", "weight_decay"),
+        *("lr_scheduler_type", "num_warmup_steps", "max_train_steps", "gradient_accumulation_steps"),
     )
 )
 # Fields of TrainingArguments that a comparison sets itself (`comparison.task.FIXED_ARGUMENTS`), with the remedy.
@@ -261,6 +272,43 @@ def _unknown_option(option: str, program: str, parsers: Sequence[CommandParser])
     hint = f"did you mean {near[0]}?" if near else "--help lists the options."
     fields = " or a field of TrainingArguments" if len(parsers) > 1 else ""
     return f"{option.partition('=')[0]} is not an option of {program}{fields}: {hint}"
+
+
+def method_name(arguments: Sequence[str]) -> str:
+    """Return the value of --mixing, or its default."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--mixing", default=DEFAULT_METHOD, nargs="?")
+    return str(first.parse_known_args(list(arguments))[0].mixing)
+
+
+def other_settings(method: str, own: Collection[str]) -> dict[str, str]:
+    """Return the settings that only other methods have, each with the end of its error message.
+
+    Args:
+        method: Name of the method.
+        own: Names of its settings.
+    """
+    owners: dict[str, list[str]] = {}
+    for name, settings in read_methods().items():
+        for other in settings:
+            if other not in own:
+                owners.setdefault(f"--{other}", []).append(name)
+    return {
+        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, whose settings are {', '.join(own)}."
+        for option, names in owners.items()
+    }
+
+
+def check_output_dir(directory: Path) -> None:
+    """Raise a ValueError if the output directory of a new training run has checkpoints."""
+    from ..training.checkpoints import list_checkpoints
+
+    existing = list_checkpoints(directory)
+    if existing:
+        raise ValueError(
+            f"{directory} contains {existing[0].name} of an earlier training run: resume it with "
+            "--resume_from_checkpoint, or choose another --output_dir."
+        )
 
 
 def check_method(name: str) -> dict[str, Setting]:

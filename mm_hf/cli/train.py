@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -12,14 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions, ModelOptions
-from ..methods.settings import check_required, read_methods
+from ..methods.settings import check_required
 from ._options import (
-    METHOD_NAMES,
+    DEFAULT_METHOD,
+    METHODS_HELP,
     SMALL_VIT,
     TRAINING,
     check_method,
+    check_output_dir,
     expand_option_file,
     make_parser,
+    method_name,
+    other_settings,
     parse,
     take,
     training_values,
@@ -41,8 +44,7 @@ Transformers model with its processor or tokenizer and mixing.json. OPTIONS.yaml
 example without downloads:
   mm-hf train --dataset_name digits {SMALL_VIT} \\
     --mixing dense_multimix --num_mixed 1000 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
-EPILOG = f"""{METHOD_NAMES}
-  --mixing METHOD --help shows the settings of a method; erm is plain training.
+EPILOG = f"""{METHODS_HELP}
 
 {TRAINING}
   --resume_from_checkpoint   resume from the newest complete checkpoint in DIR
@@ -55,7 +57,7 @@ class TrainOptions:
     """Method and output of a training run."""
 
     mixing: str = field(
-        default="dense_multimix", metadata={"help": "Mixing method, or erm for plain training. See below."}
+        default=DEFAULT_METHOD, metadata={"help": "Mixing method, or erm for plain training. See below."}
     )
     output_dir: str = field(default="trained", metadata={"help": "Directory for the model and its checkpoints."})
     resume_from_checkpoint: str | None = field(
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_parser(
         "mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups, data=DataOptions, model=ModelOptions
     )
-    values = parse(parser, given, "mm-hf train", {}, other_settings(method))
+    values = parse(parser, given, "mm-hf train", {}, other_settings(method, settings))
     check_required(method, settings, values)
     options, data, model = (take(values, kind) for kind in (TrainOptions, DataOptions, ModelOptions))
     if data.ood_dataset_name is not None:
@@ -232,28 +234,6 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     return args
 
 
-def method_name(arguments: Sequence[str]) -> str:
-    """Return the value of --mixing, or its default."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--mixing", default=TrainOptions.mixing, nargs="?")
-    return str(first.parse_known_args(list(arguments))[0].mixing)
-
-
-def other_settings(method: str) -> dict[str, str]:
-    """Return the settings that only other methods have, each with the end of its error message."""
-    methods = read_methods()
-    own = methods[method]
-    owners: dict[str, list[str]] = {}
-    for name, settings in methods.items():
-        for setting in settings:
-            if setting not in own:
-                owners.setdefault(f"--{setting}", []).append(name)
-    return {
-        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, whose settings are {', '.join(own)}."
-        for option, names in owners.items()
-    }
-
-
 def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) -> str | None:
     """Return the checkpoint to resume from, or None.
 
@@ -261,17 +241,12 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
         ValueError: There is no complete checkpoint, the checkpoint was trained with another method, or the output
             directory of a new training run has checkpoints.
     """
-    from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
+    from ..training.checkpoints import last_complete_checkpoint
     from ..training.run_settings import find_changes
 
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
     if given is None:
-        existing = list_checkpoints(directory)
-        if existing:
-            raise ValueError(
-                f"{directory} contains {existing[0].name} of an earlier training run: resume it with "
-                "--resume_from_checkpoint, or choose another --output_dir."
-            )
+        check_output_dir(directory)
         return None
     if given == "last":
         found = last_complete_checkpoint(

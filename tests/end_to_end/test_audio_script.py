@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import offline_voices
 import pytest
 import run_audio_classification as audio
 import soundfile
@@ -12,6 +11,7 @@ from datasets import Audio, Dataset
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, DataCollatorWithPadding
 
 from mm_hf import DenseMultiMix, extract, probe
+from mm_hf.data import offline_voices
 from mm_hf.training.hub import load_mixing, load_plan
 from tests.helpers.scripts import RECIPES, run_script
 

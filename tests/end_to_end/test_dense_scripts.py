@@ -5,10 +5,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
-import common_text
 import numpy as np
-import offline_scenes
-import offline_tokens
 import pytest
 import run_semantic_segmentation as segmentation
 import run_token_classification as tokens
@@ -28,6 +25,8 @@ from transformers import (
 )
 
 from mm_hf import DenseMultiMix
+from mm_hf.cli.scripts import text as common_text
+from mm_hf.data import offline_scenes, offline_tokens
 from mm_hf.data.models import configuration, override
 from mm_hf.data.offline import load_digits
 from mm_hf.training.hub import load_mixing

@@ -1,18 +1,37 @@
-"""Errors of the example scripts: one sentence with exit code 2, before training."""
+"""Command line of the example scripts: that of `mm-hf`. Errors are one sentence with exit code 2, before training."""
 
+import dataclasses
 import importlib
+import re
+import runpy
+import shutil
+import sys
 
-import common
 import pytest
 import yaml
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, TrainingArguments
 
-SCRIPTS = [
-    "run_image_classification",
-    "run_text_classification",
-    "run_token_classification",
-    "run_audio_classification",
-]
-SCRIPTS += ["run_semantic_segmentation", "run_image_classification_no_trainer"]
+from mm_hf.cli.scripts import options
+from mm_hf.methods import DenseMultiMix
+from tests.helpers.commands import TINY
+from tests.helpers.scripts import EXAMPLES
+
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("run_*.py"))
+WITH_TRAINER = [script for script in SCRIPTS if not script.endswith("no_trainer")]
+SCREEN = 70  # lines
+
+
+def run_alone(script, arguments, monkeypatch):
+    """Run a script in this process as if it were the only file of its directory; return its exit code."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(EXAMPLES)])
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+    for name in [name for name in sys.modules if name.startswith("run_")]:
+        monkeypatch.delitem(sys.modules, name)
+    try:
+        runpy.run_path(f"{script}.py", run_name="__main__")
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
 
 
 def error_of(script, arguments, capsys, monkeypatch):
@@ -27,30 +46,84 @@ def error_of(script, arguments, capsys, monkeypatch):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_user_errors_are_one_sentence(script, capsys, monkeypatch, tmp_path):
     where = ["--output_dir", str(tmp_path)]
-    assert f"{script}.py: --num_mixd is not an option (did you mean --num_mixed?)" in error_of(
-        script, ["--num_mixd", "3", "--dataset_name", "digits", "--tokenizer_name", "x", *where], capsys, monkeypatch
-    )
-    assert "There is no mixing method 'mixupp' (did you mean mixup?)" in error_of(
-        script, ["--mixing", "mixupp", *where], capsys, monkeypatch
-    )
-    assert "missing.yaml does not exist" in error_of(script, ["missing.yaml"], capsys, monkeypatch)
-    assert "invalid float value: 'fast'" in error_of(script, ["--learning_rate", "fast", *where], capsys, monkeypatch)
+    for given, sentence in [
+        (["--num_mixd", "3", *where], r"--num_mixd is not an option of .*did you mean --num_mixed\?"),
+        (["--mixing", "mixupp", *where], r"There is no mixing method 'mixupp' \(did you mean mixup\?\)"),
+        (["--mixing", "mixup", "--num_mixed", "3"], "--num_mixed is a setting of dense_multimix and multimix, not of"),
+        (["missing.yaml"], "missing.yaml does not exist"),
+        (["--learning_rate", "fast", *where], "--learning_rate must be a number, got 'fast'"),
+    ]:
+        message = error_of(script, given, capsys, monkeypatch)
+        assert message.startswith(f"{script}.py: ") and re.search(sentence, message), message
 
 
-def test_nothing_to_do_is_an_error(capsys, monkeypatch, tmp_path):
-    message = error_of(
-        "run_image_classification", ["--dataset_name", "digits", "--output_dir", str(tmp_path)], capsys, monkeypatch
-    )
+@pytest.mark.parametrize("script", WITH_TRAINER)
+def test_nothing_to_do_is_an_error(script, capsys, monkeypatch, tmp_path):
+    message = error_of(script, ["--dataset_name", "digits", "--output_dir", str(tmp_path)], capsys, monkeypatch)
     assert "There is nothing to do: give --do_train, --do_eval or both." in message
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_one_screen_and_help_all_has_all_options(script, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "110")
+    module = importlib.import_module(script)
+    shutil.copy(EXAMPLES / f"{script}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_alone(script, ["--help"], monkeypatch) == 0
+    short = capsys.readouterr().out
+    assert run_alone(script, ["--help-all"], monkeypatch) == 0
+    listed = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, flags=re.MULTILINE))
+    assert short.count("\n") <= SCREEN and "--help-all" in short
+    classes = [module.ModelArguments, module.DataTrainingArguments, DenseMultiMix]
+    classes += [getattr(module, "LoopArguments", TrainingArguments)]
+    expected = {field.name for one in classes for field in dataclasses.fields(one) if field.init}
+    assert expected <= listed
+    for name in ("mixing", "num_mixed", "dataset_name", "model_name_or_path", "output_dir"):
+        assert f"  --{name} " in short
 
 
 def test_options_after_a_file_override_it(tmp_path):
     from run_image_classification import parse_arguments
 
-    options = {"dataset_name": "digits", "mixing": "mixup", "alpha": 0.5, "do_train": True, "output_dir": "out"}
-    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
-    given = [str(tmp_path / "options.yaml"), "--alpha", "2", "--resume_from_checkpoint", "--use_cpu"]
-    _, data, args, mixing = parse_arguments(given)
-    assert mixing.alpha == 2 and data.dataset_name == "digits" and args.do_train
-    assert args.resume_from_checkpoint == "true"
-    assert common._with_value_of_resume(["--resume_from_checkpoint", "a"]) == ["--resume_from_checkpoint", "a"]
+    given = {"dataset_name": "digits", "mixing": "mixup", "alpha": 0.5, "do_train": True, "output_dir": "out"}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(given))
+    line = [str(tmp_path / "options.yaml"), "--alpha", "2", "--resume_from_checkpoint", "--use_cpu", "--lr", "0.5"]
+    _, data, args, mixing = parse_arguments(line)
+    assert mixing.alpha == 2 and data.dataset_name == "digits" and args.do_train and args.learning_rate == 0.5
+    assert args.resume_from_checkpoint == "last" and isinstance(args, options.ScriptArguments)
+    assert parse_arguments([*line, "--resume_from_checkpoint", "a"])[2].resume_from_checkpoint == "a"
+
+
+@pytest.mark.parametrize("script", ["run_image_classification", "run_image_classification_no_trainer"])
+def test_script_that_is_copied_alone_trains_and_resumes(script, tmp_path, monkeypatch, capsys):
+    """The recipe stands beside the script, options follow it, and a second run needs --resume_from_checkpoint."""
+    shutil.copy(EXAMPLES / f"{script}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    recipe = {"dataset_name": "digits", "config_overrides": TINY, "max_train_samples": 32, "max_eval_samples": 16}
+    recipe |= {"augmentation": "none", "num_train_epochs": 1, "per_device_train_batch_size": 16, "output_dir": "out"}
+    with_trainer = script == "run_image_classification"
+    recipe |= (
+        {"do_train": True, "do_eval": True, "save_strategy": "epoch"}
+        if with_trainer
+        else {"checkpointing_steps": "epoch"}
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run_alone(script, ["recipe.yaml", "--num_mixed", 8], monkeypatch) == 0
+    assert AutoModelForImageClassification.from_pretrained("out").config.hidden_size == 16
+    first = "checkpoint-2" if with_trainer else "epoch_0"
+    capsys.readouterr()
+    again = ["recipe.yaml", "--num_mixed", 8, "--num_train_epochs", 2]
+    assert run_alone(script, again, monkeypatch) == 2
+    assert f"out contains {first} of an earlier training run: resume it with" in capsys.readouterr().err
+    assert run_alone(script, [*again, "--resume_from_checkpoint"], monkeypatch) == 0
+    assert (tmp_path / "out" / ("checkpoint-4" if with_trainer else "epoch_1")).is_dir()
+
+
+def test_text_script_that_is_copied_alone_trains(reviews, tmp_path, monkeypatch):
+    data, model = reviews
+    shutil.copy(EXAMPLES / "run_text_classification.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = f"--train_file {data}/train.jsonl --label_column_name sentiment --model_name_or_path {model}".split()
+    given += ["--do_train", "--num_train_epochs", "1", "--save_strategy", "no", "--output_dir", "out"]
+    assert run_alone("run_text_classification", given, monkeypatch) == 0
+    assert set(AutoModelForSequenceClassification.from_pretrained("out").config.label2id) == {"up", "down"}

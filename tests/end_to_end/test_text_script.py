@@ -4,17 +4,16 @@ import csv
 import json
 
 import numpy as np
-import offline_docs
 import pytest
 import run_text_classification as text
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
-from offline_tokens import load_stdlib
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from mm_hf import DenseMultiMix, extract, wrap_model
-from mm_hf.data import offline
+from mm_hf.data import offline, offline_docs
+from mm_hf.data.offline_tokens import load_stdlib
 from mm_hf.training.hub import load_mixing, load_plan
 from tests.helpers.scripts import RECIPES, needs_reviews, run_script
 
@@ -139,7 +138,7 @@ def test_lora_adapter_loads_without_mm_hf_and_merges(run, tmp_path, docs):
         merged = AutoModelForSequenceClassification.from_pretrained(out / "merged")
         assert type(merged).__name__ == "BertForSequenceClassification" and merged.config.id2label[1] == "same"
         torch.testing.assert_close(merged(**batch).logits, adapted, rtol=1e-4, atol=1e-5)
-        base = AutoModelForSequenceClassification.from_pretrained(text.common_text.resolve("minilm"))
+        base = AutoModelForSequenceClassification.from_pretrained(text.texts.resolve("minilm"))
         before = base(**batch).logits
         by_hand = PeftModel.from_pretrained(base, out)(**batch).logits
     torch.testing.assert_close(by_hand, adapted)  # the classifier is the trained one of the adapter
@@ -319,12 +318,12 @@ def test_locations_of_a_decoder_are_its_words(docs, model_type):
 
 
 def test_tokenizer_without_padding_token_pads_with_its_end_token(monkeypatch):
-    tokenizer = AutoTokenizer.from_pretrained(text.common_text.resolve("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(text.texts.resolve("minilm"))
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     monkeypatch.setattr(text.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **sizes))
-    monkeypatch.setattr(text.common, "load_model", lambda *args, **settings: made)
+    monkeypatch.setattr(text.scripts, "load_model", lambda *args, **settings: made)
     model_args = text.ModelArguments(model_type="llama", tokenizer_name="another")
     model, _ = text.load_model(model_args, ["a", "b"], text.SINGLE_LABEL)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("[SEP]")

@@ -7,12 +7,12 @@ import resource
 import shutil
 import subprocess
 
-import common
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mm_hf import ERM, DenseMultiMix, MultiMixTrainer
+from mm_hf.cli import scripts as common
 from mm_hf.training.checkpoints import find_checkpoint_error, find_missing_files, last_complete_checkpoint
 from tests.helpers import digits
 

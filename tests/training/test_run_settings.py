@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import common
 import pytest
 from transformers import Trainer
 
 from mm_hf import ERM, CutMix, DenseMultiMix, MultiMixTrainer, load_mixing
+from mm_hf.cli import scripts as common
 from mm_hf.evaluation.files import exclusive_directory, remove_links, replaced_file
 from mm_hf.training.hub import load_num_mixed, load_plan
 from mm_hf.training.run_settings import find_changes, labels_digest

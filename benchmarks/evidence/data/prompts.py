@@ -9,7 +9,7 @@ import torch
 from transformers import ASTFeatureExtractor
 
 from benchmarks.evidence.data.examples import Examples, require_debian_package, require_package
-from examples.offline_voices import OTHER_VOICE, SOUNDS, VOICES, load_spoken_prompts
+from mm_hf.data.offline_voices import OTHER_VOICE, SOUNDS, VOICES, load_spoken_prompts
 
 LANGUAGES = tuple(VOICES)
 SAMPLING_RATE, SECONDS = 8000, 2.56

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from mm_hf.data.offline import load_digits
+from .offline import load_digits
 
 CLASSES = ["background", *(str(digit) for digit in range(10))]
 IGNORED = 255

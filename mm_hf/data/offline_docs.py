@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from offline_tokens import MODULES, read_module
+
+from .offline_tokens import MODULES, read_module
 
 
 def load_stdlib_docs() -> DatasetDict:

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 from datasets import DatasetDict, load_dataset
+
+from . import ModelArguments as CommonModelArguments
 
 MINILM, MINILM_SOURCE = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(CommonModelArguments):
     """Model to train."""
 
     model_name_or_path: str | None = field(
@@ -71,7 +72,7 @@ def check_files(data_args: Any) -> None:
             )
 
 
-def load_files(data_args: Any, model_args: common.ModelArguments) -> DatasetDict:
+def load_files(data_args: Any, model_args: CommonModelArguments) -> DatasetDict:
     """Load the given files. Each file is read separately, since test files need not have labels."""
     return DatasetDict(
         {
