@@ -2,7 +2,8 @@
 
 A family has the models of one module whose names begin with the same letters; its model with the fewest parameters is
 tried. The checks are those of benchmarks/supported_models.py without checkpoints. Writes docs/timm_models.md and the
-table of `mm-hf models`. Rows of families that are not tried are kept.
+table of `mm-hf models` when all families are tried. An interrupted run is continued: its rows are in
+outputs/timm_models.csv, which a complete run removes. With `--families`, the rows of the other families are kept.
 
     python benchmarks/timm_models.py [--families vision_transformer/vit ...]        (or: make model-table)
 """
@@ -25,6 +26,8 @@ from mm_hf.data.supported_models import (  # noqa: E402
     write_supported_models,
 )
 from tests.helpers import timm_zoo  # noqa: E402
+
+STARTED = ROOT / "outputs" / "timm_models.csv"  # rows of a run of all families, until it is complete
 
 PAGE = """# Models of timm
 
@@ -59,7 +62,7 @@ def check(name: str, family: str) -> SupportedModel:
             break
         row = tried
     if row is None:
-        raise ValueError(f"{name} cannot be built: {reason}")
+        return SupportedModel(f"timm/{name}", "image", family, reason=f"It cannot be built: {reason}")
     return supported_model(row, "image", family)
 
 
@@ -82,6 +85,11 @@ def page(rows: list[SupportedModel]) -> str:
     return introduction + "".join(lines)
 
 
+def read(table: Path) -> dict[str, SupportedModel]:
+    """Return the rows of a table by family; none if there is no table."""
+    return {row.architecture: row for row in supported_models(table)} if table.exists() else {}
+
+
 def main() -> None:
     """Check the models and write the table and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,16 +98,22 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # The models are too small for more.
     transformers.logging.set_verbosity_error()
-    rows = {row.architecture: row for row in supported_models(TIMM_TABLE)} if TIMM_TABLE.exists() else {}
-    families = timm_zoo.families()
-    for family in chosen or families:
-        known = rows[family].name.removeprefix("timm/") if family in rows else None
+    earlier, families = read(TIMM_TABLE), timm_zoo.families()
+    rows = dict(earlier) if chosen else read(STARTED)
+    STARTED.parent.mkdir(exist_ok=True)
+    left = sorted(families.keys() - rows.keys(), key=lambda family: (family in earlier, family))  # new families first
+    for family in chosen or left:
+        known = earlier[family].name.removeprefix("timm/") if family in earlier else None
         name = known if known in families[family] else timm_zoo.smallest(families[family])
         rows[family] = check(name, family)
         print(rows[family], flush=True)
-        ordered = [rows[key] for key in sorted(rows) if key in families]
-        write_supported_models(ordered, TIMM_TABLE)
-        (ROOT / "docs" / "timm_models.md").write_text(page(ordered))
+        if not chosen:
+            write_supported_models(rows.values(), STARTED)
+    ordered = [rows[key] for key in sorted(rows) if key in families]
+    write_supported_models(ordered, TIMM_TABLE)
+    (ROOT / "docs" / "timm_models.md").write_text(page(ordered))
+    if not chosen:
+        STARTED.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

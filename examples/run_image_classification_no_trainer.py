@@ -29,7 +29,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -52,6 +51,7 @@ from mm_hf.cli import scripts
 from mm_hf.cli.scripts.images import DataTrainingArguments, ModelArguments, load_data, load_model
 from mm_hf.data.images import ImageDataset, ImageTransform
 from mm_hf.data.models import num_channels
+from mm_hf.distributed import check_processes
 from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
 from mm_hf.evaluation.templates import escape_markdown
@@ -245,21 +245,6 @@ def set_up_logging(accelerator: Accelerator) -> None:
     main = accelerator.is_local_main_process
     datasets.utils.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.utils.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
-
-
-def check_processes(accelerator: Accelerator) -> None:
-    """Raise a ValueError if processes started together would train independently, as those of torchrun on CPUs."""
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started != accelerator.num_processes:
-        raise ValueError(
-            f"{started} processes were started, but Accelerate has {accelerator.num_processes}: each would train "
-            "independently. On CPUs, set ACCELERATE_USE_CPU=true."
-        )
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != "FSDP":
-        raise ValueError(
-            f"FSDP is configured, but Accelerate would silently use {accelerator.distributed_type.value}, since it "
-            "supports FSDP on accelerators only. Use another configuration on CPUs."
-        )
 
 
 def prepare_images(data: Any, data_args: DataTrainingArguments, processor: Any, channels: int) -> list[ImageDataset]:

@@ -37,19 +37,74 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def warn_if_ranks_train_apart() -> None:
-    """Warn if a launcher has started several processes and this one does not communicate with the others.
+def started_processes() -> int:
+    """Return the number of processes that torchrun or Accelerate has started together with this one.
 
-    Launchers set the environment variables WORLD_SIZE and LOCAL_RANK.
+    They set the environment variables WORLD_SIZE and LOCAL_RANK. WORLD_SIZE alone belongs to a job whose nodes work
+    independently.
     """
     processes = os.environ.get("WORLD_SIZE", "1")
-    if "LOCAL_RANK" in os.environ and processes.isdigit() and int(processes) > 1 and not is_distributed():
+    return int(processes) if "LOCAL_RANK" in os.environ and processes.isdigit() else 1
+
+
+def is_single_process_of_many() -> bool:
+    """Return True if `accelerate launch --num_processes N` has started one process instead of N.
+
+    It expects MPI to start the others if the configuration is for CPUs or not distributed. It sets MASTER_ADDR if N is
+    larger than 1. Launchers that start N processes also set a variable with their number.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"}
+    return launched <= os.environ.keys() and not any(name.endswith(("WORLD_SIZE", "PMI_SIZE")) for name in os.environ)
+
+
+def warn_if_ranks_train_apart() -> None:
+    """Warn if a launcher has started several processes that do not communicate, or one process instead of several."""
+    processes = started_processes()
+    if processes > 1 and not is_distributed():
         warnings.warn(
             f"A launcher has started {processes} processes, and torch.distributed is not initialized: each process "
-            "trains a model of its own. Create accelerate.Accelerator() or call torch.distributed.init_process_group() "
-            "before training.",
+            "trains a model of its own. Create accelerate.Accelerator() (on CPUs with ACCELERATE_USE_CPU=true) or call "
+            "torch.distributed.init_process_group() before training.",
             stacklevel=2,
         )
+    elif is_single_process_of_many() and not is_distributed():
+        warnings.warn(
+            "accelerate launch has started one process, which trains alone, although MASTER_ADDR is set as for several "
+            "processes: without MPI it starts several for distributed_type MULTI_GPU only, on CPUs with "
+            "ACCELERATE_USE_CPU=true. Use this type, or set num_processes to 1.",
+            stacklevel=2,
+        )
+
+
+def check_processes(accelerator: Any) -> None:
+    """Check that the processes of a job train one model together, in the way that is configured.
+
+    Args:
+        accelerator: The `accelerate.Accelerator` that prepares the model.
+
+    Raises:
+        ValueError: Each process would train a model of its own, or Accelerate ignores the configured FSDP or DeepSpeed.
+    """
+    started = dist.get_world_size() if is_distributed() else started_processes()
+    kind = accelerator.distributed_type.value
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but Accelerate has {accelerator.num_processes}: each would train "
+            "independently. On CPUs, set ACCELERATE_USE_CPU=true, or for DeepSpeed the backend gloo (ddp_backend of "
+            "TrainingArguments, accelerate.InitProcessGroupKwargs)."
+        )
+    if started > 1 and kind == "NO":
+        raise ValueError(
+            f"{started} processes were started, but Accelerate has found no accelerator and would not average their "
+            "gradients: each would train independently. On CPUs, set ACCELERATE_USE_CPU=true."
+        )
+    for engine, name in {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}.items():
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" and kind != engine:
+            raise ValueError(
+                f"{name} is configured, but Accelerate would silently use {kind}: it supports FSDP on accelerators "
+                "only and ignores DeepSpeed with ACCELERATE_USE_CPU. Use another configuration on CPUs, and for "
+                "DeepSpeed the backend gloo without ACCELERATE_USE_CPU."
+            )
 
 
 def raise_if_uneven_inputs(what: str, instead: str) -> None:

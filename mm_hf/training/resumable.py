@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from ..distributed import check_processes
 from ..evaluation.files import exclusive_directory, remove_link, remove_links, write_text
 from ..methods import ERM, Mixing
 from .checkpoints import (
@@ -54,6 +55,7 @@ class ResumableTrainer(SafePushTrainer):
 
         Arguments and errors are those of [`MultiMixTrainer.train`].
         """
+        check_processes(self.accelerator)
         if resume_from_checkpoint:
             resume_from_checkpoint = self._complete_checkpoint(resume_from_checkpoint)
             self._check_settings(resume_from_checkpoint, allow_changed_settings)

@@ -176,8 +176,8 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
                 always resumes from its own checkpoints, as `Trainer` does.
 
         Raises:
-            ValueError: The checkpoint is damaged or was trained with other settings; no checkpoint is complete; or
-                another training run writes to `args.output_dir`.
+            ValueError: The checkpoint is damaged or was trained with other settings; no checkpoint is complete;
+                another training run writes to `args.output_dir`; or the processes of a job would train independently.
         """
         if self.mixes and self.model is not None:
             check_dataset_labels(self.train_dataset, self.model, self.data_collator)
