@@ -4,7 +4,7 @@ A step is forward, backward and AdamW on random inputs. All methods run alternat
 step.csv gets the medians and quartiles of the ratios to plain training per round, and the ratio of the peak memory of
 two processes that run two steps each. Cases that are not measured keep their rows.
 
-    python -m benchmarks.step [--steps 5] [--cases small vit vit1000 bert]
+    python -m benchmarks.step [--steps 5] [--cases small vit vit1000 bert b4c10 ... b32c1000]
 
 "literal" is a direct implementation of the paper's formulas: a Dirichlet sample for each location and mixed example,
 mixed features, and attention from `output_attentions=True`.
@@ -148,6 +148,20 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]] = 
         },
     ),
 }
+
+
+def default_case(b: int, classes: int) -> tuple[str, Callable[[], dict[str, Tensor]], dict[str, Run]]:
+    """Return the case that compares the default of `num_mixed`, "auto", with plain training of ViT-S/16."""
+    runs: dict[str, Run] = {"plain training": (vit(classes), ERM()), "DenseMultiMix()": (vit(classes), DenseMultiMix())}
+    return f"ViT-S/16, 224 px, 196 patches, b = {b}, c = {classes:,}", lambda: images(b, 224, classes), runs
+
+
+# Small mini-batches, as on one GPU: mixing costs the same for any b.
+for classes in (10, 100, 1000):
+    for b in (4, 8, 16, 32):
+        title = default_case(b, classes)[0]
+        if title not in {known for known, _, _ in CASES.values()}:  # b = 32 has cases with more methods
+            CASES[f"b{b}c{classes}"] = default_case(b, classes)
 
 
 def stepper(case: str, name: str) -> Callable[[], None]:
