@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,19 +21,25 @@ class Fitted(DenseMultiMix):
     """Dense MultiMix that mixes as much as the clean examples are fitted.
 
     With L the cross-entropy of clean examples, the share of mini-batches with input mixing is proportional to
-    max(0, 1 - L / tau), where L is a running mean. Reading it waits for the device.
+    min(1, slope * max(0, 1 - L / tau)), where L is a running mean. Reading it waits for the device.
 
     Args:
-        tau: Cross-entropy in nats below which examples are mixed.
+        tau: Cross-entropy below which examples are mixed, in nats.
+        relative: `tau` is a share of the entropy log(c) of c classes instead.
+        slope: Slope of the share below tau: it is min(1, slope * (1 - L / tau)).
         decay: Weight of earlier mini-batches in the running mean.
-        gate: The loss of mixed examples is multiplied by max(0, 1 - L / tau), too, with L of the mini-batch.
+        gate: The loss of mixed examples is multiplied by min(1, slope * (1 - L / tau)), too, with L of the mini-batch.
+        ratchet: The share never falls, and is the factor of the loss of mixed examples, too.
     """
 
     name: ClassVar[str] = "fitted"
 
     tau: float = 1.0
+    relative: bool = False
+    slope: float = 1.0
     decay: float = 0.9
     gate: bool = False
+    ratchet: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +47,11 @@ class Fitted(DenseMultiMix):
 
     def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> Mixing:
         """Return this method, or the input-space method that this mini-batch gets instead."""
-        share = max(0.0, 1 - self._fit.get("loss", float("inf")) / self.tau) * self.input_mixing_prob
+        fitted = max(0.0, 1 - self._fit.get("loss", float("inf")) / (self._fit.get("nats", 1.0) * self.tau))
+        share = min(1.0, self.slope * fitted)
+        if self.ratchet:
+            share = self._fit["share"] = max(self._fit.get("share", 0.0), share)
+        share *= self.input_mixing_prob
         if not is_mixable(inputs, labels):
             share = 0.0
         return draw_input_method(INPUT_METHODS[self.input_mixing or "cutmix"], share) or self
@@ -48,9 +59,13 @@ class Fitted(DenseMultiMix):
     def loss(self, output: LocationOutput, labels: Tensor, **options: Any) -> MixingLoss:
         """Return the loss, and update the running mean."""
         found = super().loss(output, labels, **options)
+        self._fit["nats"] = nats = math.log(output.logits.shape[1]) if self.relative else 1.0
         if self.gate:
             clean = clean_loss(output.logits, labels, **options)
-            found.loss = clean + (1 - clean.detach() / self.tau).clamp(min=0) * (found.loss - clean)
+            weight = (self.slope * (1 - clean.detach() / (nats * self.tau))).clamp(0, 1)
+            if self.ratchet:
+                weight = self._fit.get("share", 0.0)
+            found.loss = clean + weight * (found.loss - clean)
         new = float(found.logs["loss_clean"])
         old = self._fit.get("loss", new)
         self._fit["loss"] = self.decay * old + (1 - self.decay) * new
