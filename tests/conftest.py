@@ -45,8 +45,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker("end_to_end")
 
 
-def pytest_collection_finish():
-    """Exclude the imported modules from garbage collection, which each training of Trainer runs several times."""
+@pytest.fixture(autouse=True, scope="module")
+def frozen_modules():
+    """Exclude what was imported so far from garbage collection, which each training of Trainer runs several times."""
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,7 @@
 """Small training sets of scikit-learn's digits, and tiny models for them."""
 
+import functools
+
 import torch
 from datasets import ClassLabel, Dataset
 from sklearn.datasets import load_digits
@@ -7,9 +9,12 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from mm_hf import MultiMixTrainer
 
+digits = functools.cache(load_digits)
 
+
+@functools.cache
 def dataset(start=0, stop=96, extra=True):
-    data = load_digits()
+    data = digits()
     columns = {
         "pixel_values": (data.images[start:stop, None] / 8 - 1).astype("float32").tolist(),
         "label": data.target[start:stop].tolist(),
