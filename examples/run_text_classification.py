@@ -50,7 +50,9 @@ from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.cli import scripts
 from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline_docs
+from mm_hf.data.adapters import add_lora
 from mm_hf.data.offline import OFFLINE_TEXTS
+from mm_hf.data.options import LoraOptions
 from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
 from mm_hf.evaluation.files import write_text
@@ -75,33 +77,19 @@ REGRESSION, MULTI_LABEL, SINGLE_LABEL = "regression", "multi_label_classificatio
 
 
 @dataclass
-class ModelArguments(texts.ModelArguments):
+class ModelArguments(LoraOptions, texts.ModelArguments):
     """Model to train, and LoRA adapter."""
 
     padding_side: Literal["right", "left"] | None = field(
         default=None, metadata={"help": "Padding side. Default: the tokenizer's."}
-    )
-    lora_r: int | None = field(
-        default=None,
-        metadata={"help": "Train only a LoRA adapter of this rank and the classifier. Default: all parameters."},
-    )
-    lora_alpha: int = field(
-        default=16, metadata={"help": "LoRA scale: the adapter is multiplied by lora_alpha / lora_r."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter's inputs."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of adapted modules, such as query value. Default: PEFT's choice."}
     )
     merge_lora: bool = field(
         default=False, metadata={"help": "Also save the merged model to OUTPUT_DIR/merged, which loads without PEFT."}
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lora_r is not None and self.model_name_or_path is None:
-            raise ValueError(
-                "--lora_r requires a pretrained model, since only the adapter is saved: give --model_name_or_path."
-            )
+        texts.ModelArguments.__post_init__(self)
+        self.check(self.model_name_or_path)
         if self.merge_lora and self.lora_r is None:
             raise ValueError("--merge_lora requires an adapter: give --lora_r, or remove --merge_lora.")
 
@@ -272,23 +260,9 @@ def load_model(model_args: ModelArguments, names: list[str], problem: str) -> tu
     model.config.problem_type = problem
     if model.config.pad_token_id is None:  # decoders need it to find the last token of a text
         model.config.pad_token_id = tokenizer.pad_token_id
-    return adapt(model, model_args), tokenizer
-
-
-def adapt(model: Any, model_args: ModelArguments) -> Any:
-    """Add a LoRA adapter if `lora_r` is set. The classifier is trained and saved with the adapter."""
-    if model_args.lora_r is None:
-        return model
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        target_modules=model_args.lora_target_modules,
-    )
-    return get_peft_model(model, config)
+    if model_args.lora_r is not None:
+        model = add_lora(model, model_args, "text")
+    return model, tokenizer
 
 
 # ---- Metrics and predictions ----

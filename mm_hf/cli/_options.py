@@ -46,7 +46,7 @@ ADVANCED_OPTIONS = frozenset(
         *("max_eval_samples", "max_predict_samples", "pad_to_max_length", "padding_side", "do_regression"),
         *("label_all_tokens", "return_entity_level_metrics", "id2label", "do_reduce_labels", "eval_split_name"),
         *("feature_extractor_name", "feature_extractor_overrides", "freeze_feature_encoder", "attention_mask"),
-        *("audio_column_name", "text_column_name", "lora_dropout", "merge_lora"),
+        *("audio_column_name", "text_column_name", "lora_dropout", "lora_alpha", "lora_target_modules", "merge_lora"),
         *("with_tracking", "report_to", "hub_model_id", "hub_token", "dataloader_num_workers", "weight_decay"),
         *("lr_scheduler_type", "num_warmup_steps", "max_train_steps", "gradient_accumulation_steps"),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.options import DataOptions, ModelOptions
+from ..data.options import DataOptions, LoraOptions, ModelOptions
 from ..methods.settings import check_required
 from ._options import (
     DEFAULT_METHOD,
@@ -86,12 +86,12 @@ def main(arguments: Sequence[str]) -> int:
     method = method_name(given)
     settings = check_method(method)
     groups: dict[str, Any] = {f"settings of {method}": settings}
-    parser = make_parser(
-        "mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups, data=DataOptions, model=ModelOptions
-    )
+    groups |= {"data": DataOptions, "model": ModelOptions, "LoRA": LoraOptions}
+    parser = make_parser("mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups)
     values = parse(parser, given, "mm-hf train", {}, other_settings(method, settings))
     check_required(method, settings, values)
-    options, data, model = (take(values, kind) for kind in (TrainOptions, DataOptions, ModelOptions))
+    kinds = (TrainOptions, DataOptions, ModelOptions, LoraOptions)
+    options, data, model, lora = (take(values, kind) for kind in kinds)
     if data.ood_dataset_name is not None:
         raise ValueError(
             "--ood_dataset_name applies to the evaluation of a trained model: "
@@ -99,18 +99,24 @@ def main(arguments: Sequence[str]) -> int:
         )
     data.check()
     model.check()
+    lora.check(model.model_name_or_path)
     checkpoint = options.resume_from_checkpoint
     if checkpoint not in (None, "last") and not Path(str(checkpoint)).is_dir():
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint} is not a directory: give a checkpoint, or omit the value to use "
             "the newest one."
         )
-    training = training_values(values, TrainOptions, settings, DataOptions, ModelOptions)
-    return _train(options, {name: values[name] for name in settings if name in values}, data, model, training)
+    training = training_values(values, settings, *kinds)
+    return _train(options, {name: values[name] for name in settings if name in values}, data, model, lora, training)
 
 
 def _train(
-    options: TrainOptions, settings: dict[str, Any], data: DataOptions, model: ModelOptions, training: dict[str, Any]
+    options: TrainOptions,
+    settings: dict[str, Any],
+    data: DataOptions,
+    model: ModelOptions,
+    lora: LoraOptions,
+    training: dict[str, Any],
 ) -> int:
     from ..methods import get_method
 
@@ -120,17 +126,20 @@ def _train(
     from rich.console import Console
     from transformers import PrinterCallback, ProgressCallback
 
+    from ..data.adapters import with_lora
     from ..data.build import build_task
     from ._progress import TrainingProgress, quiet
 
     args = training_arguments(options, training)
-    checkpoint = _checkpoint(options, mixing, args)
+    checkpoint = _checkpoint(options, mixing, lora, args)
     quiet()
     if training.get("log_level") is None:
         transformers.utils.logging.set_verbosity_error()
     if options.check_data and _has_problems(data, model):
         return 2
     task = build_task(data, model)
+    if lora.lora_r is not None:
+        task = with_lora(task, lora)
     console = Console()
     trainer = task.trainer(args, mixing, callbacks=[TrainingProgress(console)])
     for callback in (PrinterCallback, ProgressCallback):
@@ -144,6 +153,9 @@ def _train(
         return 0
     result = trainer.train(resume_from_checkpoint=checkpoint, allow_changed_settings=options.allow_changed_settings)
     trainer.save_model()
+    if lora.lora_r is not None and trainer.is_world_process_zero():  # classes: an adapter does not contain them
+        adapted: Any = trainer.model
+        adapted.config.save_pretrained(str(args.output_dir))
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     metrics = trainer.evaluate(task.test_dataset, metric_key_prefix="test")
@@ -159,7 +171,9 @@ def _train(
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         console.print(_table(metrics, len(task.test_dataset)))
-        console.print(_closing_message(args, task.settings["inputs"]), markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            _closing_message(args, task.settings["inputs"], lora, model), markup=False, highlight=False, soft_wrap=True
+        )
     return 0
 
 
@@ -234,7 +248,7 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     return args
 
 
-def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) -> str | None:
+def _checkpoint(options: TrainOptions, mixing: Mixing, lora: LoraOptions, args: TrainingArguments) -> str | None:
     """Return the checkpoint to resume from, or None.
 
     Raises:
@@ -259,7 +273,11 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, args: TrainingArguments) 
             raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
     else:
         found = Path(given)
+    from ..data.adapters import find_adapter_changes
+
     changes = find_changes(found, mixing, {})  # the trainer compares the other settings
+    if adapter_changes := find_adapter_changes(found, lora):
+        raise ValueError(f"{found} was trained with {'; '.join(adapter_changes)}. Use the same LoRA settings.")
     if changes and not options.allow_changed_settings:
         raise ValueError(
             f"{found} was trained with other settings: {'; '.join(changes)}. Use the same settings, or "
@@ -284,14 +302,25 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
     return table
 
 
-def _closing_message(args: TrainingArguments, kind: str) -> str:
+def _closing_message(args: TrainingArguments, kind: str, lora: LoraOptions, model: ModelOptions) -> str:
     from ..data.models import CLASSES
     from ..training.hub import MIXING_FILE
 
-    lines = [
-        f"Wrote the model, {MIXING_FILE} and test_results.json to {args.output_dir}. Load the model with",
-        f"    {CLASSES[kind].__name__}.from_pretrained({str(args.output_dir)!r})",
-    ]
+    where, name = str(args.output_dir), CLASSES[kind].__name__
+    if lora.lora_r is None:
+        lines = [
+            f"Wrote the model, {MIXING_FILE} and test_results.json to {where}. Load the model with",
+            f"    {name}.from_pretrained({where!r})",
+        ]
+    else:
+        lines = [
+            f"Wrote the adapter, {MIXING_FILE} and test_results.json to {where}. Load the adapted model with",
+            f"    base = {name}.from_pretrained(",
+            f"        {model.model_name_or_path!r}, config=AutoConfig.from_pretrained({where!r}), "
+            "ignore_mismatched_sizes=True",
+            "    )",
+            f"    peft.PeftModel.from_pretrained(base, {where!r})",
+        ]
     if args.push_to_hub:
         lines.append(f"Pushed to {args.hub_model_id or Path(str(args.output_dir)).name} on the Hub.")
     return "\n".join(lines)

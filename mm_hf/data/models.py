@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ..methods.settings import nearest
+from .adapters import load_merged, read_adapter
 from .options import check_architecture, read_overrides
 
 CLASSES: dict[str, Any] = {
@@ -41,6 +42,11 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
     """
     if auto_class in CLASSES.values() and "config" not in arguments:
         arguments["config"] = from_pretrained(AutoConfig, name_or_path, **arguments)
+    adapter = read_adapter(name_or_path) if auto_class in CLASSES.values() else None
+    if adapter is not None:
+        # The head is loaded from the adapter.
+        given = {**arguments, "ignore_mismatched_sizes": True}
+        return load_merged(lambda base: from_pretrained(auto_class, base, **given), name_or_path, adapter)
     try:
         # Weights in pickles (pytorch_model.bin) are not loaded.
         safe = {"use_safetensors": True} if auto_class in CLASSES.values() else {}

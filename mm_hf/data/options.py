@@ -130,6 +130,48 @@ class ModelOptions:
         return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
 
 
+@dataclass
+class LoraOptions:
+    """LoRA adapter, trained instead of all parameters."""
+
+    lora_r: int | None = setting(
+        None,
+        "Train only a LoRA adapter of this rank and the head, with PEFT. Default: all parameters.",
+        within="[1, inf)",
+    )
+    lora_alpha: int = setting(16, "LoRA scale: the adapter is multiplied by lora_alpha / lora_r.", within="[1, inf)")
+    lora_dropout: float = setting(0.0, "Dropout of the inputs of the adapter.", within="[0, 1)")
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the adapted modules, such as query value. Default: all linear layers."},
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def check(self, pretrained: str | None) -> None:
+        """Raise a ValueError if an adapter cannot be trained.
+
+        Args:
+            pretrained: Name or directory of the pretrained model, or None.
+        """
+        if self.lora_r is None:
+            if self.lora_target_modules is not None:
+                raise ValueError("--lora_target_modules requires an adapter: give --lora_r.")
+            return
+        if pretrained is None:
+            raise ValueError(
+                "--lora_r requires a pretrained model, since only the adapter is saved: give --model_name_or_path."
+            )
+        if (Path(pretrained) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"--lora_r requires a complete model, but {pretrained} is an adapter itself: give its base model, or "
+                "merge the adapter (peft: merge_and_unload) and save the model."
+            )
+        if importlib.util.find_spec("peft") is None:
+            raise ValueError("--lora_r requires PEFT, which is not installed: pip install peft.")
+
+
 def check_path(option: str, name: str | None) -> None:
     """Raise a ValueError if a name is the path of a directory that does not exist, and not a name on the Hub."""
     if name is None or Path(name).exists():
