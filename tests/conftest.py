@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import sys
 from pathlib import Path
 
 # No test may reach the Hub: its files are made here or come from a package.
@@ -50,6 +51,13 @@ def frozen_modules():
     """Exclude what was imported so far from garbage collection, which each training of Trainer runs several times."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_registered_heads(monkeypatch):
+    """Let no test see the heads that another one, or the example of a docstring, has registered."""
+    if "mm_hf.locations.registry" in sys.modules:
+        monkeypatch.setattr(sys.modules["mm_hf.locations.registry"], "_registered", {})
 
 
 @pytest.fixture(autouse=True)

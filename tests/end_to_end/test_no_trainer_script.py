@@ -170,6 +170,7 @@ def test_resumed_run_equals_uninterrupted_run_on_two_ranks(tmp_path):
 
 
 def test_processes_that_would_train_independently_raise(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    # As with WORLD_SIZE and LOCAL_RANK, with which Accelerate would wait for the other process.
+    monkeypatch.setattr("mm_hf.distributed.started_processes", lambda: 2)
     with pytest.raises(ValueError, match="2 processes were started, but Accelerate has 1"):
         loop.run(tmp_path)
