@@ -119,21 +119,18 @@ class LoopArguments:
             raise ValueError(f"--checkpointing_steps must be a number of optimizer steps or 'epoch', but is {steps!r}.")
         SchedulerType(self.lr_scheduler_type)  # a ValueError lists the schedules
         existing = checkpoints(Path(self.output_dir))
-        if existing and self.resume_from_checkpoint is None:
-            raise ValueError(
-                f"{self.output_dir} contains {existing[-1].name} of an earlier training run: resume it with "
-                "--resume_from_checkpoint, or choose another --output_dir."
-            )
+        if self.resume_from_checkpoint is None:
+            scripts.check_output_dir(Path(self.output_dir), existing)
         if self.resume_from_checkpoint == "last":
             if not existing:
                 raise ValueError(f"--resume_from_checkpoint: {self.output_dir} contains no checkpoint.")
-            self.resume_from_checkpoint = str(existing[-1])
+            self.resume_from_checkpoint = str(existing[0])
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Return the complete checkpoints in a directory, the newest last."""
+    """Return the complete checkpoints in a directory, the newest first."""
     found = [file.parent for file in directory.glob("*/loop.json") if NAME.fullmatch(file.parent.name)]
-    return sorted(found, key=lambda path: (path / "loop.json").stat().st_mtime_ns)
+    return sorted(found, key=lambda path: (path / "loop.json").stat().st_mtime_ns, reverse=True)
 
 
 @scripts.reports_errors

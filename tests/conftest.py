@@ -30,9 +30,7 @@ END_TO_END = {
     "training/test_push.py",
     "training/test_streaming.py",
 }
-
-
-WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]
+WORDS = ["good", "bad", "fine", "poor", "film", "book", "very", "not"]  # of the fixture `reviews`
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by mark

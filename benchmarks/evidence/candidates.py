@@ -47,26 +47,20 @@ class Fitted(DenseMultiMix):
 
     def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, **context: Any) -> Mixing:
         """Return this method, or the input-space method that this mini-batch gets instead."""
-        fitted = max(0.0, 1 - self._fit.get("loss", float("inf")) / (self._fit.get("nats", 1.0) * self.tau))
-        share = min(1.0, self.slope * fitted)
-        if self.ratchet:
-            share = self._fit["share"] = max(self._fit.get("share", 0.0), share)
-        share *= self.input_mixing_prob
-        if not is_mixable(inputs, labels):
-            share = 0.0
+        share = self._fit.get("share", 0.0) * self.input_mixing_prob if is_mixable(inputs, labels) else 0.0
         return draw_input_method(INPUT_METHODS[self.input_mixing or "cutmix"], share) or self
 
     def loss(self, output: LocationOutput, labels: Tensor, **options: Any) -> MixingLoss:
         """Return the loss, and update the running mean."""
         found = super().loss(output, labels, **options)
-        self._fit["nats"] = nats = math.log(output.logits.shape[1]) if self.relative else 1.0
+        tau = self.tau * (math.log(output.logits.shape[1]) if self.relative else 1.0)
+        earlier = self._fit.get("share", 0.0)
         if self.gate:
             clean = clean_loss(output.logits, labels, **options)
-            weight = (self.slope * (1 - clean.detach() / (nats * self.tau))).clamp(0, 1)
-            if self.ratchet:
-                weight = self._fit.get("share", 0.0)
+            weight = earlier if self.ratchet else (self.slope * (1 - clean.detach() / tau)).clamp(0, 1)
             found.loss = clean + weight * (found.loss - clean)
         new = float(found.logs["loss_clean"])
-        old = self._fit.get("loss", new)
-        self._fit["loss"] = self.decay * old + (1 - self.decay) * new
+        mean = self.decay * self._fit.get("loss", new) + (1 - self.decay) * new
+        share = min(1.0, self.slope * max(0.0, 1 - mean / tau))
+        self._fit.update(loss=mean, share=max(earlier, share) if self.ratchet else share)
         return found

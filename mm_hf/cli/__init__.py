@@ -64,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}."
         return _print_error("mm-hf", f"unknown command {name!r}: {hint}")
     return run(
-        f"mm-hf {name}", lambda: importlib.import_module(f".{name}", __name__).main(rest), RESUME_HINTS.get(name)
+        f"mm-hf {name}", lambda: importlib.import_module(f".{name}", __name__).main(rest), RESUME_HINTS.get(name, "")
     )
 
 
-def run(program: str, start: Callable[[], int | None], resume_hint: str | None = "") -> int:
+def run(program: str, start: Callable[[], int | None], resume_hint: str = "") -> int:
     """Run a program, and print its errors as one sentence.
 
     Args:
@@ -97,7 +97,7 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str | None =
             raise
         return _print_error(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted.{resume_hint or ''}", file=sys.stderr)
+        print(f"\n{program}: interrupted.{resume_hint}", file=sys.stderr)
         return 130
 
 

@@ -14,21 +14,16 @@ import importlib.util
 import json
 import re
 import shutil
-import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..methods.settings import Setting, nearest, read_classes, read_methods, read_settings, setting, settings_of
+from ..methods.settings import Setting, read_classes, read_settings, setting, settings_of
 
 OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = """training: all fields of transformers.TrainingArguments
   --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
-METHOD_NAMES = textwrap.fill(", ".join(read_methods()), 100, initial_indent="methods: ", subsequent_indent="  ")
-METHODS_HELP = f"""{METHOD_NAMES}
-  --mixing METHOD --help shows the settings of a method; erm is plain training."""
-DEFAULT_METHOD = "dense_multimix"
 SMALL_VIT = """--model_type vit --config_overrides \\
     hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
 # Options that --help omits and --help-all includes.
@@ -274,55 +269,18 @@ def _unknown_option(option: str, program: str, parsers: Sequence[CommandParser])
     return f"{option.partition('=')[0]} is not an option of {program}{fields}: {hint}"
 
 
-def method_name(arguments: Sequence[str]) -> str:
-    """Return the value of --mixing, or its default."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--mixing", default=DEFAULT_METHOD, nargs="?")
-    return str(first.parse_known_args(list(arguments))[0].mixing)
-
-
-def other_settings(method: str, own: Collection[str]) -> dict[str, str]:
-    """Return the settings that only other methods have, each with the end of its error message.
+def check_output_dir(directory: Path, checkpoints: Sequence[Path]) -> None:
+    """Raise a ValueError if the output directory of a new training run has checkpoints.
 
     Args:
-        method: Name of the method.
-        own: Names of its settings.
+        directory: The output directory.
+        checkpoints: Its checkpoints, the newest first.
     """
-    owners: dict[str, list[str]] = {}
-    for name, settings in read_methods().items():
-        for other in settings:
-            if other not in own:
-                owners.setdefault(f"--{other}", []).append(name)
-    return {
-        option: f"is a setting of {' and '.join(names)}, not of --mixing {method}, whose settings are {', '.join(own)}."
-        for option, names in owners.items()
-    }
-
-
-def check_output_dir(directory: Path) -> None:
-    """Raise a ValueError if the output directory of a new training run has checkpoints."""
-    from ..training.checkpoints import list_checkpoints
-
-    existing = list_checkpoints(directory)
-    if existing:
+    if checkpoints:
         raise ValueError(
-            f"{directory} contains {existing[0].name} of an earlier training run: resume it with "
+            f"{directory} contains {checkpoints[0].name} of an earlier training run: resume it with "
             "--resume_from_checkpoint, or choose another --output_dir."
         )
-
-
-def check_method(name: str) -> dict[str, Setting]:
-    """Return the settings of a mixing method.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
-    methods = read_methods()
-    if name not in methods:
-        raise ValueError(
-            f"There is no mixing method {name!r}{nearest(name, methods)}. The methods are {', '.join(methods)}."
-        )
-    return methods[name]
 
 
 @functools.cache

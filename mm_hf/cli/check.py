@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import check_path
 from ..methods.settings import required_settings, setting
-from ._options import check_method, expand_arguments, make_parser, parse, take
+from ._methods import check_method
+from ._options import expand_arguments, make_parser, parse, take
 
 if TYPE_CHECKING:
     import torch

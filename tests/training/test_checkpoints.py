@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mm_hf import ERM, DenseMultiMix, MultiMixTrainer
-from mm_hf.cli import scripts as common
+from mm_hf.cli import scripts
 from mm_hf.training.checkpoints import find_checkpoint_error, find_missing_files, last_complete_checkpoint
 from tests.helpers import digits
 
@@ -196,7 +196,7 @@ def test_a_finished_run_is_resumed_without_another_step(tmp_path, mixing):
 
 def test_example_scripts_resume_with_an_option(output_dir):
     resumed = trainer(output_dir, max_steps=5, resume_from_checkpoint="true", do_train=True)
-    common.train_and_evaluate(resumed, {})
+    scripts.train_and_evaluate(resumed, {})
     assert resumed.state.global_step == 5 and resumed._initial_global_step == 4
 
 

@@ -13,7 +13,7 @@ import pytest
 from transformers import Trainer
 
 from mm_hf import ERM, CutMix, DenseMultiMix, MultiMixTrainer, load_mixing
-from mm_hf.cli import scripts as common
+from mm_hf.cli import scripts
 from mm_hf.evaluation.files import exclusive_directory, remove_links, replaced_file
 from mm_hf.training.hub import load_num_mixed, load_plan
 from mm_hf.training.run_settings import find_changes, labels_digest
@@ -96,14 +96,14 @@ def test_the_example_scripts_have_the_override(written, tmp_path):
     options = {"output_dir": str(output), "resume_from_checkpoint": "true", "do_train": True, "max_steps": 3}
     options |= {"per_device_train_batch_size": 16, "seed": 8, "use_cpu": True, "save_strategy": "no"}
     for allowed in (False, True):
-        args = common.ScriptArguments(**options, allow_changed_settings=allowed)
+        args = scripts.ScriptArguments(**options, allow_changed_settings=allowed)
         resumed = MultiMixTrainer(digits.vit(), args, mixing=DENSE, train_dataset=digits.dataset(0, 64))
         if allowed:
-            common.train_and_evaluate(resumed, {})
+            scripts.train_and_evaluate(resumed, {})
             assert resumed.state.global_step == 3
         else:
             with pytest.raises(ValueError, match="seed=7, which is now 8"):
-                common.train_and_evaluate(resumed, {})
+                scripts.train_and_evaluate(resumed, {})
 
 
 def test_a_checkpoint_of_plain_trainer_has_no_settings_to_compare(tmp_path):

@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 from ...methods import Mixing, get_method
 from ...methods.settings import check_required, settings_of
 from .. import run
-from .._options import METHODS_HELP, expand_option_file, make_parser, method_name, other_settings, parse, take
+from .._methods import METHODS_HELP, method_name, other_settings
+from .._options import expand_option_file, make_parser, parse, take
 from ..train import EPILOG, TrainOptions
 
 
@@ -82,7 +83,7 @@ class ScriptArguments(TrainingArguments):
 
 @dataclass
 class Parts:
-    """What the script does."""
+    """Parts of the run of a script."""
 
     do_train: bool = field(default=False, metadata={"help": "Train and save the model."})
     do_eval: bool = field(default=False, metadata={"help": "Evaluate the model on the validation set."})

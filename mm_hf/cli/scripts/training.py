@@ -13,6 +13,7 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 
 from ...data.models import configuration, from_pretrained
 from ...methods import Mixing
+from ...training.checkpoints import list_checkpoints
 from ...training.trainer import MultiMixTrainer
 from .._options import check_output_dir
 from .options import DataArguments, ModelArguments
@@ -34,7 +35,8 @@ def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
         ValueError: The output directory of a new training run has checkpoints.
     """
     if training_args.do_train and training_args.resume_from_checkpoint is None:
-        check_output_dir(Path(str(training_args.output_dir)))
+        directory = Path(str(training_args.output_dir))
+        check_output_dir(directory, list_checkpoints(directory))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     logger.info("mixing: %s", mixing)
