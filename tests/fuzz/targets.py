@@ -185,8 +185,8 @@ def _literal_loss(
         if criterion != "cross_entropy":
             return F.binary_cross_entropy_with_logits(logits, labels.float())
         if labels.is_floating_point():
-            valid = labels.sum(dim=1) > 0
-            return -(labels * logits.log_softmax(-1))[valid].sum(dim=-1).mean()
+            # The target of a mixture with an ignored example sums to less than 1; the mean is weighted by these sums.
+            return -(labels * logits.log_softmax(-1)).sum() / labels.sum()
         return F.cross_entropy(logits, labels)
 
     if isinstance(mixing, ERM):
