@@ -50,7 +50,7 @@ from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.cli import scripts
 from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline_docs
-from mm_hf.data.adapters import add_lora
+from mm_hf.data.adapters import add_lora, save_classes
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.options import LoraOptions
 from mm_hf.data.splits import DataOptions, input_columns
@@ -388,6 +388,8 @@ def main() -> None:
         OFFLINE,
     )
     scripts.train_and_evaluate(trainer, card)
+    if model_args.lora_r is not None and training_args.do_train:
+        save_classes(trainer)
     if training_args.do_predict:
         predict(trainer, data, problem, names)
     if model_args.merge_lora:

@@ -11,11 +11,14 @@ import difflib
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
-EXTRA = "analysis"
+EXTRAS = ("analysis", "examples", "trackers")  # named in hints, in this order
+IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 # Printed when a command is interrupted.
 RESUME_HINTS = {
     "compare": " Finished runs are kept: run the same command again to resume.",
@@ -91,7 +94,7 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
         package = (error.name or "mm_hf").partition(".")[0]
         if package == "mm_hf":
             return _print_error(program, str(error))
-        return _print_error(program, f"{package} is required but not installed: pip install 'mm-hf[{EXTRA}]'.")
+        return _print_error(program, f"{package} is required but not installed: {_install_hint(package)}.")
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
@@ -99,6 +102,20 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted.{resume_hint}", file=sys.stderr)
         return 130
+
+
+def _install_hint(package: str) -> str:
+    """Return the command that installs a package: the extra of mm-hf that contains it, or the package."""
+    name = IMPORTED_AS.get(package, package)
+    try:
+        requirements = metadata.requires("mm-hf") or []
+    except metadata.PackageNotFoundError:  # not installed, but on the path
+        requirements = []
+    for extra in EXTRAS:
+        pattern = rf"""{re.escape(name)}\b(?!-).*;.*\bextra == ["']{extra}["']"""
+        if any(re.match(pattern, requirement) for requirement in requirements):
+            return f"pip install 'mm-hf[{extra}]'"
+    return f"pip install {name}"
 
 
 def _overview(known: dict[str, str]) -> str:

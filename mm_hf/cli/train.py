@@ -122,7 +122,7 @@ def _train(
     from rich.console import Console
     from transformers import PrinterCallback, ProgressCallback
 
-    from ..data.adapters import with_lora
+    from ..data.adapters import save_classes, with_lora
     from ..data.build import build_task
     from ._progress import TrainingProgress, quiet
 
@@ -149,9 +149,8 @@ def _train(
         return 0
     result = trainer.train(resume_from_checkpoint=checkpoint, allow_changed_settings=options.allow_changed_settings)
     trainer.save_model()
-    if lora.lora_r is not None and trainer.is_world_process_zero():  # classes: an adapter does not contain them
-        adapted: Any = trainer.model
-        adapted.config.save_pretrained(str(args.output_dir))
+    if lora.lora_r is not None:
+        save_classes(trainer)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     metrics = trainer.evaluate(task.test_dataset, metric_key_prefix="test")
@@ -298,8 +297,8 @@ def _table(metrics: dict[str, float], examples: int) -> Table:
 
 
 def _closing_message(args: TrainingArguments, kind: str, lora: LoraOptions, model: ModelOptions) -> str:
-    from ..data.models import CLASSES
     from ..training.hub import MIXING_FILE
+    from ..training.pretrained import CLASSES
 
     where, name = str(args.output_dir), CLASSES[kind].__name__
     if lora.lora_r is None:

@@ -1,17 +1,17 @@
-"""LoRA adapters of PEFT: added to a pretrained model for training, and merged into it when they are loaded."""
+"""LoRA adapters of PEFT, added to a pretrained model for training."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import ADAPTER_FILE, LoraOptions
+from ..training.pretrained import read_adapter
+from .options import LoraOptions
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from ..comparison import Task
 
 
@@ -56,29 +56,11 @@ def with_lora(task: Task, lora: LoraOptions) -> Task:
     return replace(task, model_init=lambda: add_lora(make(), lora, task.settings["inputs"]))
 
 
-def read_adapter(directory: str | Path) -> dict[str, Any] | None:
-    """Return the configuration of the adapter in a directory, or None if the directory has none."""
-    file = Path(directory) / ADAPTER_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def load_merged(load: Callable[[str], Any], directory: str, adapter: dict[str, Any]) -> Any:
-    """Load the base model of an adapter, and merge the adapter into it.
-
-    Args:
-        load: Function that loads a model by name.
-        directory: Directory of the adapter.
-        adapter: Its configuration, from [`read_adapter`].
-
-    Raises:
-        ValueError: PEFT is not installed.
-    """
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError(f"{directory} contains a PEFT adapter, and PEFT is not installed: pip install peft.")
-    from peft import PeftModel
-
-    base = load(str(adapter["base_model_name_or_path"]))
-    return PeftModel.from_pretrained(base, directory).merge_and_unload()
+def save_classes(trainer: Trainer) -> None:
+    """Save the configuration of an adapted model beside its adapter, which does not name the classes."""
+    if trainer.is_world_process_zero():
+        adapted: Any = trainer.model
+        adapted.config.save_pretrained(str(trainer.args.output_dir))
 
 
 def find_adapter_changes(checkpoint: Path, lora: LoraOptions) -> list[str]:

@@ -10,8 +10,9 @@ from transformers import DataCollatorWithPadding
 
 from ..comparison import Task
 from ..evaluation.metrics import Normalization
+from ..training.pretrained import CLASSES, from_pretrained
 from .images import ImageDataset, ImageTransform
-from .models import CLASSES, from_pretrained, image_processor, model_factory, num_channels, tokenizer
+from .models import image_processor, model_factory, num_channels, tokenizer
 from .options import DataOptions, ModelOptions
 from .splits import Splits, align, load_splits
 from .text import tokenize

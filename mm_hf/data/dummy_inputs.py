@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
+from ..training.pretrained import CLASSES, from_pretrained, model_classes
 from .images import ImageTransform
-from .models import CLASSES, from_pretrained, image_sides, num_channels
+from .models import image_sides, num_channels
 
 SENTENCES = (
     "The second act drags, but the last twenty minutes are worth the whole evening.",
@@ -40,11 +41,11 @@ def detect_task(name_or_path: str, **hub: Any) -> str:
         ValueError: The architecture supports none of the tasks, or several and the configuration does not name a class.
     """
     config = from_pretrained(AutoConfig, name_or_path, **hub)
-    supported = {}
-    for task, auto in CLASSES.items():
-        if type(config) in auto._model_mapping:
-            found = auto._model_mapping[type(config)]
-            supported[task] = {cls.__name__ for cls in (found if isinstance(found, (list, tuple)) else [found])}
+    supported = {
+        task: {cls.__name__ for cls in classes}
+        for task, auto in CLASSES.items()
+        if (classes := model_classes(config, auto))
+    }
     named = [task for task, names in supported.items() if names & set(config.architectures or ())]
     if len(named) == 1 or len(supported) == 1:
         return (named or list(supported))[0]
@@ -71,7 +72,7 @@ def load(name_or_path: str, task: str, **hub: Any) -> tuple[Any, Any]:
         ValueError: The architecture does not support the task.
     """
     config = from_pretrained(AutoConfig, name_or_path, **hub)
-    if type(config) not in CLASSES[task]._model_mapping:
+    if not model_classes(config, CLASSES[task]):
         raise ValueError(
             f"{name_or_path} is a {config.model_type}, which does not support {task} classification: choose another "
             "--task."

@@ -5,75 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     ViTImageProcessorPil,
 )
 
 from ..methods.settings import nearest
-from .adapters import load_merged, read_adapter
+from ..training.pretrained import CLASSES, from_pretrained, model_classes
 from .options import check_architecture, read_overrides
-
-CLASSES: dict[str, Any] = {
-    "image": AutoModelForImageClassification,
-    "text": AutoModelForSequenceClassification,
-    "audio": AutoModelForAudioClassification,
-}
-
-
-def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any:
-    """Call `from_pretrained` of an auto class, without running code from the model's repository or loading pickles.
-
-    Args:
-        auto_class: Auto class of Transformers, such as `AutoConfig`.
-        name_or_path: Hub name or directory.
-        arguments: Keyword arguments of `from_pretrained`.
-
-    Raises:
-        ValueError: The model cannot be loaded without its own code, its head has another number of classes, or a file
-            is damaged.
-    """
-    if auto_class in CLASSES.values() and "config" not in arguments:
-        arguments["config"] = from_pretrained(AutoConfig, name_or_path, **arguments)
-    adapter = read_adapter(name_or_path) if auto_class in CLASSES.values() else None
-    if adapter is not None:
-        # The head is loaded from the adapter.
-        given = {**arguments, "ignore_mismatched_sizes": True}
-        return load_merged(lambda base: from_pretrained(auto_class, base, **given), name_or_path, adapter)
-    try:
-        # Weights in pickles (pytorch_model.bin) are not loaded.
-        safe = {"use_safetensors": True} if auto_class in CLASSES.values() else {}
-        loaded = auto_class.from_pretrained(name_or_path, **safe, **{"trust_remote_code": False, **arguments})
-        # timm 1.0.31 saves the number of classes in `model_args`, too, and Transformers rejects the repeated argument.
-        if auto_class is AutoConfig and isinstance(getattr(loaded, "model_args", None), dict):
-            loaded.model_args.pop("num_classes", None)
-        return loaded
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{name_or_path} can be loaded only by running the code in its repository, which mm_hf does not do: load "
-            "the model in Python and pass it to MultiMixTrainer."
-        ) from error
-    except RuntimeError as error:  # Transformers raises it for heads of another size
-        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(
-            f"The head of {name_or_path} has another number of classes than the dataset: give "
-            "--ignore_mismatched_sizes to replace it."
-        ) from error
-    except (SafetensorError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"{name_or_path} cannot be loaded, since a file is damaged or of another format ({reason})."
-        ) from error
 
 
 def override(config: Any, overrides: str) -> list[str]:
@@ -172,7 +114,7 @@ def model_factory(
         )
     check_architecture(model_type, CONFIG_MAPPING)
     config = configuration(str(model_type), config_overrides or "", **labels, **(settings or {}))
-    if type(config) not in auto._model_mapping:
+    if not model_classes(config, auto):
         raise ValueError(f"--model_type {model_type} has no {kind} classification model: choose another architecture.")
     return lambda: auto.from_config(config)
 

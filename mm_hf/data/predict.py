@@ -64,6 +64,8 @@ def predict_files(
     Raises:
         ValueError: A file cannot be read; the message names it.
     """
+    if task == "audio" and not getattr(processor, "return_attention_mask", False):
+        batch_size = 1  # the prediction of a padded recording would depend on the longest one of its batch
     multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]

@@ -25,7 +25,7 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
     name, labels = read_labels(dataset)
     if name is None and is_plain:
-        name, labels = read_labels([_first_row(dataset)])
+        name, labels = read_labels([first_row(dataset)])
     if name is None or not labels:
         return
     error = find_label_error(name, labels) if is_plain else None
@@ -116,7 +116,7 @@ def find_label_error(name: str, labels: list[Any]) -> str | None:
 
 def missing_labels_message(dataset: Any, model_name: str) -> str:
     """Return a sentence about why the mini-batches have no labels."""
-    row = _first_row(dataset)
+    row = first_row(dataset)
     name = next((n for n in LABEL_NAMES if n in row), None)
     found = None if name is None else find_label_error(name, [row[name]])
     if found is not None:
@@ -125,7 +125,7 @@ def missing_labels_message(dataset: Any, model_name: str) -> str:
     return f"The batch for {model_name} has no labels. Mixing needs a column named `labels` (or `label`).{columns}"
 
 
-def _first_row(dataset: Any) -> Mapping[str, Any]:
+def first_row(dataset: Any) -> Mapping[str, Any]:
     """Return the first row of a dataset, without a change of the random state; an empty one if it cannot be read."""
     try:
         with restore_random_state():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.modelcard import TrainingSummary
 from transformers.utils import logging
 
@@ -21,6 +22,7 @@ from .checked import CheckedTrainer
 from .dataset_labels import check_dataset_labels, iterate_labels, missing_labels_message
 from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
 from .model_card import card_tags, existing_tags, is_repo_id, is_user_edited, write_card
+from .pretrained import load_for_dataset
 from .resumable import ResumableTrainer
 from .run_settings import training_settings
 
@@ -39,9 +41,13 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
     model, `mixing.json` and a model card; a failed push does not stop the training.
 
     Args:
-        model: A classification model, or give `model_init`.
+        model: A classification model, or the Hub name or directory of a pretrained one, which is loaded in float32: the
+            auto class follows from the configuration and `train_dataset`, whose class names (the feature `ClassLabel`)
+            become those of the model, and a head with another number of classes is replaced. Or give `model_init`.
         args: Training arguments.
         mixing: The method or its name. Default: `DenseMultiMix()`. With `ERM()`, the training is that of `Trainer`.
+        model_init_kwargs: Keyword arguments of `from_pretrained` for a model by name, such as `revision` or
+            `attn_implementation`.
         trainer_args: Other arguments of `Trainer`, in its order.
         trainer_kwargs: Other arguments of `Trainer`.
 
@@ -73,10 +79,11 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | str | None = None,
         args: TrainingArguments | None = None,
         *trainer_args: Any,
         mixing: Mixing | str | None = None,
+        model_init_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ):
         if mixing is None:
@@ -92,15 +99,16 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
         named = inspect.signature(Trainer.__init__).bind_partial(self, model, args, *trainer_args, **trainer_kwargs)
         self.compute_loss_func = named.arguments.get("compute_loss_func")
         self._check_loss_function()
+        self._labels_of: Any = named.arguments.get("train_dataset")  # for class names and balanced class weights
         # Set before Trainer's constructor, which makes the model if there is a `model_init`.
         self._wrapping: dict[str, Any] = {
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
             "processing_class": named.arguments.get("processing_class"),
         }
-        self._labels_of: Any = named.arguments.get("train_dataset")  # for balanced class weights
         self._test_dataset: Any = None  # the last one evaluated with the prefix "test", for the model card
         self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
-        super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        loaded = self._load_by_name(model, args, named.arguments.get("model_init"), model_init_kwargs)
+        super().__init__(loaded, args, *trainer_args, **trainer_kwargs)
         if self.mixes and self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, for which Trainer uses DataParallel, whose copies "
@@ -115,6 +123,22 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
             # The mixing loss is the mean over this batch: Trainer must divide it by the accumulation steps, although
             # the model's signature suggests that the model does so itself.
             self.loss_is_scaled_for_ga = False
+
+    def _load_by_name(
+        self, model: nn.Module | str | None, args: Any, model_init: Any, init_kwargs: Mapping[str, Any] | None
+    ) -> nn.Module | None:
+        """Return the model, loaded if it is a name."""
+        if isinstance(model, str):
+            if model_init is not None:
+                raise ValueError(f"model={model!r} and model_init cannot be combined: leave one of them out.")
+            set_seed(args.seed if args is not None else TrainingArguments.seed)  # for a new head, as with model_init
+            return load_for_dataset(model, self._labels_of, init_kwargs)
+        if init_kwargs is not None:
+            raise ValueError(
+                "model_init_kwargs are for models that are loaded by name, but model is "
+                f"{'missing' if model is None else f'a {type(model).__name__}'}: leave them out, or give a name."
+            )
+        return model
 
     def _check_loss_function(self) -> None:
         if self.mixes and self.compute_loss_func is not None:

@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 
+from mm_hf import cli
 from mm_hf.cli import commands, main
 from mm_hf.cli._progress import ProgressTable
 from mm_hf.comparison import Run, as_methods
@@ -109,6 +110,29 @@ def test_missing_package_error_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     message = command_error(capsys, "compare", *OPTIONS)
     assert "kornia is required but not installed: pip install 'mm-hf[analysis]'" in message
+
+
+@pytest.mark.parametrize(
+    ("package", "install"),
+    [
+        ("kornia", "'mm-hf[analysis]'"),
+        ("sklearn.metrics", "'mm-hf[analysis]'"),
+        ("rich", "'mm-hf[analysis]'"),
+        ("peft", "'mm-hf[examples]'"),
+        ("soundfile", "'mm-hf[examples]'"),
+        ("seqeval", "'mm-hf[examples]'"),
+        ("tensorboard", "'mm-hf[trackers]'"),
+        ("torchvision", "torchvision"),
+        ("datasets", "datasets"),
+    ],
+)
+def test_missing_package_error_names_an_extra_that_contains_the_package(package, install, capsys):
+    def start():
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    assert cli.run("mm-hf predict", start) == 2
+    name = package.partition(".")[0]
+    assert capsys.readouterr().err == f"mm-hf predict: {name} is required but not installed: pip install {install}.\n"
 
 
 def test_option_files(tmp_path, capsys):

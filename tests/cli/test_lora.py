@@ -22,6 +22,8 @@ from transformers import (
 
 from mm_hf.cli import main
 from mm_hf.data import options
+from mm_hf.data.build import build_task
+from mm_hf.data.options import DataOptions, ModelOptions
 from mm_hf.training.hub import load_mixing
 from tests.helpers.commands import command_error
 
@@ -137,3 +139,23 @@ def test_adapters_that_cannot_be_trained_are_rejected_before_the_imports(capsys,
     monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
     message = command_error(capsys, *given, "--lora_r", 4)
     assert "--lora_r requires PEFT, which is not installed: pip install peft." in message
+
+
+def test_a_comparison_starts_from_the_merged_adapter(trained, vit):
+    task = build_task(DataOptions("digits", max_train_samples=32), ModelOptions(model_name_or_path=str(trained)))
+    config = AutoConfig.from_pretrained(trained)
+    base = AutoModelForImageClassification.from_pretrained(vit, config=config, ignore_mismatched_sizes=True)
+    adapted = PeftModel.from_pretrained(base, trained).eval()
+    pixels = torch.stack([task.test_dataset[i]["pixel_values"] for i in range(8)])
+    model = task.model_init().eval()
+    assert type(model) is ViTForImageClassification and all(p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=pixels).logits, adapted(pixel_values=pixels).logits)
+
+
+def test_the_head_of_an_adapter_with_other_classes_is_replaced_on_request(trained, capsys):
+    three = DataOptions("digits", ood_classes=["3", "4", "5", "6", "7", "8", "9"])
+    with pytest.raises(ValueError, match=r"another number of classes than the dataset: give --ignore_mismatched_sizes"):
+        build_task(three, ModelOptions(model_name_or_path=str(trained)))
+    found = build_task(three, ModelOptions(model_name_or_path=str(trained), ignore_mismatched_sizes=True)).model_init()
+    assert found.config.num_labels == 3 and found.classifier.out_features == 3

@@ -1,11 +1,21 @@
 """`mm-hf predict`: the probabilities of `pipeline`, for images, texts and recordings, and errors that name the file."""
 
 import csv
+import wave
 
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, pipeline
+from scipy.signal import resample_poly
+from transformers import (
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+    pipeline,
+)
 
 from mm_hf.cli import main
 from tests.helpers.commands import command_error
@@ -48,6 +58,43 @@ def test_predictions_of_texts_are_printed(reviews, tmp_path, capsys):
     header, line = capsys.readouterr().out.splitlines()[-2:]
     best = pipeline("text-classification", str(model))("very good film")[0]
     assert header == "file,label,probability" and line.endswith(f"one.txt,{best['label']},{best['score']:.4f}")
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["attention mask", "no attention mask"])
+def test_predictions_of_recordings_do_not_depend_on_the_other_files(masked, tmp_path):
+    """Recordings of other lengths, sampling rates and numbers of channels, written by the standard library."""
+    config = Wav2Vec2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[16, 16],
+        conv_kernel=[10, 8], conv_stride=[10, 8], num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_labels=3,
+        num_conv_pos_embedding_groups=2, classifier_proj_size=16, initializer_range=1.0,
+        feat_extract_norm="layer" if masked else "group",
+    )  # fmt: skip
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=8000, return_attention_mask=masked)
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    extractor.save_pretrained(tmp_path / "model")
+    (tmp_path / "sounds").mkdir()
+    random, waves = np.random.default_rng(0), []
+    for i, (seconds, rate, channels) in enumerate([(0.2, 8000, 1), (0.5, 8000, 2), (0.3, 16000, 1), (0.2, 8000, 1)]):
+        samples = random.normal(scale=3000, size=(int(seconds * rate), channels)).astype("<i2")
+        with wave.open(str(tmp_path / "sounds" / f"{i}.wav"), "wb") as file:
+            file.setnchannels(channels), file.setsampwidth(2), file.setframerate(rate)
+            file.writeframes(samples.tobytes())
+        mono = (samples / 2**15).mean(axis=1)
+        waves.append(mono if rate == 8000 else resample_poly(mono, 1, 2))
+    out = tmp_path / "out.csv"
+    assert main(["predict", f"{tmp_path}/model", f"{tmp_path}/sounds", "--output_file", str(out)]) == 0
+    classify = pipeline("audio-classification", f"{tmp_path}/model")
+    for row, values in zip(csv.DictReader(out.open()), waves, strict=True):
+        best = classify(values.astype(np.float32))[0]
+        assert row["label"] == best["label"] and float(row["probability"]) == pytest.approx(best["score"], abs=2e-4)
+
+
+def test_a_damaged_recording_is_named(tmp_path, capsys):
+    config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "model")
+    (tmp_path / "bad.wav").write_bytes(b"RIFF no recording")
+    assert "bad.wav cannot be read" in command_error(capsys, "predict", tmp_path / "model", tmp_path / "bad.wav")
 
 
 def test_unreadable_and_missing_files_are_named(vit, capsys):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mm_hf.data.folders import load_image_folders
-from mm_hf.data.models import from_pretrained
 from mm_hf.data.splits import DataOptions, load_splits
+from mm_hf.training.pretrained import from_pretrained
 
 
 def write_images(root, names, count=3):

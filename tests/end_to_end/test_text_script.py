@@ -126,6 +126,7 @@ def test_lora_adapter_loads_without_mm_hf_and_merges(run, tmp_path, docs):
     assert (out / "adapter_model.safetensors").exists() and not (out / "model.safetensors").exists()
     assert (out / "adapter_model.safetensors").stat().st_size < 2**20
     assert load_mixing(out) == DenseMultiMix(num_mixed=20)
+    assert AutoConfig.from_pretrained(out).id2label[1] == "same"  # beside the adapter, as with mm-hf train
     state = json.loads((out / "trainer_state.json").read_text())
     assert "loss_dense" in state["log_history"][0]
 

@@ -11,9 +11,10 @@ import transformers
 from datasets import DatasetDict, load_dataset
 from transformers import AutoConfig, TrainingArguments, set_seed
 
-from ...data.models import configuration, from_pretrained
+from ...data.models import configuration
 from ...methods import Mixing
 from ...training.checkpoints import list_checkpoints
+from ...training.pretrained import from_pretrained
 from ...training.trainer import MultiMixTrainer
 from .._options import check_output_dir
 from .options import DataArguments, ModelArguments
