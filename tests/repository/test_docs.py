@@ -4,12 +4,14 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
 
 import blocks
 import figures
+import notebook
 import pytest
 import torch
 from kornia import augmentation
@@ -185,7 +187,6 @@ def test_wrong_command_line_fails(monkeypatch):
 def run_page(name, directory, monkeypatch):
     """Run the code of a page in a temporary directory, and compare its output with the page, except for numbers."""
     monkeypatch.chdir(directory)
-    (directory / "outputs" / "tutorial").mkdir(parents=True)
     for block, printed in blocks.run((DOCS / name).read_text(), name):
         if block.printed is not None:
             assert layout_of(printed) == layout_of(block.printed), f"{name}, line {block.line}"
@@ -199,13 +200,28 @@ def layout_of(printed):
 
 @pytest.mark.end_to_end
 def test_tutorial_prints_the_documented_output(tmp_path, monkeypatch):
-    printed = [printed for _, printed in run_page("tutorial.md", tmp_path, monkeypatch)]
+    run = list(run_page("tutorial.md", tmp_path, monkeypatch))
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code == [block.code.strip("\n") for block, _ in run]  # the cells of the notebook ran in their order
+    printed = [printed for _, printed in run]
     found = [re.fullmatch(r"accuracy ([\d.]+), NLL ([\d.]+)\n", text) for text in printed]
     accuracy, nll = zip(*[map(float, match.groups()) for match in found if match], strict=True)
     assert len(accuracy) == 2 and min(accuracy) > 0.85
     assert nll[1] < nll[0]  # the regime in which mixing helps
     assert Image.open(tmp_path / "outputs" / "tutorial" / "attention.png").width > 800
     assert "same logits: True" in "".join(printed)
+
+
+def test_notebook_is_up_to_date():
+    """`make figures` writes the notebook."""
+    page = (DOCS / "tutorial.md").read_text()
+    found = json.loads((DOCS / "tutorial.ipynb").read_text())
+    assert found == notebook.notebook_of(page)
+    outputs = ["".join(out["text"]) for cell in found["cells"] for out in cell.get("outputs", ())]
+    assert outputs == [block.printed for block in blocks.blocks_of(page) if block.printed is not None]
+    text = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "markdown"]
+    assert all(heading in "\n".join(text) for heading in re.findall(r"^#+ .*$", page, flags=re.MULTILINE))
 
 
 def test_page_on_models_prints_the_documented_output(tmp_path, monkeypatch):
