@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast test-newest test-oldest test-vision check format bench gpu model-table crash-recovery evidence docs figures errors fuzz dist clean
+.PHONY: demo test test-fast test-newest test-oldest test-vision test-browser check format bench gpu model-table crash-recovery evidence docs figures errors fuzz dist clean
 
 # torchvision and timm, in a directory of their own: without them everything works, too.
 VISION = $(abspath $(VENV))/vision
@@ -31,6 +31,9 @@ test-oldest:  ## all tests with the oldest versions that setup.py allows
 
 test-vision: $(VENV)/.vision  ## the tests that depend on torchvision and timm
 	PYTHONPATH=$(VISION) $(PYTEST) -m vision
+
+test-browser: $(VENV)/.dev $(VENV)/.docs  ## every page of the documentation in Chromium at three widths
+	$(BIN)/python -m pytest -m browser tests/browser
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check $(SOURCES)

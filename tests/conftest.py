@@ -20,7 +20,7 @@ settings.load_profile("default")
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
-MARKED_DIRECTORIES = {"distributed", "end_to_end", "gpu"}
+MARKED_DIRECTORIES = {"browser", "distributed", "end_to_end", "gpu"}
 # Complete trainings, pushes and comparisons in other directories. `make test-fast` leaves them out.
 END_TO_END = {
     "cli/test_train.py",

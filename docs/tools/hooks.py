@@ -59,12 +59,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     hidden = {"toc": not re.search(r"^##|^:::", markdown, flags=re.MULTILINE), "navigation": page.parent is None}
     page.meta["hide"] = [part for part, empty in hidden.items() if empty]
     source, start = page.file.src_uri, posixpath.dirname(page.file.src_uri) or "."
+    markdown = markdown.replace("<details>", '<details markdown="1">')  # GitHub renders Markdown in it, too
     return LINK.sub(lambda match: posixpath.relpath(_in_site(source, match[0])[0], start), markdown)
 
 
 def _in_site(page: str, target: str) -> tuple[str, str]:
     """Return the path of a link's target in the site and in the repository."""
-    start = "" if page in FROM_ROOT else posixpath.join("docs", posixpath.dirname(page))
+    if page.startswith("source/"):  # the README.md of a linked directory
+        start = posixpath.dirname(page).removeprefix("source/")
+    else:
+        start = "" if page in FROM_ROOT else posixpath.join("docs", posixpath.dirname(page))
     path = posixpath.normpath(posixpath.join(start, target))
     if path.startswith("docs/"):
         return path.removeprefix("docs/"), path
