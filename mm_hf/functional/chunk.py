@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
 # products with the largest logits do not overflow.
 CONFIDENCE_SCALE = 2.0**512
-MAX_CONFIDENCE_GRAD = 1e30
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,11 @@ def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms] = mixed_te
                 mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
             )
             confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
-        # The gradient of padding in a mixed example of small mass may be too large for float32.
         if inputs.dtype == torch.float64:
             confidence_grad = confidence_grad * CONFIDENCE_SCALE
-        confidence_grad = confidence_grad.clamp(-MAX_CONFIDENCE_GRAD, MAX_CONFIDENCE_GRAD)
+        # The gradient of padding in a mixed example of small mass may overflow, and infinity times 0 is not a number.
+        limit = torch.finfo(confidence_grad.dtype).max
+        confidence_grad = confidence_grad.clamp(-limit, limit)
     return ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
 
 

@@ -285,12 +285,12 @@ def dense_multimix_loss(
             is_valid = is_valid[:, None]
         # The loss depends only on ratios within a location. They are kept in float64 on a CPU; MPS devices have none.
         confidence = attention.to(torch.float64 if attention.device.type == "cpu" else dtype)
-        if confidence.requires_grad and confidence.dtype != attention.dtype:
+        if confidence.requires_grad:
             # A gradient beyond the range of the attention's type is that of a label that hardly counts: padding, whose
             # attention was multiplied by 0, would turn an infinite one into NaN.
             limit = torch.finfo(attention.dtype).max
             confidence.register_hook(lambda grad: grad.clamp(-limit, limit))
-        confidence = (confidence * is_valid).T
+        confidence = confidence.masked_fill(is_valid == 0, 0).T  # a product would turn an infinite gradient into NaN
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(confidence.dtype).tiny
         )

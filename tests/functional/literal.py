@@ -60,9 +60,10 @@ def dense_multimix(
             mass = sum(shares.values(), torch.zeros((), dtype=torch.float64))
             if float(mass.detach()) == 0:
                 continue
+            shares = {i: share / mass for i, share in shares.items()}  # may underflow to 0
             used = [i for i in examples if float(shares[i].detach()) > 0 or bool(logits[i, j].isfinite().all())]
-            mixed = sum(shares[i] / mass * logits[i, j] for i in used)
-            target = sum(shares[i] / mass * targets[i] for i in used)
+            mixed = sum(shares[i] * logits[i, j] for i in used)
+            target = sum(shares[i] * targets[i] for i in used)
             losses.append(loss_of_one(mixed, target, smoothing, criterion))
             weights.append(mass if weighted else torch.ones((), dtype=torch.float64))
             chosen.append(k in range(factors.shape[-1])[columns])

@@ -136,6 +136,44 @@ def test_gradient_of_attention_equals_float64(seed):
     check(random_problem(seed), by_attention=True)
 
 
+@pytest.mark.parametrize("criterion", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("small", [1e-20, 1e-30, 1e-33, 1e-37])
+def test_gradient_of_small_attention_equals_float64(small, dtype, criterion):
+    """Only examples of small attention are in the second mixed example: the gradients are about 1 / attention."""
+    logits = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.eye(4)[:3].to(torch.promote_types(dtype, torch.float32))
+    attention = torch.tensor([[1.0, 0.02], [small, small], [3 * small, 2 * small]])
+    factors = torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.5]], dtype=labels.dtype)
+    options = {"criterion": criterion, "confidence_weighted": False}
+    check((logits, labels, attention, factors, options, False), by_attention=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 65536.0])
+def test_gradient_of_padding_and_ignored_examples_is_finite(scale, dtype):
+    """The gradient of an attention of 0 grows with 1 / mass, and is multiplied by 0 where the attention was."""
+    logits, labels = torch.randn(4, 1, 3, dtype=dtype), torch.tensor([0, 1, -100, 2])
+    attention = torch.tensor([[1.0], [1e-38], [0.5], [0.5]], dtype=dtype, requires_grad=True)
+    is_location = torch.tensor([[1.0], [1.0], [1.0], [0.0]], dtype=dtype)
+    factors = torch.tensor([[1.0, 0.0], [0.0, 1e-30], [0.0, 0.5], [0.0, 0.5]], dtype=dtype)
+    factors[0, 1] = torch.finfo(dtype).tiny
+    for weighted in (True, False):
+        loss = dense_multimix_loss(
+            logits, labels, attention * is_location, factors, confidence_weighted=weighted, validate_args=False
+        )
+        (grad,) = torch.autograd.grad(scale * loss, attention)
+        assert grad.isfinite().all() and not grad[2:].any()
+
+
+def test_share_that_underflows_in_float64_mixes_masked_logits():
+    logits = torch.tensor([[[0.3, -torch.inf]], [[-0.5, -torch.inf]]], dtype=torch.float64)
+    labels = torch.tensor([[0.2, 0.0], [0.9, 0.0]], dtype=torch.float64)
+    factors = torch.tensor([[1.0, 1.0], [0.0, 2.6e-319]], dtype=torch.float64)
+    options = {"criterion": "binary_cross_entropy", "confidence_weighted": True}
+    check((logits, labels, torch.tensor([[1e-3], [1e-24]]), factors, options, False))
+
+
 @given(st.integers(0, 2**32))
 def test_multimix_loss_equals_float64(seed):
     logits, labels, _, factors, options, local = random_problem(seed)
