@@ -6,6 +6,7 @@ temperature scaling divides the logits of the last weights by a number fitted on
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..evaluation.metrics import compute_metrics, predictions
@@ -25,6 +26,7 @@ from .task import Task, slug
 
 EARLY_STOPPING, TEMPERATURE_SCALING = "early_stopping", "temperature_scaling"
 DERIVED = (EARLY_STOPPING, TEMPERATURE_SCALING)
+CHECKSUM = "sha256"  # in the metadata of a file of weights
 
 
 def derived_names(name: str) -> dict[str, str]:
@@ -40,7 +42,8 @@ def derived_names(name: str) -> dict[str, str]:
 class BestWeights(TrainerCallback):
     """Keep the weights of the evaluation with the best validation accuracy, of equal ones that with the least loss.
 
-    They are kept in a file, so that a resumed run has those of the evaluations before.
+    They are kept in a file, so that a resumed run has those of the evaluations before. The file has a checksum of its
+    values and weights, which are verified before they are used.
 
     Args:
         path: The file.
@@ -57,17 +60,28 @@ class BestWeights(TrainerCallback):
         """
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                values = file.metadata()
-            return (float(values["accuracy"]), float(values["minus_loss"])), float(values["epoch"])
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            remedy = f"delete {self.path.parent} to train this run again"
-            raise DamagedFileError(self.path, error, remedy) from error
+        values, _ = self._verified()
+        return (float(values["accuracy"]), float(values["minus_loss"])), float(values["epoch"])
 
     def load(self, model: nn.Module) -> None:
-        """Load the best weights into a model."""
-        model.load_state_dict(load_file(self.path))
+        """Load the best weights into a model.
+
+        Raises:
+            DamagedFileError: The file is damaged.
+        """
+        model.load_state_dict(self._verified()[1])
+
+    def _verified(self) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """Return the values and the weights of the file."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                values, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if values.pop(CHECKSUM, None) != _checksum(values, weights):
+                raise ValueError("its checksum differs")
+        except (SafetensorError, OSError, ValueError) as error:
+            remedy = f"delete {self.path.parent} to train this run again"
+            raise DamagedFileError(self.path, error, remedy) from error
+        return values, weights
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:  # not resumed: the file is of an interrupted run that starts again
@@ -85,8 +99,17 @@ class BestWeights(TrainerCallback):
             weights = {name: tensor.detach().cpu().clone(**contiguous) for name, tensor in model.state_dict().items()}
             values = {"accuracy": repr(score[0]), "minus_loss": repr(score[1]), "epoch": repr(float(state.epoch))}
             partial = self.path.with_suffix(".partial")
-            save_file(weights, partial, metadata=values)
+            save_file(weights, partial, metadata={**values, CHECKSUM: _checksum(values, weights)})
             os.replace(partial, self.path)
+
+
+def _checksum(values: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 digest of strings and of the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256(repr(sorted(values.items())).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def write_derived_runs(

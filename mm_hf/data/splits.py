@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetsError
 
 from ..methods.settings import nearest
@@ -17,6 +18,7 @@ from .files import load_local
 from .folders import load_image_folders
 from .offline import OFFLINE, load_offline
 from .options import DataOptions
+from .tables import TABLES
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,11 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
     if kind == "image":
         data = _decode_images(data, inputs[0], options.dataset_name)
+    else:
+        for split, rows in data.items():
+            for column in inputs:
+                if rows.data.column(column).null_count:
+                    _check_complete(split, column, rows[column], "texts")
     parts = _divide(data, options)
     _report_unknown_classes(parts, label, names)
     for split, most in (
@@ -123,6 +130,11 @@ def load(name: str | None, config: str | None, options: DataOptions | None, **hu
         try:
             local = load_local(name, **hub) if config is None else None
             data = load_dataset(name, config, **hub) if local is None else local
+        except EmptyDatasetError as error:
+            raise ValueError(
+                f"The directory {name} has no data: give a directory of tables ({', '.join(TABLES)}), or one with the "
+                "subdirectories train and test of images."
+            ) from error
         except OSError as error:
             if Path(name).exists():
                 raise
@@ -131,7 +143,8 @@ def load(name: str | None, config: str | None, options: DataOptions | None, **hu
                 f"dataset ({', '.join(OFFLINE)}), and loading it from the Hub failed: {' '.join(str(error).split())}"
             ) from error
         except (DatasetsError, ValueError, StopIteration) as error:  # an empty file is a StopIteration
-            cause = " ".join(str(error.__cause__ or error).split()) or "a file is empty"
+            reason = error.__cause__ or error if isinstance(error, DatasetsError) else error
+            cause = " ".join(str(reason).split()) or "a file is empty"
             raise ValueError(f"The dataset {name} cannot be read: {cause.rstrip('.')}.") from error
         return data if isinstance(data, DatasetDict) else DatasetDict(train=data)
     folders = {} if options is None else {
@@ -266,12 +279,7 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     ):
         raise ValueError(f"The column {label!r} must have one class per example, but its feature is {feature}.")
     for split, rows in data.items():
-        missing = [i for i, value in enumerate(rows[label]) if value is None or value == ""]
-        if missing:
-            raise ValueError(
-                f"The column {label!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is "
-                f"row {missing[0]}: add the labels or remove the rows."
-            )
+        _check_complete(split, label, rows[label], "labels")
     found = sorted(set(data["train"][label]))
     known, names = set(found), [str(value) for value in found]
     for split, rows in data.items():
@@ -284,6 +292,15 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     return DatasetDict(
         {s: _relabelled(rows, label, [index.get(v, -1) for v in rows[label]], names) for s, rows in data.items()}
     )
+
+
+def _check_complete(split: str, column: str, values: Sequence[Any], what: str) -> None:
+    missing = [i for i, value in enumerate(values) if value is None or (what == "labels" and value == "")]
+    if missing:
+        raise ValueError(
+            f"The column {column!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is row "
+            f"{missing[0]}: add the {what} or remove the rows."
+        )
 
 
 def _relabelled(rows: Dataset, label: str, labels: Sequence[int], names: Sequence[str]) -> Dataset:

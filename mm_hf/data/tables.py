@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from pyarrow import ArrowException
 
+from .table_checks import check_table, columns, problem
+
+# Only empty cells are missing values: words such as "NA" and "None" may be classes and texts.
+CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 # File extensions, with the reader in `datasets` and its arguments.
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", CSV),
+    ".tsv": ("csv", {**CSV, "sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".ndjson": ("json", {}),
@@ -37,28 +44,65 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
         hub: Keyword arguments of `datasets.load_dataset`, such as `cache_dir`.
 
     Raises:
-        ValueError: The files have different formats.
+        ValueError: The files have different formats, or a file cannot be read; the message names it, with the row where
+            that is known.
     """
     suffixes = sorted({path.suffix.lower() for paths in files.values() for path in paths})
     reader, settings = TABLES[suffixes[0]]
     if any(TABLES[suffix] != (reader, settings) for suffix in suffixes):
         raise ValueError(f"the files have the formats {', '.join(suffixes)}: use the same format for all files.")
+    every = [path for paths in files.values() for path in paths]
+    for path in every:
+        check_table(path, settings.get("sep", ","))
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
-    with _without_load_counter():
-        data = load_dataset(reader, data_files=patterns, **settings, **hub)
+    try:
+        with _quiet():
+            data = load_dataset(reader, data_files=patterns, **settings, **hub)
+    except (DatasetsError, ArrowException, ValueError, TypeError, OSError, StopIteration) as error:
+        raise ValueError(_reason(files, settings.get("sep", ","), error)) from error
     assert isinstance(data, DatasetDict)
+    for split, rows in data.items():
+        if not len(rows):
+            raise ValueError(_without_rows(files[str(split)]))
     return data
 
 
+def _without_rows(paths: list[Path]) -> str:
+    return f"{', '.join(map(str, paths))} has no rows: add rows."
+
+
+def _reason(files: dict[str, list[Path]], separator: str, error: Exception) -> str:
+    """Return the reason why tables cannot be read, with the file that is the cause."""
+    every = [path for paths in files.values() for path in paths]
+    for path in every:
+        found = problem(path, separator)
+        if found is not None:
+            return f"{path} cannot be read ({found}): correct or remove it."
+    empty = re.search(r'Instruction "(.*)" corresponds to no data', str(error))
+    if empty is not None:
+        return _without_rows(files.get(empty[1], every))
+    names = [columns(path, separator) for path in every]
+    other = next((i for i, found in enumerate(names) if found != names[0]), None)
+    if other is not None:
+        return (
+            f"{every[0]} has the columns {', '.join(names[0]) or 'none'}, and {every[other]} has "
+            f"{', '.join(names[other]) or 'none'}: use the same columns in all files."
+        )
+    cause = " ".join(str(error.__cause__ or error).split())
+    return f"{', '.join(map(str, every[:3]))} cannot be read as one table: {cause[:200]}"
+
+
 @contextlib.contextmanager
-def _without_load_counter() -> Iterator[None]:
-    """Disable the request by which `datasets` counts each loading of a dataset, also of local files."""
-    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+def _quiet() -> Iterator[None]:
+    """Disable what `datasets` logs about errors, and the request that counts each loading, also of local files."""
+    counts, verbosity = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, datasets.logging.get_verbosity()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        datasets.logging.set_verbosity(verbosity)
 
 
 def read_metadata(folder: Path) -> Dataset | None:

@@ -105,6 +105,7 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
             "label_smoothing": args.label_smoothing_factor if args is not None else 0.0,
             "processing_class": named.arguments.get("processing_class"),
         }
+        self._last_batch_size: int | None = None
         self._test_dataset: Any = None  # the last one evaluated with the prefix "test", for the model card
         self._card: dict[str, Any] = {}  # arguments of the last model card, for those of later checkpoints
         loaded = self._load_by_name(model, args, named.arguments.get("model_init"), model_init_kwargs)
@@ -159,7 +160,11 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the data loader of `Trainer`, after a check of the batch size, which Trainer may have changed."""
-        self._check_batch_size(self._train_batch_size)  # auto_find_batch_size, hyperparameter_search
+        size = self._train_batch_size  # of auto_find_batch_size or hyperparameter_search
+        self._check_batch_size(size)
+        if self.mixing_handle is not None and self._last_batch_size not in (None, size):
+            self.mixing_handle.num_mixed = None  # num_mixed="auto" depends on the number of examples
+        self._last_batch_size = size
         return super().get_train_dataloader()
 
     def _wrap_for_mixing(self, model: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,24 +36,34 @@ class AutoNumMixed:
 
     num_mixed: int | None = None
     share: float | None = None
+    _size: ForwardSize | None = None  # on this rank
     _forwards: list[tuple[int, ForwardSize]] = field(default_factory=list)  # examples and size on each rank
 
     def count(self, num_examples: int, size: ForwardSize) -> None:
         """Keep the size of the mini-batch and the operations of its forward on each rank."""
-        if self.num_mixed is not None:
-            return
-        if is_distributed():
-            raise_if_uneven_inputs("num_mixed='auto' at the first mini-batch", "give wrap_model example_inputs")
-        self._forwards = all_gather_object((num_examples, size))
+        self._size = size
+        if self.num_mixed is None:
+            self._forwards = _gather((num_examples, size))
 
-    def select(self, mixing: Mixing, device: torch.device) -> int:
+    def reset(self) -> None:
+        """Select the number again at the next step, from the examples of its mini-batch and the counted operations."""
+        self.num_mixed, self.share, self._forwards = None, None, []
+
+    def select(self, mixing: Mixing, num_examples: int, device: torch.device) -> int:
         """Return the number, which the first call selects: the smallest that the mini-batch of any rank allows.
 
         If PyTorch cannot count any operation of the model, because it consists of custom kernels, the number is
         `LEAST`. Operations that it cannot count make the number smaller, never larger.
+
+        Args:
+            mixing: The method.
+            num_examples: Number of examples of this mini-batch, which is used after `reset`.
+            device: The device that trains.
         """
         if self.num_mixed is not None:
             return self.num_mixed
+        if not self._forwards:
+            self._forwards = _gather((num_examples, self._size))
         steps = [3 * num_examples * size.operations for num_examples, size in self._forwards]
         each = [
             mixing.operations_per_mixed_example(num_examples, size.num_locations, size.num_classes, device)
@@ -66,6 +77,12 @@ class AutoNumMixed:
             reason = f"whose expected cost is {self.share:.1%} of the operations of a training step"
         logger.info("num_mixed='auto': %s mixed examples per step, %s.", f"{self.num_mixed:,}", reason)
         return self.num_mixed
+
+
+def _gather(x: Any) -> list[Any]:
+    if is_distributed():
+        raise_if_uneven_inputs("num_mixed='auto' at the first mini-batch", "give wrap_model example_inputs")
+    return all_gather_object(x)
 
 
 def choose_num_mixed(step: float, each: float) -> int:

@@ -26,6 +26,7 @@ from ..locations.sharded import unsharded
 from ..methods import Mixing, check_class_weights
 from .auto_num_mixed import AutoNumMixed
 from .finite import LossRecord, cause_in, check_start
+from .first_batch import check_layerdrop, check_words
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
 from .own_loss import check_loss_function
 from .progress import TrainingRecord
@@ -151,9 +152,14 @@ class MixingState(ModuleHooks):
                 "detach_attention=False does not work with gradient checkpointing, which recomputes the layer that the "
                 "attention is read from. Switch one of the two off."
             )
+        if requires.blocks:
+            check_layerdrop(model, self.mixing.name)
         size = ForwardSize(0, 1, 1)
         if requires.locations:
             size = self._install_hooks(model, inputs, requires.attention or "uniform")
+            assert self.plan is not None and self.attention is not None
+            check_words(inputs, self.plan)
+            check_layerdrop(model, self.mixing.name, self.plan, self.attention)
         elif requires.linear_head:
             with unsharded(model, inputs) as whole_inputs:
                 recording = record(model, whole_inputs)

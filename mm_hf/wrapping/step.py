@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..functional import count_valid
 from ..locations import LocationOutput
 from ..locations.attachments import REPLACED_FORWARD
+from ..locations.probe_inputs import batch_size
 from ..locations.recording import logits_of, takes_return_dict
 from ..locations.sharded import is_sharded
 from ..methods import ERM, Mixing
@@ -159,7 +160,7 @@ def _mix(
     _warn_of_discarded_loss(model, state)
     mixing = state.mixing
     if state.auto_num_mixed is not None:
-        mixing = mixing.with_num_mixed(state.auto_num_mixed.select(mixing, labels.device))
+        mixing = mixing.with_num_mixed(state.auto_num_mixed.select(mixing, batch_size(inputs), labels.device))
     if state.sharded is None:
         state.sharded = is_sharded(model)
     method = mixing.for_batch(inputs, labels, epoch=state.epoch, same_on_all_ranks=state.sharded)

@@ -30,7 +30,8 @@ class MixingHandle:
         plan: Plan of the model's locations; None before the first training step (or `example_inputs`), and for methods
             that need none.
         num_mixed: Number of mixed examples per step that `num_mixed="auto"` has selected in the first training step. A
-            number that is set before, such as that of a resumed training, is used instead.
+            number that is set before, such as that of a resumed training, is used instead. After it is set to None, the
+            next step selects it again, from the number of examples in its mini-batch.
         mixing_share: Expected cost of these mixed examples, as a share of the operations of a training step.
         epoch: Epochs of training so far, as a fraction; None at first. `MultiMixTrainer` sets it; a custom loop sets it
             at the start of each epoch, for methods that depend on it (`DenseMultiMix(input_mixing_start=...)`).
@@ -55,7 +56,8 @@ class MixingHandle:
     @num_mixed.setter
     def num_mixed(self, value: int | None) -> None:
         if self._state.auto_num_mixed is not None:
-            self._state.auto_num_mixed.num_mixed, self._state.auto_num_mixed.share = value, None
+            self._state.auto_num_mixed.reset()
+            self._state.auto_num_mixed.num_mixed = value
 
     @property
     def mixing_share(self) -> float | None:

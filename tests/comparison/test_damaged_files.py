@@ -1,12 +1,16 @@
 """Damaged files of an output directory, and directories of earlier versions."""
 
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mm_hf import ERM, CutMix, DenseMultiMix, Mixing, MultiMix
 from mm_hf.comparison import run_comparison
+from mm_hf.comparison.derived import BestWeights
 from mm_hf.comparison.evaluate import EvaluationOptions
 from mm_hf.comparison.record import DamagedFileError
 from mm_hf.comparison.settings import check_settings, describe
@@ -74,18 +78,64 @@ def test_remedy_works_and_results_are_written_again(interrupted, tmp_path):
     assert (directory / "results.csv").read_text().startswith("method,seed,metric,value")
 
 
-def test_damaged_best_weights_are_named(tmp_path):
+def _flip(position):
+    def damage(content):
+        content = bytearray(content)
+        content[int(position * len(content))] ^= 1
+        return bytes(content)
+
+    return damage
+
+
+BEST_DAMAGES = {
+    "text": lambda content: b"damaged",
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "one bit of a weight": _flip(0.5),
+    "one bit of the last weight": lambda content: _flip(1 - 0.5 / len(content))(content),
+    "another accuracy": lambda content: re.sub(rb'("accuracy":"0\.)\d', rb"\g<1>9", content),
+    "without a checksum": lambda content: content.replace(b'"sha256"', b'"sha255"'),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Interrupt a run of plain training after its first evaluation; return the task and the directory."""
     task = small_task(
         training_args={"max_steps": 4, "save_steps": 2, "eval_steps": 2}
         | dict.fromkeys(["save_strategy", "eval_strategy"], "steps")
     )
+    directory = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        run_comparison(task, ["erm"], 1, tmp_path, evaluation=NO_ROBUSTNESS, callbacks=[Stop(3)])
-    (tmp_path / RUN / "best.safetensors").write_bytes(b"damaged")
+        run_comparison(task, ["erm"], 1, directory, evaluation=NO_ROBUSTNESS, callbacks=[Stop(3)])
+    return task, directory
+
+
+@pytest.mark.parametrize("damage", BEST_DAMAGES)
+def test_damaged_best_weights_are_named_before_training(damage, stopped, tmp_path):
+    task, directory = stopped
+    directory = shutil.copytree(directory, tmp_path / "output")
+    path = directory / RUN / "best.safetensors"
+    content = BEST_DAMAGES[damage](path.read_bytes())
+    assert content != path.read_bytes()
+    path.write_bytes(content)
     with pytest.raises(
         DamagedFileError, match=rf"best.safetensors is damaged .*: delete .*{RUN} to train this run again"
     ):
-        run_comparison(task, ["erm"], 1, tmp_path, evaluation=NO_ROBUSTNESS)
+        run_comparison(task, ["erm"], 1, directory, evaluation=NO_ROBUSTNESS, callbacks=[Stop(3)])  # the first step
+
+
+def test_best_weights_damaged_during_the_training_are_not_used(tmp_path):
+    best = BestWeights(tmp_path / "best.safetensors")
+    best.best = (0.0, 0.0)
+    model, state = torch.nn.Linear(3, 2), SimpleNamespace(is_world_process_zero=True, epoch=1.0)
+    best.on_evaluate(None, state, None, metrics={"eval_accuracy": 0.5, "eval_loss": 1.0}, model=model)
+    other = torch.nn.Linear(3, 2)
+    best.load(other)
+    assert torch.equal(other.weight, model.weight) and best.read() == ((0.5, -1.0), 1.0)
+    best.path.write_bytes(_flip(0.99)(best.path.read_bytes()))
+    with pytest.raises(DamagedFileError, match="its checksum differs"):
+        best.load(other)
 
 
 # ---- settings that an earlier version did not have ----

@@ -134,6 +134,12 @@ CASES: dict[str, list[str]] = {
         f"mm-hf train --dataset_name digits --label_column_name class {VIT}",
         f"mm-hf train --dataset_name empty_label {VIT}",
         f"mm-hf train --dataset_name unreadable {VIT}",
+        f"mm-hf train --dataset_name latin_1 {VIT}",
+        f"mm-hf train --dataset_name utf_16 {VIT}",
+        f"mm-hf train --dataset_name unquoted {VIT}",
+        f"mm-hf train --dataset_name ragged {VIT}",
+        f"mm-hf train --dataset_name broken_line {VIT}",
+        f"mm-hf train --dataset_name cut_parquet {VIT}",
         f"mm-hf train --dataset_name numbers {VIT}",
         f"mm-hf compare --dataset_name digits --ood_classes 11 {VIT}",
         f"mm-hf compare --dataset_name digits --ood_classes 0 1 2 3 4 5 6 7 8 {VIT}",
@@ -196,9 +202,20 @@ def make_workspace(root: Path) -> None:
         (root / name).mkdir()
         for split in ("train", "test"):
             (root / name / f"{split}.csv").write_text(text)
-    (root / "unreadable").mkdir()
-    for split in ("train", "test"):
-        (root / "unreadable" / f"{split}.csv").write_bytes(b"text,label\n\xff\xfe\x00,\x81\n")
+    text = "text,label\n" + "".join(f"caf\u00e9 {i},{('up', 'down')[i % 2]}\n" for i in range(8))
+    files = {
+        "unreadable/{}.csv": b"text,label\n\xff\xfe\x00,\x81\n",
+        "latin_1/{}.csv": text.encode("latin-1"),
+        "utf_16/{}.csv": text.encode("utf-16"),
+        "unquoted/{}.csv": text.replace(",up", ", fine,up").encode(),
+        "ragged/{}.csv": text.replace(" 6,", ", fine,").encode(),
+        "broken_line/{}.jsonl": b'{"text": "good", "label": "up"}\n{"text": "bad", "label": \n',
+        "cut_parquet/{}.parquet": b"PAR1" + bytes(60),
+    }
+    for name, content in files.items():
+        for split in ("train", "test"):
+            (root / name.format(split)).parent.mkdir(exist_ok=True)
+            (root / name.format(split)).write_bytes(content)
     from transformers import AutoModelForImageClassification
 
     for name, classes in (("vit", 2), ("vit_of_three_classes", 3)):

@@ -16,6 +16,7 @@ from mm_hf.locations.operations import ForwardSize, OperationCounter
 from mm_hf.locations.probe import probe_with_size
 from mm_hf.training.hub import load_num_mixed
 from mm_hf.wrapping.auto_num_mixed import BUDGET, LEAST, MOST, AutoNumMixed, choose_num_mixed
+from mm_hf.wrapping.state import MixingState
 from tests.helpers import digits, models
 
 AUTO = DenseMultiMix(num_mixed="auto")
@@ -113,13 +114,13 @@ def test_ranks_agree_on_the_smallest_number(monkeypatch):
     for size in sizes:
         auto = AutoNumMixed()
         auto.count(*size)
-        alone.append(auto.select(AUTO, torch.device("cpu")))
+        alone.append(auto.select(AUTO, 6, torch.device("cpu")))
     assert len(set(alone)) > 1
     monkeypatch.setattr("mm_hf.wrapping.auto_num_mixed.all_gather_object", lambda size: sizes)
     for size in sizes:
         auto = AutoNumMixed()
         auto.count(*size)
-        assert auto.select(AUTO, torch.device("cpu")) == min(alone)
+        assert auto.select(AUTO, 6, torch.device("cpu")) == min(alone)
         assert auto.share == auto.num_mixed * max(
             AUTO.operations_per_mixed_example(b, s.num_locations, 100, torch.device("cpu")) / (3 * b * s.operations)
             for b, s in sizes
@@ -142,7 +143,7 @@ def test_device_of_training_counts_and_not_that_of_the_example(monkeypatch):
         assert handle.num_mixed is None
         auto = model.mm_hf_state.auto_num_mixed
         on_gpu, on_cpu = copy.deepcopy(auto), copy.deepcopy(auto)
-    assert on_gpu.select(AUTO, torch.device("cuda")) == 32 and on_cpu.select(AUTO, torch.device("cpu")) == 100
+    assert on_gpu.select(AUTO, 6, torch.device("cuda")) == 32 and on_cpu.select(AUTO, 6, torch.device("cpu")) == 100
     assert on_gpu.share > on_cpu.share
 
 
@@ -158,6 +159,64 @@ def test_number_is_logged_with_its_cost(caplog):
 
 
 # ---- models whose operations cannot be counted ----
+
+
+@pytest.mark.parametrize("fails_in", ["probe", "loss"])
+@pytest.mark.parametrize("method", [MultiMix, DenseMultiMix])
+def test_number_follows_the_batch_size_that_trainer_finds(method, fails_in, tmp_path, monkeypatch):
+    """The number equals that of a training run that begins with the batch size that fits."""
+
+    def check_memory(examples):
+        if examples > 12:
+            raise RuntimeError("CUDA out of memory.")
+
+    class RunsOut(method):
+        def loss(self, output, labels, **options):
+            check_memory(len(labels))
+            return super().loss(output, labels, **options)
+
+    def run(batch_size):
+        sizes = {"num_channels": 1, "image_size": 8, "patch_size": 2, "hidden_size": 64, "intermediate_size": 256}
+        model = models.build("vit", num_labels=10, **sizes)
+        if fails_in == "probe":
+            model.vit.embeddings.register_forward_pre_hook(lambda module, inputs: check_memory(len(inputs[0])))
+        arguments = digits.arguments(
+            tmp_path, per_device_train_batch_size=batch_size, max_steps=2, auto_find_batch_size=True, save_steps=2
+        )
+        mixing = RunsOut(input_mixing="none") if fails_in == "loss" else method(input_mixing="none")
+        trainer = MultiMixTrainer(model, arguments, mixing=mixing, train_dataset=digits.dataset())
+        trainer.train()
+        return trainer
+
+    probes = []
+    monkeypatch.setattr(MixingState, "prepare", _counting(MixingState.prepare, probes))
+    found = run(90)
+    size = found.state.train_batch_size
+    assert size <= 12 and (len(probes) == 1 or fails_in == "probe")
+    expected, first = run(size).mixing_handle, found.mixing_handle
+    assert first.num_mixed == expected.num_mixed and first.mixing_share == expected.mixing_share
+    assert 0 < first.mixing_share <= BUDGET
+    terms = [entry["loss_terms"] for entry in found.state.log_history if "loss_terms" in entry]
+    assert terms[-1] == size + first.num_mixed * (1 if method is MultiMix else 16)
+
+
+def _counting(function, calls):
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_number_restored_from_a_checkpoint_is_selected_again_after_a_reset():
+    model, inputs = models.build("vit", **WIDE).train(), models.batch("vit")
+    with wrap_model(model, AUTO) as handle:
+        handle.num_mixed = 77
+        model(**inputs, labels=models.labels()).loss.backward()
+        assert handle.num_mixed == 77 and handle.mixing_share is None
+        handle.num_mixed = None
+        model(**inputs, labels=models.labels()).loss.backward()
+        assert handle.num_mixed == 100 and handle.mixing_share <= BUDGET
 
 
 def test_model_of_custom_kernels_gets_the_smallest_number(monkeypatch, caplog):

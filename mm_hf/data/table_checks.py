@@ -1,0 +1,157 @@
+"""Checks of the files of tables: what a reader rejects without naming it, and what it reads wrongly in silence."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+CSV = (".csv", ".tsv")
+TEXT = (*CSV, ".json", ".jsonl", ".ndjson")
+JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the first is also the beginning of UTF-32's
+
+
+def check_table(path: Path, separator: str = ",") -> None:
+    """Check a file before it is read: that it has content, that text is UTF-8, and what its reader would misread.
+
+    Args:
+        path: A file.
+        separator: Separator of the fields of a CSV file.
+
+    Raises:
+        ValueError: It is empty, has another encoding or NUL bytes; the first row of a CSV file has more fields than
+            there are columns, which pandas would read as the index; or the rows of a JSON file are no objects, or have
+            a field of several types, which `datasets` would convert to JSON strings.
+    """
+    if path.suffix.lower() in TEXT:
+        check_text(path)
+    elif not path.stat().st_size:
+        raise ValueError(f"{path} is empty: add rows or remove it.")
+    if path.suffix.lower() in CSV:
+        _check_first_row(path, separator)
+    elif path.suffix.lower() in TEXT:
+        _check_json(path)
+
+
+def check_text(path: Path) -> None:
+    """Check that a file is UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        ValueError: It is empty, has another encoding or NUL bytes. The message names the line.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line, is_blank = 1, True
+    with path.open("rb") as file:
+        if file.read(2) in UTF_16:
+            raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
+        file.seek(0)
+        while part := file.read(2**20):
+            zero = part.find(0)
+            if zero >= 0:
+                line += part.count(b"\n", 0, zero)
+                raise ValueError(
+                    f"{path} has a NUL byte in line {line}, as damaged files and UTF-16 text have: save it as UTF-8 "
+                    "text."
+                )
+            try:
+                is_blank = not decoder.decode(part).strip() and is_blank
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                raise ValueError(
+                    f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} in line {line}): save it as "
+                    "UTF-8, such as from Latin-1 with iconv -f latin1 -t utf-8."
+                ) from error
+            line += part.count(b"\n")
+    if is_blank:
+        raise ValueError(f"{path} is empty: add rows or remove it.")
+    if decoder.getstate()[0]:
+        raise ValueError(f"{path} ends in an incomplete character in line {line}: copy the complete file.")
+
+
+def _check_first_row(path: Path, separator: str) -> None:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = filter(None, csv.reader(file, delimiter=separator))
+        try:
+            header, first = next(rows, []), next(rows, [])
+        except csv.Error:  # pandas has other limits
+            return
+    if len(first) > len(header):
+        raise ValueError(
+            f"{path} has {len(header)} columns, and its first row has {len(first)} fields: quote fields that contain "
+            f"{separator!r}, or name each column in the first line."
+        )
+
+
+def _check_json(path: Path) -> None:
+    found: dict[str, tuple[str, str]] = {}
+    for place, row in _json_rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path} has no JSON object in {place}: write each row as an object, with names and values."
+            )
+        for name, value in row.items():
+            kind = JSON_TYPES.get(type(value))
+            first, where = found.setdefault(name, (kind, place)) if kind is not None else (None, place)
+            if kind != first:
+                raise ValueError(
+                    f"{path} has {first} in {where} and {kind} in {place} as {name!r}: use one type for all rows."
+                )
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value of each row of JSON lines, or of one JSON array."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = next(line for line in file if line.strip())
+    if path.suffix.lower() == ".json" and not first.lstrip().startswith("{"):
+        rows = _parse(path, path.read_text("utf-8-sig"))
+        yield from ((f"row {i}", row) for i, row in enumerate(rows if isinstance(rows, list) else [rows]))
+        return
+    with path.open(encoding="utf-8-sig") as file:
+        yield from ((f"line {i}", _parse(path, line, i)) for i, line in enumerate(file, start=1) if line.strip())
+
+
+def _parse(path: Path, text: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = "" if line is None else f"line {line}: "
+        raise ValueError(f"{path} is not JSON ({place}{error}): correct it, or write one object per line.") from error
+
+
+def problem(path: Path, separator: str = ",") -> str | None:
+    """Return the reason why a table that `check_table` accepts cannot be read; None if it can."""
+    try:
+        if path.suffix.lower() in CSV:
+            pd.read_csv(path, sep=separator)
+        elif path.suffix.lower() not in TEXT:
+            _read_binary(path)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        return " ".join(str(error).split()).rstrip(".")
+    return None
+
+
+def columns(path: Path, separator: str = ",") -> list[str]:
+    """Return the names of the columns of a table, sorted."""
+    if path.suffix.lower() in CSV:
+        return sorted(pd.read_csv(path, sep=separator, nrows=0).columns)
+    if path.suffix.lower() in TEXT:
+        return sorted({name for _, row in _json_rows(path) for name in row})
+    return sorted(_read_binary(path).column_names)
+
+
+def _read_binary(path: Path) -> pa.Table:
+    if path.suffix.lower() == ".parquet":
+        return parquet.read_table(path)
+    with path.open("rb") as file:
+        try:
+            return pa.ipc.open_stream(file).read_all()
+        except (OSError, pa.ArrowInvalid):
+            return pa.ipc.open_file(file).read_all()

@@ -1,0 +1,235 @@
+"""Damaged tables: each is an error that names the file, the row where it is known, and the remedy."""
+
+import gzip
+import json
+import shutil
+
+import pytest
+from datasets import Dataset
+
+from mm_hf.data.folders import load_image_folders
+from mm_hf.data.options import DataOptions
+from mm_hf.data.splits import load_splits
+from tests.data.test_files import csv, image, lines
+
+ROWS = [{"text": f"tëxt {i}", "label": ("bad", "good")[i % 2]} for i in range(8)]
+TEXT = {
+    ".csv": csv(ROWS),
+    ".tsv": csv(ROWS, "\t"),
+    ".jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    ".json": json.dumps(ROWS, ensure_ascii=False),
+}
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory):
+    """Return the content of tables in binary formats."""
+    directory, rows = tmp_path_factory.mktemp("binary"), Dataset.from_list(ROWS)
+    rows.to_parquet(directory / "rows.parquet")
+    rows.save_to_disk(directory / "saved")
+    (arrow,) = (directory / "saved").glob("*.arrow")
+    return {".parquet": (directory / "rows.parquet").read_bytes(), ".arrow": arrow.read_bytes()}
+
+
+def load(directory, suffix, good, bad, split="train"):
+    """Load a dataset of which one split is damaged."""
+    for name in ("train", "test"):
+        (directory / f"{name}{suffix}").write_bytes(bad if name == split else good)
+    return load_splits(DataOptions(str(directory), train_val_split=0.25), cache_dir=str(directory / ".cache"))
+
+
+def texts(splits):
+    return sorted(splits.train["text"][:] + splits.validation["text"][:])
+
+
+def raises(directory, suffix, good, bad, message, split="train"):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(directory, suffix, good, bad, split)
+    found = str(caught.value)
+    assert str(directory / f"{split}{suffix}") in found and "\n" not in found and len(found) < 500, found
+
+
+# ---- encodings ----
+
+ENCODINGS = {
+    "utf-16": "is UTF-16 text: save it as UTF-8",
+    "utf-32": "is UTF-16 text: save it as UTF-8",
+    "utf-16-le": "has a NUL byte in line 1, .*: save it as UTF-8 text",
+    "latin-1": r"is not UTF-8 text \(byte 0xeb in line [12]\): save it as UTF-8",
+    "cp1252": r"is not UTF-8 text \(byte 0xeb in line [12]\): save it as UTF-8",
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("suffix", TEXT)
+def test_other_encodings_are_errors(suffix, encoding, tmp_path):
+    split = ("train", "test")[len(encoding) % 2]
+    good = TEXT[suffix]
+    raises(tmp_path, suffix, good.encode(), good.encode(encoding), ENCODINGS[encoding], split)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", TEXT)
+def test_utf_8_is_read_with_and_without_byte_order_mark(suffix, encoding, ending, tmp_path):
+    content = TEXT[suffix].replace("\n", ending).encode(encoding)
+    splits = load(tmp_path, suffix, content, content)
+    assert texts(splits) == [row["text"] for row in ROWS] and splits.class_names == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text.replace("xt 3", "x\0t 3"), r"has a NUL byte in line \d"),
+        (lambda text: "", "is empty: add rows or remove it"),
+        (lambda text: " \n\n", "is empty: add rows or remove it"),
+    ],
+    ids=["NUL", "empty", "blank"],
+)
+@pytest.mark.parametrize("suffix", TEXT)
+def test_damaged_text_is_an_error(suffix, damage, message, tmp_path):
+    raises(tmp_path, suffix, TEXT[suffix].encode(), damage(TEXT[suffix]).encode(), message)
+
+
+@pytest.mark.parametrize("suffix", TEXT)
+def test_compressed_and_cut_files_are_errors(suffix, tmp_path):
+    good = TEXT[suffix].encode()
+    raises(tmp_path, suffix, good, gzip.compress(good), "is not UTF-8 text|has a NUL byte")
+    cut = good[: good.index("ë".encode(), len(good) // 2) + 1]
+    raises(tmp_path, suffix, good, cut, "ends in an incomplete character in line .: copy the complete file")
+
+
+def test_line_of_a_large_file_is_named(tmp_path):
+    """The file is read in parts of 2^20 bytes."""
+    good = "text,label\n" + "".join(f"text {i},{('bad', 'good')[i % 2]}\n" for i in range(100_000))
+    bad = good.encode().replace(b"text 98765,", b"t\xe9xt 98765,")
+    raises(tmp_path, ".csv", TEXT[".csv"].encode(), bad, r"byte 0xe9 in line 98767\)", "test")
+
+
+# ---- rows ----
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_rows_with_too_many_fields_are_errors(suffix, tmp_path):
+    separator = {".csv": ",", ".tsv": "\t"}[suffix]
+    good = TEXT[suffix]
+    in_row_5 = good.replace("xt 5", f"x{separator}t 5")
+    raises(tmp_path, suffix, good.encode(), in_row_5.encode(), "Expected 2 fields in line 7, saw 3")
+    for shifted in (good.replace(" ", separator), good.replace("bad\n", f"bad{separator}\n")):
+        message = "has 2 columns, and its first row has 3 fields: quote fields that contain"
+        raises(tmp_path, suffix, good.encode(), shifted.encode(), message)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_quote_that_is_never_closed_is_an_error(suffix, tmp_path):
+    good = TEXT[suffix]
+    raises(tmp_path, suffix, good.encode(), good.replace("tëxt 3", '"tëxt 3').encode(), "EOF inside string .* row 4")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "n/a"])
+def test_words_for_missing_values_are_texts_and_classes(suffix, word, tmp_path):
+    content = TEXT[suffix].replace("tëxt 3", word).replace("bad", word).encode()
+    splits = load(tmp_path, suffix, content, content)
+    assert word in texts(splits) and sorted(splits.class_names) == sorted([word, "good"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "x", "label": }', r"is not JSON \(line 4: Expecting value"),
+        ('{"text": "x", "label": "bad"', r"is not JSON \(line 4: "),
+        ('{"text": ' + "[" * 5000, r"is not JSON \(line 4: "),
+        ('["x", "bad"]', "has no JSON object in line 4: write each row as an object"),
+        ("3", "has no JSON object in line 4"),
+        ("null", "has no JSON object in line 4"),
+        ('{"text": 3, "label": "bad"}', "has a string in line 1 and a number in line 4 as 'text': use one type"),
+        ('{"text": NaN, "label": "bad"}', "has a string in line 1 and a number in line 4 as 'text'"),
+        ('{"text": "x", "label": true}', "has a string in line 1 and a boolean in line 4 as 'label'"),
+        ('{"text": "x", "label": ["bad"]}', "has a string in line 1 and a list in line 4 as 'label'"),
+    ],
+)
+def test_line_that_is_no_json_object_is_named(line, message, tmp_path):
+    rows = lines(ROWS).splitlines()
+    bad = "\n".join([*rows[:3], line, *rows[3:]])
+    raises(tmp_path, ".jsonl", lines(ROWS).encode(), bad.encode(), message)
+
+
+@pytest.mark.parametrize("content", ["null", "3", '"text"', "[[1, 2]]", "[null]"])
+def test_json_file_without_objects_is_an_error(content, tmp_path):
+    raises(tmp_path, ".json", TEXT[".json"].encode(), content.encode(), "has no JSON object in row 0")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bad"),
+    [
+        (".csv", TEXT[".csv"].replace("tëxt 3", "")),
+        (".tsv", TEXT[".tsv"].replace("tëxt 3", "")),
+        (".jsonl", TEXT[".jsonl"].replace('"tëxt 3"', "null")),
+        (".jsonl", TEXT[".jsonl"].replace('"text": "tëxt 3", ', "")),
+    ],
+)
+def test_missing_text_is_an_error_that_names_the_row(suffix, bad, tmp_path):
+    with pytest.raises(ValueError, match="The column 'text' of the split 'test' is empty in 1 rows, .*row 3: add the"):
+        load(tmp_path, suffix, TEXT[suffix].encode(), bad.encode(), "test")
+
+
+@pytest.mark.parametrize(("suffix", "bad"), [(".csv", "text,label\n"), (".json", "[]")])
+def test_table_without_rows_is_an_error(suffix, bad, tmp_path):
+    raises(tmp_path, suffix, TEXT[suffix].encode(), bad.encode(), "has no rows: add rows")
+
+
+def test_position_in_a_json_file_is_named(tmp_path):
+    good = json.dumps(ROWS, indent=1)
+    raises(tmp_path, ".json", good.encode(), good.replace('"good"', "good", 1).encode(), "line 8 column 12")
+
+
+@pytest.mark.parametrize("damage", ["cut", "half", "empty", "zeros", "text"])
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_damaged_binary_tables_are_errors(suffix, damage, binary, tmp_path):
+    good = binary[suffix]
+    bad = {
+        "cut": good[:-20],
+        "half": good[: len(good) // 2],
+        "empty": b"",
+        "zeros": good[:100] + bytes(len(good) - 100),
+        "text": TEXT[".csv"].encode(),
+    }[damage]
+    message = r"cannot be read \(.*\): correct or remove it|has no rows|has the columns none, and"
+    message = "is empty: add rows" if damage == "empty" else message
+    for split in ("train", "test"):
+        raises(tmp_path, suffix, good, bad, message, split)
+
+
+def test_files_of_different_columns_are_an_error(tmp_path):
+    for name, content in (("train-1", csv(ROWS)), ("train-2", csv([{"a": 1, "label": "x"}])), ("test", csv(ROWS))):
+        (tmp_path / f"{name}.csv").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"csv has the columns label, text, and .*train-2.csv has a, label: use the same"
+    ):
+        load_splits(DataOptions(str(tmp_path)), cache_dir=str(tmp_path / ".cache"))
+
+
+# ---- directories ----
+
+
+def test_directory_named_as_a_table_is_a_directory(tmp_path):
+    """Spark writes a table as a directory of parts."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").mkdir()
+        (tmp_path / f"{split}.csv" / "part-0.csv").write_text(csv(ROWS))
+        (tmp_path / f"{split}.csv" / "_SUCCESS").write_text("")
+    splits = load_splits(DataOptions(str(tmp_path)), cache_dir=str(tmp_path / ".cache"))
+    assert len(splits.test) == 8 and texts(splits) == [row["text"] for row in ROWS]
+    shutil.rmtree(tmp_path)
+    (tmp_path / "train.csv").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "train.csv"):
+        with pytest.raises(ValueError, match=f"The directory {path} has no data: give a directory of tables"):
+            load_splits(DataOptions(str(path)))
+
+
+def test_damaged_metadata_of_images_is_named(tmp_path):
+    image(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_bytes("file_name,label\n0.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metadata\.csv is not UTF-8 text \(byte 0xe9 in line 2\)"):
+        load_image_folders({"train": tmp_path})
