@@ -8,10 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional import Criterion
 from ..locations import Plan
-from ..locations.attention.weights import READ_KINDS
+from ..locations.attention.weights import NO_CLASSES, READ_KINDS
 from ..locations.pools import MASKS
 from ..locations.probe_inputs import config_of
+
+
+def check_attention(attention: str, criterion: Criterion) -> None:
+    """Check that the labels have classes if the attention depends on them.
+
+    Raises:
+        ValueError: They are those of a regression.
+    """
+    if attention == "cam" and criterion == "mse":
+        raise ValueError(NO_CLASSES)
 
 
 def check_words(inputs: Mapping[str, Any], plan: Plan) -> None:

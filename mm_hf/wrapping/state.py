@@ -26,7 +26,7 @@ from ..locations.sharded import unsharded
 from ..methods import Mixing, check_class_weights
 from .auto_num_mixed import AutoNumMixed
 from .finite import LossRecord, cause_in, check_start
-from .first_batch import check_layerdrop, check_words
+from .first_batch import check_attention, check_layerdrop, check_words
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
 from .own_loss import check_loss_function
 from .progress import TrainingRecord
@@ -158,6 +158,7 @@ class MixingState(ModuleHooks):
         if requires.locations:
             size = self._install_hooks(model, inputs, requires.attention or "uniform")
             assert self.plan is not None and self.attention is not None
+            check_attention(self.attention, self.criterion)
             check_words(inputs, self.plan)
             check_layerdrop(model, self.mixing.name, self.plan, self.attention)
         elif requires.linear_head:

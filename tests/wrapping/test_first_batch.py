@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mm_hf import AlignMixup, DenseMultiMix, ManifoldMixup, MultiMix, wrap_model
+from mm_hf import AlignMixup, DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model
 from tests.helpers import models, zoo
 
 RARE = 1e-6  # no layer is skipped in a test
@@ -76,6 +76,20 @@ def test_special_ids_that_cover_the_vocabulary_are_rejected(special, valid):
             ValueError, match=r"All tokens of the first mini-batch are special tokens.* ordinary tokens"
         ):
             model(**inputs, labels=models.labels())
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_attention_by_class_is_rejected_for_a_regression(num_outputs):
+    model, inputs = models.build("vit", num_labels=num_outputs, problem_type="regression").train(), models.batch("vit")
+    labels = torch.randn(6) if num_outputs == 1 else torch.randn(6, num_outputs)
+    with (
+        wrap_model(model, DenseMultiMix(num_mixed=5, attention="cam")),
+        pytest.raises(ValueError, match="the labels of a regression are no classes: use attention="),
+    ):
+        model(**inputs, labels=labels)
+    if num_outputs == 1:
+        with pytest.raises(ValueError, match="the labels of a regression are no classes"):
+            extract(model.eval(), "cam", **inputs, labels=labels)
 
 
 def test_padding_is_no_word():

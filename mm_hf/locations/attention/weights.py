@@ -12,6 +12,10 @@ from ..pools import MODULE_POOL
 
 KINDS = ("auto", "cls", "mean", "gap", "cam", "uniform")
 READ_KINDS = ("cls", "mean")  # read from the model's attention
+NO_CLASSES = (
+    'attention="cam" weights locations by the logit of the label, and the labels of a regression are no classes: use '
+    'attention="auto", "gap" or "uniform".'
+)
 
 
 def confidence(
@@ -28,7 +32,7 @@ def confidence(
         labels: (b,) or (b, c), for "cam".
 
     Raises:
-        ValueError: `kind` is "cam" and there are no labels.
+        ValueError: `kind` is "cam", and there are no labels, or they are those of a regression.
     """
     if kind in READ_KINDS:
         assert row is not None
@@ -42,6 +46,8 @@ def confidence(
             raise ValueError(
                 'attention="cam" weights locations by the logit of the label, but labels is None: pass labels.'
             )
+        if labels.ndim == 1 and labels.is_floating_point():
+            raise ValueError(NO_CLASSES)
         if labels.ndim == 2:
             return (token_logits.float() * labels[:, None].float()).sum(dim=-1).relu()
         index = labels.clamp(min=0)[:, None, None].expand(-1, token_logits.shape[1], 1)
