@@ -214,7 +214,7 @@ def shorten(patch) -> None:
 
 def commands_in(block: str) -> list[str]:
     """Return the commands of a block of a page, with continued lines joined; none if it is the output of a command."""
-    lines = block.replace("\\\n", " ").splitlines()
+    lines = block.replace("\\\n", "").splitlines()
     shown = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     first = r"(?:[A-Z_]+=\S+ )*(?:mm-hf|python|printf|cat|" + "|".join(ELSEWHERE) + ") "
     return shown or ([line for line in lines if line] if lines and re.match(first, lines[0]) else [])

@@ -93,5 +93,5 @@ def test_fragments_are_few():
 def test_a_wrong_block_or_command_is_found(files):
     page = "```python\n1 / 0\n```\n\n<!-- fragment: it is shown only -->\n```python\n...\n```\n\n"
     page += "```\nmm-hf trian \\\n  x\n```\n"
-    assert parts_of(page) == [("python", "1 / 0\n", 2, 0), ("command", "mm-hf trian    x", 11, 0)]
+    assert parts_of(page) == [("python", "1 / 0\n", 2, 0), ("command", "mm-hf trian   x", 11, 0)]
     assert documented.run_command("mm-hf trian")[0] == 2

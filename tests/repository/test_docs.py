@@ -84,7 +84,7 @@ def commands_of(page):
     """Yield the command lines of a page, with continued lines joined."""
     for token in tokens_of(page):
         if token.type == "fence" and token.info in ("", "bash", "sh", "console"):
-            yield from token.content.replace("\\\n", " ").splitlines()
+            yield from token.content.replace("\\\n", "").splitlines()
         elif token.type == "code_inline":
             yield token.content.replace("\n", " ")
 
