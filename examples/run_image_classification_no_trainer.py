@@ -55,7 +55,7 @@ from mm_hf.distributed import check_processes
 from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
 from mm_hf.evaluation.templates import escape_markdown
-from mm_hf.training.hub import load_num_mixed, save_mixing
+from mm_hf.training.hub import load_num_mixed, restore_method_state, save_method_state, save_mixing
 from mm_hf.training.model_card import GENERATED, card_tags, is_repo_id, is_user_edited, method_section
 from mm_hf.training.run_settings import find_changes
 
@@ -197,7 +197,7 @@ def main() -> None:
     metrics: dict[str, float] = {}
     for epoch in range(done // steps_per_epoch, math.ceil(total / steps_per_epoch)):
         model.train()
-        handle.epoch = epoch  # input mixing may start in a later epoch
+        handle.epoch = epoch  # how much is mixed depends on the epoch
         train.seed_augmentation(args.seed, epoch)
         train_loader.set_epoch(epoch)
         skipped = done % steps_per_epoch * args.gradient_accumulation_steps
@@ -298,6 +298,7 @@ def save_checkpoint(
     handle.check_losses()  # a loss that is not finite raises an error before it reaches a checkpoint
     directory = Path(args.output_dir, name)
     accelerator.save_state(str(directory))
+    save_method_state(directory, handle.state_dict(), accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
         save_mixing(directory, mixing, handle.plan, handle.num_mixed)
         write_text(directory / "loop.json", json.dumps(batch_settings(accelerator, args)) + "\n")
@@ -331,6 +332,7 @@ def resume(
         )
     accelerator.load_state(str(directory))
     handle.num_mixed = load_num_mixed(directory)
+    restore_method_state(handle, directory, accelerator.process_index, accelerator.num_processes)
     number = int(match[2])
     return number if match[1] == "step" else (number + 1) * steps_per_epoch
 

@@ -33,6 +33,7 @@ class Fitted(DenseMultiMix):
     """
 
     name: ClassVar[str] = "fitted"
+    defaults: ClassVar[dict[str, Any]] = {**DenseMultiMix.defaults, "min_fit": 0.0}
 
     tau: float = 1.0
     relative: bool = False

@@ -96,11 +96,11 @@ MIXING = (DEFAULT, *RIVALS, "multimix", "dense_multimix_paper")
 
 # Ablations change one setting of Dense MultiMix at a time. Input mixing, which would replace half of the mini-batches,
 # is off. m is varied with alpha = 1 (all mixtures of m examples are equally likely): with a fixed number of effective
-# examples, alpha would compensate for a change of m.
-_dense = functools.partial(DenseMultiMix, num_mixed=1000, input_mixing="none")
+# examples, alpha would compensate for a change of m. Everything is mixed also while the model underfits.
+_dense = functools.partial(DenseMultiMix, num_mixed=1000, input_mixing="none", min_fit=0.0)
 ABLATIONS: dict[str, Mixing] = {
     "n = 1,000, of 8, 3 effective": _dense(),
-    **{f"n = {n:,}": DenseMultiMix(num_mixed=n, input_mixing="none") for n in (10, 100, 10_000)},
+    **{f"n = {n:,}": _dense(num_mixed=n) for n in (10, 100, 10_000)},
     "m = 2, alpha = 1": _dense(alpha=1.0, examples_per_mix=2),
     "m = 4, alpha = 1": _dense(alpha=1.0, examples_per_mix=4),
     "m = 16, alpha = 1": _dense(alpha=1.0, examples_per_mix=16),
@@ -108,7 +108,7 @@ ABLATIONS: dict[str, Mixing] = {
     "attention: gap": _dense(attention="gap"),
     "attention: cam": _dense(attention="cam"),
     "attention: uniform": _dense(attention="uniform"),
-    "not dense: pooled only": MultiMix(),
+    "not dense: pooled only": MultiMix(min_fit=0.0),
     "dense and pooled": _dense(pooled_weight=1.0),
     "dense, no clean term": _dense(clean_weight=0.0, pooled_weight=1.0),
 }

@@ -36,7 +36,7 @@ ADVANCED_OPTIONS = frozenset(
         *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),
         *("robustness_samples", "epsilon"),
         *("examples_per_mix", "detach_attention", "confidence_weighted", "gather_across_devices"),
-        *("kernel", "input_mixing_prob", "input_mixing_start"),
+        *("kernel", "input_mixing_prob", "input_mixing_start", "min_fit"),
         # of the example scripts
         *("max_eval_samples", "max_predict_samples", "pad_to_max_length", "padding_side", "do_regression"),
         *("label_all_tokens", "return_entity_level_metrics", "id2label", "do_reduce_labels", "eval_split_name"),

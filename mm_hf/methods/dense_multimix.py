@@ -24,7 +24,8 @@ class DenseMultiMix(MultiMix):
 
     The loss is `clean_weight` times the cross-entropy of the clean examples, plus `pooled_weight` times MultiMix of the
     pooled features, plus `dense_weight` times Dense MultiMix of the features of the locations. The clean term trains
-    the CLS token, which a ViT is evaluated by and which losses of the patches do not train.
+    the CLS token, which a ViT is evaluated by and which losses of the patches do not train. After three epochs, the
+    mixed terms have a smaller weight while the model underfits, see `min_fit` of [`MultiMix`].
 
     Args:
         dense_weight: Weight of the loss of the locations.

@@ -18,6 +18,7 @@ from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_p
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
 from .class_weights import check_class_weights
+from .fit import START, RunningMean, misfit, mixing_weight
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 from .settings import check_settings, setting, settings_of
 
@@ -41,6 +42,7 @@ DEFAULTS = {
     "pooled_weight": 1.0,
     "input_mixing_prob": 0.5,
     "input_mixing_start": 3.0,
+    "min_fit": 0.37,
 }
 # The paper states: 1,000 mixed examples only, alpha of each from U[0.5, 2], and a probability of input mixing. That
 # this probability is 0.5 and that the inputs get mixup is our reading.
@@ -52,6 +54,7 @@ PAPER = {
     "input_mixing": "mixup",
     "input_mixing_prob": 0.5,
     "input_mixing_start": 0.0,
+    "min_fit": 0.0,
 }
 
 
@@ -60,7 +63,8 @@ class MultiMix(Mixing):
     """MultiMix: `num_mixed` interpolations of the complete mini-batch in embedding space, each with its own loss.
 
     The loss is `clean_weight` times the cross-entropy of the clean examples plus `pooled_weight` times the mean soft
-    cross-entropy of the mixed examples. It supports every model whose last layer is linear.
+    cross-entropy of the mixed examples. After three epochs, the latter has a smaller weight while the model underfits,
+    see `min_fit`. It supports every model whose last layer is linear.
 
     Args:
         num_mixed: Number of mixed examples per step and rank (n). "auto", the default, selects the largest number from
@@ -84,6 +88,12 @@ class MultiMix(Mixing):
         input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs
             accuracy in shorter trainings. With 0, the share is constant. `MultiMixTrainer` counts the epochs. A custom
             loop sets `handle.epoch`; without it, the epoch is 0.
+        min_fit: Fit of the clean examples below which nothing is mixed after three epochs of training. The fit is the
+            probability of their labels: exp(-L), with L a running mean of their cross-entropy. The loss of mixed
+            examples and the share of input mixing are multiplied by a weight that is 0 below `min_fit`, 1 above its
+            square root, and linear in L between. Default: 0.37 (L = 1 nat), because mixing costs accuracy while a model
+            underfits. 0 always mixes; this is the default with `clean_weight=0`. Multi-label and regression targets are
+            always mixed.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
         kernel: "eager", "compile" or "triton", see [`dense_multimix_loss`]. The latter two are not measured on a GPU.
@@ -146,6 +156,11 @@ class MultiMix(Mixing):
     input_mixing_start: float = setting(
         None, "Epochs of training before input mixing begins. Default: 3.", within="[0, inf]"
     )
+    min_fit: float = setting(
+        None, "Mean probability of the correct classes of the training examples below which nothing is mixed after "
+        "three epochs; 0 mixes always. Default: 0.37 (0 with clean_weight 0).",
+        within="[0, 1)",
+    )  # fmt: skip
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all ranks as one.")
     kernel: Literal["eager", "compile", "triton"] = setting(
         "eager", "How the loss is computed. compile and triton fuse its operations; they have not been timed on a GPU."
@@ -158,6 +173,8 @@ class MultiMix(Mixing):
         self.class_weights = check_class_weights(self.class_weights)
         settings_of(self)["preset"].check(self.preset)
         defaults = {**self.defaults, **self.presets.get(self.preset or "", {})}
+        if self.clean_weight == 0:  # nothing else would be trained
+            defaults["min_fit"] = 0.0
         for name, value in defaults.items():
             excluded = name == "alpha" and self.effective_examples is not None
             if getattr(self, name) is None and not excluded:
@@ -171,6 +188,8 @@ class MultiMix(Mixing):
             )
         if self.alpha is None and self.effective_examples is None:
             self.effective_examples = DEFAULT_EFFECTIVE_EXAMPLES
+        self._misfit = RunningMean()  # shared with the copies for single mini-batches
+        self._follows_fit = False
         self._validate()
 
     def _validate(self) -> None:
@@ -184,6 +203,10 @@ class MultiMix(Mixing):
         if not any(weights.values()):
             raise ValueError(
                 f"At least one of {', '.join(weights)} must be positive: with all of them 0 the loss is 0."
+            )
+        if self.min_fit and not self.clean_weight:
+            raise ValueError(
+                f"min_fit must be 0 with clean_weight=0, got {self.min_fit}: nothing would train a model that underfits."
             )
 
     @property
@@ -199,15 +222,21 @@ class MultiMix(Mixing):
         self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, same_on_all_ranks: bool = False
     ) -> Mixing:
         """Return this method, or the input-space method that this mini-batch gets instead."""
-        prob = self.input_mixing_prob * rising_share(epoch or 0.0, self.input_mixing_start)
+        method, epoch = self, epoch or 0.0
+        prob = self.input_mixing_prob * rising_share(epoch, self.input_mixing_start)
+        if self.min_fit and epoch >= START:
+            method = copy.copy(self)
+            method._follows_fit = True
+            earlier = self._misfit.read()
+            prob *= 1.0 if earlier is None else float(mixing_weight(earlier, self.min_fit))
         if self.input_mixing is None:
             methods = self.default_input_methods(inputs)
             prob = prob if is_mixable(inputs, labels) else 0.0
         else:
             methods = INPUT_METHODS[self.input_mixing]
         if not methods or not self.input_mixing_prob:
-            return self
-        return draw_input_method(methods, prob, same_on_all_ranks or self.gathers) or self
+            return method
+        return draw_input_method(methods, prob, same_on_all_ranks or self.gathers) or method
 
     def default_input_methods(self, inputs: Mapping[str, Any]) -> tuple[Mixing, ...]:
         """Return the methods of `input_mixing=None` for these inputs: none."""
@@ -232,7 +261,22 @@ class MultiMix(Mixing):
         for name, term in terms.items():
             logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
             logs["loss_terms"] = logs.get("loss_terms", 0) + term.count
-        return MixingLoss(sum(getattr(self, f"{name}_weight") * term.loss for name, term in terms.items()), logs)
+        weights = {name: getattr(self, f"{name}_weight") for name in terms}
+        if self.min_fit:
+            mean = self._misfit.update(self._misfit_of(output.logits, labels, criterion, batch))
+            if self._follows_fit:
+                logs["mixing_weight"] = weight = mixing_weight(mean, self.min_fit)
+                weights = {name: w if name == "clean" else weight * w for name, w in weights.items()}
+        return MixingLoss(sum(weights[name] * term.loss for name, term in terms.items()), logs)
+
+    def _misfit_of(self, logits: Tensor, labels: Tensor, criterion: Criterion, batch: GlobalBatch | None) -> Tensor:
+        """Return the misfit of the clean examples, of all ranks if their mini-batches are mixed as one."""
+        found = misfit(logits, labels, criterion)
+        if batch is None:
+            return found
+        valid = count_valid(labels, logits, criterion)
+        total, valid = batch.total(torch.stack([valid * found.nan_to_num(), valid])).unbind()
+        return total / valid
 
     def _terms(
         self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
@@ -324,6 +368,18 @@ class MultiMix(Mixing):
         """Return True if there are examples to mix, and a term for mixed examples."""
         mixed = [f.name for f in fields(self) if f.name.endswith("_weight") and f.name != "clean_weight"]
         return (num_examples > 1 or self.gathers) and any(getattr(self, name) for name in mixed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the running mean of the misfit of the clean examples; empty before the first mini-batch."""
+        return self._misfit.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the running mean."""
+        if state and set(state) != set(RunningMean.STATE):
+            raise ValueError(
+                f"The state of {self.name} has {', '.join(RunningMean.STATE)}, but got {', '.join(sorted(state))}."
+            )
+        self._misfit.load_state_dict(state)
 
     @property
     def gathers(self) -> bool:

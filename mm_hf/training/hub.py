@@ -14,6 +14,7 @@ from torch import Tensor
 from ..evaluation.files import write_text
 from ..locations import Plan
 from ..methods import Mixing
+from ..wrapping.wrapper import MixingHandle
 
 MIXING_FILE = "mixing.json"
 Parsed = TypeVar("Parsed")
@@ -133,6 +134,15 @@ def load_method_state(directory: str | Path, rank: int = 0, world_size: int = 1)
             world_size,
         )
     return {}
+
+
+def restore_method_state(handle: MixingHandle, directory: str | Path, rank: int = 0, world_size: int = 1) -> None:
+    """Restore the state of a checkpoint. The state of another method is not used; a warning reports this."""
+    state = load_method_state(directory, rank, world_size)
+    try:
+        handle.load_state_dict(state)
+    except ValueError as error:
+        logger.warning("The method starts without the state of the checkpoint %s: %s", directory, error)
 
 
 def read_mixing_file(path: Path) -> dict[str, Any]:

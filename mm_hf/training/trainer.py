@@ -20,7 +20,7 @@ from ..methods import ERM, DenseMultiMix, Mixing, balanced_weights, get_method
 from ..wrapping.wrapper import MixingHandle, remove_earlier, wrap_model
 from .checked import CheckedTrainer
 from .dataset_labels import check_dataset_labels, iterate_labels, missing_labels_message
-from .hub import MIXING_FILE, load_method_state, load_num_mixed, save_method_state, save_mixing
+from .hub import MIXING_FILE, load_num_mixed, restore_method_state, save_method_state, save_mixing
 from .model_card import card_tags, existing_tags, is_repo_id, is_user_edited, write_card
 from .pretrained import load_for_dataset
 from .resumable import ResumableTrainer
@@ -286,8 +286,7 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
         # Trainer calls this right before the first resumed batch: the method's state is restored with the random state.
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self.mixing_handle is not None:
-            state = load_method_state(checkpoint, self.args.process_index, self.args.world_size)
-            self.mixing_handle.load_state_dict(state)
+            restore_method_state(self.mixing_handle, checkpoint, self.args.process_index, self.args.world_size)
 
     # ---- The Hub ----
 

@@ -34,7 +34,7 @@ class MixingHandle:
             next step selects it again, from the number of examples in its mini-batch.
         mixing_share: Expected cost of these mixed examples, as a share of the operations of a training step.
         epoch: Epochs of training so far, as a fraction; None at first. `MultiMixTrainer` sets it; a custom loop sets it
-            at the start of each epoch, for methods that depend on it (`DenseMultiMix(input_mixing_start=...)`).
+            at the start of each epoch, for methods that depend on it (`DenseMultiMix`).
     """
 
     def __init__(self, state: MixingState):
@@ -185,8 +185,8 @@ def wrap_model(
 
     The model stays the same object with the same parameters. In evaluation mode, or without labels, its own forward
     runs unchanged. Call this before `accelerator.prepare`, and set `handle.epoch = epoch` at the start of each epoch:
-    without it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which also mixes inputs after three
-    epochs). Copies and pickles of the model are plain models.
+    without it, the epoch is 0 for methods that depend on it (`DenseMultiMix`, which after three epochs also mixes
+    inputs, and mixes less while the model underfits). Copies and pickles of the model are plain models.
 
     One warning reports a loop that does not train with the loss of the model, a model whose own loss is not that of its
     logits, and, when the handle is removed, a training that mixed no mini-batch. The outputs of mini-batches whose

@@ -91,6 +91,8 @@ CASES: dict[str, list[str]] = {
         "DenseMultiMix(input_mixing='cut')",
         "DenseMultiMix(input_mixing_prob=True)",
         "DenseMultiMix(input_mixing_start=-1)",
+        "DenseMultiMix(min_fit=1.5)",
+        "DenseMultiMix(clean_weight=0.0, min_fit=0.37)",
         "DenseMultiMix(clean_weight=float('inf'))",
         "DenseMultiMix(clean_weight=0.0, dense_weight=0.0)",
         "DenseMultiMix(attention='best')",

@@ -22,6 +22,7 @@ settings = st.fixed_dictionaries(
         "input_mixing": st.sampled_from([None, "none", "mixup", "cutmix", "mixup_cutmix"]),
         "input_mixing_prob": st.floats(0, 1),
         "input_mixing_start": st.floats(0, 100),
+        "min_fit": st.none() | st.just(0.0),
         "preset": st.sampled_from(["paper", None]),
     },
 )
@@ -114,6 +115,9 @@ def test_command_line_of_dense_multimix():
         ({"input_mixing_start": -1}, "input_mixing_start must be a number of at least 0, got -1"),
         ({"input_mixing_start": float("nan")}, "input_mixing_start must be a number of at least 0, got nan"),
         ({"input_mixing_start": "3"}, "input_mixing_start must be a number of at least 0, got '3'"),
+        ({"min_fit": 1.0}, r"min_fit must lie in \[0, 1\), got 1.0"),
+        ({"min_fit": float("nan")}, r"min_fit must lie in \[0, 1\), got nan"),
+        ({"min_fit": 0.5, "clean_weight": 0.0}, "min_fit must be 0 with clean_weight=0, got 0.5"),
         ({"clean_weight": -1.0}, "clean_weight must be a finite number of at least 0, got -1.0"),
         ({"clean_weight": 0.0, "dense_weight": 0.0}, "At least one of clean_weight, pooled_weight, dense_weight"),
         ({"attention": "best"}, "attention must be one of auto, cls, mean, gap, cam, uniform, got 'best'"),
