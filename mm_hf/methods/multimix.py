@@ -206,7 +206,8 @@ class MultiMix(Mixing):
             )
         if self.min_fit and not self.clean_weight:
             raise ValueError(
-                f"min_fit must be 0 with clean_weight=0, got {self.min_fit}: nothing would train a model that underfits."
+                f"min_fit must be 0 with clean_weight=0, got {self.min_fit}: nothing would train a model that "
+                "underfits."
             )
 
     @property
