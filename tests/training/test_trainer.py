@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,20 +23,24 @@ DENSE = DenseMultiMix(num_mixed=20)
 
 
 def test_training_reduces_the_loss_and_logs_its_terms(tmp_path):
-    mixing = DenseMultiMix(num_mixed=20, input_mixing="none")
+    mixing = DenseMultiMix(num_mixed=20, input_mixing="none", min_fit=0.05)
     trainer = run(tmp_path, num_train_epochs=40, learning_rate=3e-3, trainer_args={"mixing": mixing})
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert np.mean(losses(trainer)[-3:]) < 0.8 * losses(trainer)[0]
+    weights = [entry.get("mixing_weight") for entry in history]  # three steps per epoch
+    assert weights[:9] == [None] * 9 and 0 < weights[9] < weights[-1] <= 1
     for entry in history:
-        assert entry["loss"] == pytest.approx(entry["loss_clean"] + entry["loss_dense"], abs=2e-4)
+        terms = entry["loss_clean"] + entry.get("mixing_weight", 1.0) * entry["loss_dense"]
+        assert entry["loss"] == pytest.approx(terms, abs=2e-4)
         assert entry["loss_terms"] == 32 + 16 * 20
         assert 1 / 32 < entry["mean_largest_factor"] < 1
         assert 0 < entry["attention_entropy"] <= np.log(16) + 1e-5
 
 
 def test_some_of_the_late_mini_batches_get_cutmix(tmp_path):
-    trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": DENSE})
+    always = dataclasses.replace(DENSE, min_fit=0.0)
+    trainer = run(tmp_path, num_train_epochs=20, trainer_args={"mixing": always})
     trainer.train()
     history = [
         entry for entry in trainer.state.log_history if "loss" in entry
@@ -217,7 +222,8 @@ def test_early_stopping_loads_the_best_model(tmp_path):
 SOMETIMES = DenseMultiMix(
     num_mixed=20, alpha=(0.5, 2.0), input_mixing="mixup_cutmix", input_mixing_prob=0.4, input_mixing_start=0
 )
-LATE = DenseMultiMix(num_mixed=20, input_mixing_start=1.0)
+# After three epochs, the weight of mixing is between 0 and 1 and changes, and some mini-batches get CutMix.
+LATE = DenseMultiMix(num_mixed=20, input_mixing_start=1.0, min_fit=0.05)
 SOMETIMES_TEXT = DenseMultiMix(num_mixed=20, input_mixing="mixup", input_mixing_prob=0.4, input_mixing_start=0)
 
 
@@ -236,9 +242,10 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(tmp_path, ar
             batch = models.batch("bert", b=96)
             model = models.build("bert", scale=False)
             train = [{"labels": i % 5, **{k: v[i] for k, v in batch.items()}} for i in range(96)]
-        args = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
+        args = {"num_train_epochs": epochs, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, **more}
         return MultiMixTrainer(model, digits.arguments(directory, **args), train_dataset=train, mixing=mixing)
 
+    epochs, stop_at = (5, stop_at + 9) if mixing is LATE else (3, stop_at)
     whole = trainer(tmp_path / "whole")
     whole.train()
     stopped = trainer(tmp_path / "parts", save_strategy="steps", save_steps=stop_at)
