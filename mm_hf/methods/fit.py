@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import Criterion, clean_loss, count_valid
+from ..functional import clean_loss, count_valid
 
 DECAY = 0.9  # weight of earlier mini-batches in the running mean
+WORST = 100.0  # nats; a first mini-batch counts at most as much
 LAG = 2  # mini-batches between a mean on the device and its use on the host
 START = 3.0  # epochs of training in which the fit has no influence
 
@@ -31,21 +32,21 @@ def mixing_weight(misfit: Tensor | float, min_fit: float) -> Tensor:
         >>> mixing_weight(-torch.tensor([0.1, 0.25, 0.5, 1.0]).log(), min_fit=0.25)
         tensor([0., 0., 1., 1.])
     """
-    return torch.as_tensor(2 + 2 * misfit / math.log(min_fit)).clamp(0, 1)
+    return torch.as_tensor(2 + misfit * (2 / math.log(min_fit))).clamp(0, 1)
 
 
-def misfit(logits: Tensor, labels: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
+def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
     """Return the Kullback-Leibler divergence of the predictions from the labels of clean examples, without a gradient.
 
     This is the cross-entropy minus the entropy of the labels, which is 0 for class indices. Labels are not smoothed.
 
     Args:
         logits: As for [`clean_loss`].
-        labels: As for [`clean_loss`].
-        criterion: As for [`clean_loss`].
+        labels: As for [`clean_loss`] with "cross_entropy".
+        loss: The result of [`clean_loss`] without label smoothing, if it is known.
 
     Returns:
-        A scalar, in nats; NaN if all labels are ignored; 0 for criteria other than "cross_entropy".
+        A scalar, in nats; 0 or NaN if all labels are ignored.
 
     Example:
         >>> misfit(torch.zeros(2, 10), torch.tensor([3, 7]))
@@ -54,14 +55,12 @@ def misfit(logits: Tensor, labels: Tensor, criterion: Criterion = "cross_entropy
         >>> misfit(probabilities.log(), probabilities).abs() < 1e-6
         tensor(True)
     """
-    if criterion != "cross_entropy":
-        return logits.new_zeros((), dtype=torch.float32)
-    loss, count = clean_loss(logits.detach(), labels, validate_args=False), count_valid(labels, logits)
-    if labels.is_floating_point():  # with class weights, probabilities sum to the weight of an example
-        probabilities = labels.to(loss.dtype)
-        entropies = torch.special.entr(probabilities).sum() - torch.special.entr(probabilities.sum(dim=-1)).sum()
-        loss = loss - entropies / count
-    return torch.where(count > 0, loss, math.nan)
+    loss = (clean_loss(logits, labels, validate_args=False) if loss is None else loss).detach()
+    if not labels.is_floating_point():
+        return loss
+    probabilities = labels.to(loss.dtype)  # with class weights, they sum to the weight of an example
+    entropies = torch.special.entr(probabilities).sum() - torch.special.entr(probabilities.sum(dim=-1)).sum()
+    return loss - entropies / count_valid(labels, logits)
 
 
 class RunningMean:
@@ -83,10 +82,12 @@ class RunningMean:
         return RunningMean, ()
 
     def update(self, x: Tensor) -> Tensor:
-        """Include the number of a mini-batch, and return the mean. Numbers that are not finite are left out."""
-        value = x.new_full((), math.inf) if self.value is None else self.value.to(x.device)
-        mean = torch.where(value.isfinite(), DECAY * value + (1 - DECAY) * x, x)
-        self.value = torch.where(x.isfinite(), mean, value)
+        """Include the number of a mini-batch, and return the mean. NaN and numbers above `WORST` are left out."""
+        if self.value is None:
+            self.value = x.nan_to_num(nan=WORST).clamp(max=WORST)
+        else:
+            value = self.value.to(x.device)
+            self.value = value.lerp(torch.where(x <= WORST, x, value), 1 - DECAY)
         if self.value.device.type == "cpu":
             self._earlier.append((self.value, None))
         elif not self.value.is_meta:
@@ -96,7 +97,7 @@ class RunningMean:
         return self.value
 
     def read(self) -> float | None:
-        """Return the mean of `LAG` updates ago; None after fewer updates, and for a mean that is not finite.
+        """Return the mean of `LAG` updates ago; None after fewer updates.
 
         The lag is fixed, so that the result does not depend on the speed of the device. The device has computed this
         mean already, unless it is more than `LAG` mini-batches behind.
@@ -106,7 +107,7 @@ class RunningMean:
         host, event = self._earlier[0]
         if event is not None:
             event.synchronize()
-        return float(host) if host.isfinite() else None
+        return float(host)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the mean, and the earlier means from the oldest to the newest; empty before the first update."""

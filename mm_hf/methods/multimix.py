@@ -263,19 +263,20 @@ class MultiMix(Mixing):
             logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
             logs["loss_terms"] = logs.get("loss_terms", 0) + term.count
         weights = {name: getattr(self, f"{name}_weight") for name in terms}
-        if self.min_fit:
-            mean = self._misfit.update(self._misfit_of(output.logits, labels, criterion, batch))
+        if self.min_fit and criterion == "cross_entropy":
+            loss = terms["clean"].loss if batch is None and not label_smoothing else None
+            mean = self._misfit.update(self._misfit_of(output.logits, labels, loss, batch))
             if self._follows_fit:
                 logs["mixing_weight"] = weight = mixing_weight(mean, self.min_fit)
                 weights = {name: w if name == "clean" else weight * w for name, w in weights.items()}
         return MixingLoss(sum(weights[name] * term.loss for name, term in terms.items()), logs)
 
-    def _misfit_of(self, logits: Tensor, labels: Tensor, criterion: Criterion, batch: GlobalBatch | None) -> Tensor:
+    def _misfit_of(self, logits: Tensor, labels: Tensor, loss: Tensor | None, batch: GlobalBatch | None) -> Tensor:
         """Return the misfit of the clean examples, of all ranks if their mini-batches are mixed as one."""
-        found = misfit(logits, labels, criterion)
+        found = misfit(logits, labels, loss)
         if batch is None:
             return found
-        valid = count_valid(labels, logits, criterion)
+        valid = count_valid(labels, logits)
         total, valid = batch.total(torch.stack([valid * found.nan_to_num(), valid])).unbind()
         return total / valid
 

@@ -21,6 +21,7 @@ WRITTEN = [
     "SHA256SUMS",
     "config.json",
     "mixing.json",
+    "mixing_state.safetensors",
     "model.safetensors",
     "optimizer.pt",
     "rng_state.pth",
