@@ -125,7 +125,8 @@ def load_method_state(directory: str | Path, rank: int = 0, world_size: int = 1)
     """
     path = state_file(directory, rank, world_size)
     if path.is_file():
-        return load_file(path)
+        # Copies: tensors of `load_file` keep the file open, which may be deleted as training goes on.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     if any(Path(directory).glob("mixing_state*.safetensors")):
         logger.warning(
             "The checkpoint %s has method states of another number of processes than %d: the method starts without "
