@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, load_from_disk
+from pyarrow import ArrowException
 
 from .folders import image_extensions, load_image_folders
 from .tables import TABLES, is_table, read_tables
@@ -53,13 +54,21 @@ def load_local(path: str | Path, **hub: Any) -> DatasetDict | None:
     if not path.is_dir() or (card.is_file() and "\nconfigs:" in card.read_text("utf-8")):
         return None
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = load_from_disk(str(path))
-        return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+        return _load_saved(path)
     tables = _by_split(path)
     if tables:
         return read_tables(tables, **hub)
     folders = {SPLITS[child.name.lower()]: child for child in sorted(path.iterdir()) if _is_split_of_images(child)}
     return load_image_folders(folders) if "train" in folders else None
+
+
+def _load_saved(path: Path) -> DatasetDict:
+    try:
+        saved = load_from_disk(str(path))
+    except (ArrowException, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({cause}): save it again with save_to_disk.") from error
+    return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:

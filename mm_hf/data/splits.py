@@ -127,9 +127,11 @@ def load(name: str | None, config: str | None, options: DataOptions | None, **hu
     if name in OFFLINE:
         return load_offline(str(name))
     if name is not None:
+        local = load_local(name, **hub) if config is None else None
+        if local is not None:
+            return local
         try:
-            local = load_local(name, **hub) if config is None else None
-            data = load_dataset(name, config, **hub) if local is None else local
+            data = load_dataset(name, config, **hub)
         except EmptyDatasetError as error:
             raise ValueError(
                 f"The directory {name} has no data: give a directory of tables ({', '.join(TABLES)}), or one with the "

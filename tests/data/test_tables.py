@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from mm_hf.data.folders import load_image_folders
 from mm_hf.data.options import DataOptions
@@ -211,6 +211,28 @@ def test_files_of_different_columns_are_an_error(tmp_path):
 
 
 # ---- directories ----
+
+
+@pytest.mark.parametrize("damage", ["remove", "cut", "empty", "list", "null", "text"])
+@pytest.mark.parametrize(
+    "name", ["dataset_dict.json", "train/state.json", "train/dataset_info.json", "test/data-00000-of-00001.arrow"]
+)
+def test_damaged_saved_dataset_is_an_error_that_names_the_directory(name, damage, tmp_path):
+    data = Dataset.from_list(ROWS)
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "saved")
+    path = tmp_path / "saved" / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        damaged = {"cut": content[:-30], "empty": b"", "list": b"[1]", "null": b"null", "text": b"text"}
+        path.write_bytes(damaged[damage])
+    if (name, damage) == ("dataset_dict.json", "remove"):  # then it is a directory of Arrow files
+        assert texts(load_splits(DataOptions(str(tmp_path / "saved")), cache_dir=str(tmp_path))) == sorted(data["text"])
+        return
+    with pytest.raises(ValueError) as caught:
+        load_splits(DataOptions(str(tmp_path / "saved")))
+    assert str(tmp_path / "saved") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_directory_named_as_a_table_is_a_directory(tmp_path):

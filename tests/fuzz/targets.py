@@ -6,14 +6,17 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from mm_hf import MultiMix, MultiMixTrainer
 from mm_hf.cli import commands, main
@@ -49,24 +52,59 @@ def _checkpoint() -> Path:
 
 
 def checkpoints(seed: int) -> None:
-    """Damage a checkpoint, resume, and require the weights of an undamaged run, or an error that is one sentence."""
-    from tests.helpers.digits import dataset
-
+    """Damage a checkpoint and resume: the weights of an undamaged run, a warning, or an error that is one sentence."""
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "run"
         shutil.copytree(_checkpoint(), directory)
         last = directory / "checkpoint-2"
         files = sorted(path for path in last.iterdir() if path.is_file())
-        damage(files[int(random.integers(len(files)))], random)
-        args = arguments(directory, max_steps=3, save_strategy="no")
-        trainer = MultiMixTrainer(vit(), args, mixing=MultiMix(num_mixed=8), train_dataset=dataset())
-        try:
-            trainer.train(resume_from_checkpoint=str(last) if random.integers(2) else True)
-        except USER_ERRORS:
-            return
-        for name, value in trainer.model.state_dict().items():
-            assert value.isfinite().all(), f"{name} is not finite"
+        damaged = files[int(random.integers(len(files)))]
+        damage(damaged, random)
+        with _warnings() as warnings:
+            try:
+                weights = _resume(directory, str(last) if random.integers(2) else True)
+            except USER_ERRORS as error:
+                _check_message(error, damaged.name)
+                return
+        for name, value in _undamaged().items():
+            assert weights[name].isfinite().all(), f"{name} is not finite"
+            assert torch.equal(weights[name], value) or warnings, f"{damaged.name}: {name} differs without a warning"
+
+
+def _check_message(error: Exception, name: str) -> None:
+    """Check that an error is one short line that names the damaged file."""
+    message = str(error)
+    if "\n" in message or len(message) > 800 or name not in message:
+        raise AssertionError(f"{message!r} is not one line with {name}") from error
+
+
+def _resume(directory: Path, checkpoint: str | bool) -> dict[str, Tensor]:
+    from tests.helpers.digits import dataset
+
+    args = arguments(directory, max_steps=3, save_strategy="no")
+    trainer = MultiMixTrainer(vit(), args, mixing=MultiMix(num_mixed=8), train_dataset=dataset())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.model.state_dict()
+
+
+@functools.cache
+def _undamaged() -> dict[str, Tensor]:
+    return _resume(_checkpoint(), str(_checkpoint() / "checkpoint-2"))
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect the warnings of the package."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("mm_hf")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def damage(path: Path, random: np.random.Generator) -> None:
@@ -182,8 +220,7 @@ def tables(seed: int) -> None:
         try:
             splits = load_splits(DataOptions(str(folder)), cache_dir=str(Path(temporary) / "cache"))
         except USER_ERRORS as error:
-            message = str(error)
-            assert "\n" not in message and len(message) < 800, message
+            _check_message(error, damaged.name)
             return
         assert len(splits.class_names) >= 2 and len(splits.train) and len(splits.test)
         for rows in (splits.train, splits.validation, splits.test):

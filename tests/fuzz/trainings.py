@@ -103,7 +103,8 @@ def trainings(seed: int) -> None:
         labels = batch.pop("labels")
         loss = float(expected.train_step(step, batch, labels))
         assert abs(loss - found) <= 1e-3 * max(1, abs(found)), f"{name}, {mixing}: loss {found}, expected {loss}"
-    rtol, atol = (1e-3, 1e-4) if dtype == torch.float32 else (1e-4, 1e-6)
+    # Factors and mixed targets are float32. Three steps amplify their rounding, 6e-8, by up to 30 in float64.
+    rtol, atol = (1e-3, 1e-4) if dtype == torch.float32 else (1e-4, 1e-5)
     for key, value in twin.state_dict().items():
         torch.testing.assert_close(
             model.state_dict()[key], value, rtol=rtol, atol=atol, msg=lambda m, key=key: f"{name}, {mixing}, {key}: {m}"
