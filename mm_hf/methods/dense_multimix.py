@@ -14,8 +14,9 @@ from ..locations import LocationOutput
 from .base import Mixing, Requirements
 from .cutmix import can_cut
 from .input_mixing import INPUT_METHODS
-from .multimix import DEFAULTS, PAPER, MultiMix, Term
+from .multimix import DEFAULTS, PAPER, MultiMix
 from .settings import setting
+from .terms import Term
 
 
 @dataclass

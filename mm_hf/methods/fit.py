@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import GlobalBatch
 from ..functional import clean_loss, count_valid
 
 DECAY = 0.9  # weight of earlier mini-batches in the running mean
@@ -35,7 +36,7 @@ def mixing_weight(misfit: Tensor | float, min_fit: float) -> Tensor:
     return torch.as_tensor(2 + misfit * (2 / math.log(min_fit))).clamp(0, 1)
 
 
-def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
+def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None, batch: GlobalBatch | None = None) -> Tensor:
     """Return the Kullback-Leibler divergence of the predictions from the labels of clean examples, without a gradient.
 
     This is the cross-entropy minus the entropy of the labels, which is 0 for class indices. Labels are not smoothed.
@@ -44,6 +45,7 @@ def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor
         logits: As for [`clean_loss`].
         labels: As for [`clean_loss`] with "cross_entropy".
         loss: The result of [`clean_loss`] without label smoothing, if it is known.
+        batch: The mini-batches of all ranks, to return the value of their examples together.
 
     Returns:
         A scalar, in nats; 0 or NaN if all labels are ignored.
@@ -56,11 +58,15 @@ def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor
         tensor(True)
     """
     loss = (clean_loss(logits, labels, validate_args=False) if loss is None else loss).detach()
-    if not labels.is_floating_point():
-        return loss
-    probabilities = labels.to(loss.dtype)  # with class weights, they sum to the weight of an example
-    entropies = torch.special.entr(probabilities).sum() - torch.special.entr(probabilities.sum(dim=-1)).sum()
-    return loss - entropies / count_valid(labels, logits)
+    if labels.is_floating_point():
+        probabilities = labels.to(loss.dtype)  # with class weights, they sum to the weight of an example
+        entropies = torch.special.entr(probabilities).sum() - torch.special.entr(probabilities.sum(dim=-1)).sum()
+        loss = loss - entropies / count_valid(labels, logits)
+    if batch is not None:
+        valid = count_valid(labels, logits)
+        total, valid = batch.total(torch.stack([valid * loss.nan_to_num(), valid])).unbind()
+        loss = total / valid
+    return loss
 
 
 class RunningMean:

@@ -21,6 +21,7 @@ from .class_weights import check_class_weights
 from .fit import START, RunningMean, misfit, mixing_weight
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 from .settings import check_settings, setting, settings_of
+from .terms import Term, mean_largest_factor
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -265,20 +266,11 @@ class MultiMix(Mixing):
         weights = {name: getattr(self, f"{name}_weight") for name in terms}
         if self.min_fit and criterion == "cross_entropy":
             loss = terms["clean"].loss if batch is None and not label_smoothing else None
-            mean = self._misfit.update(self._misfit_of(output.logits, labels, loss, batch))
+            mean = self._misfit.update(misfit(output.logits, labels, loss, batch))
             if self._follows_fit:
                 logs["mixing_weight"] = weight = mixing_weight(mean, self.min_fit)
                 weights = {name: w if name == "clean" else weight * w for name, w in weights.items()}
         return MixingLoss(sum(weights[name] * term.loss for name, term in terms.items()), logs)
-
-    def _misfit_of(self, logits: Tensor, labels: Tensor, loss: Tensor | None, batch: GlobalBatch | None) -> Tensor:
-        """Return the misfit of the clean examples, of all ranks if their mini-batches are mixed as one."""
-        found = misfit(logits, labels, loss)
-        if batch is None:
-            return found
-        valid = count_valid(labels, logits)
-        total, valid = batch.total(torch.stack([valid * found.nan_to_num(), valid])).unbind()
-        return total / valid
 
     def _terms(
         self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
@@ -415,25 +407,3 @@ class MultiMix(Mixing):
         values = super().to_dict()
         del values["preset"]
         return values
-
-
-@dataclass
-class Term:
-    """A term of the loss.
-
-    Attributes:
-        loss: Its value.
-        count: Number of losses that it is a mean of.
-        logs: Other values to log.
-    """
-
-    loss: Tensor
-    count: Tensor | int
-    logs: dict[str, Tensor | float] = field(default_factory=dict)
-
-
-def mean_largest_factor(factors: Tensor | SparseFactors) -> Tensor:
-    """Return the mean over the mixed examples of their largest factor: 1 for no mixing, 1 / b for the batch mean."""
-    if isinstance(factors, SparseFactors):
-        return factors.weight.amax(dim=1).mean()
-    return factors.amax(dim=-2).mean()
