@@ -7,6 +7,7 @@ import errors
 import pytest
 import transformers
 
+from mm_hf.methods import METHODS
 from tests.helpers.bad_inputs import CASES
 
 ALL = [(subject, case) for subject, cases in CASES.items() for case in cases]
@@ -17,6 +18,8 @@ PINNED = re.search(r"^transformers==(.*)$", (errors.ROOT / "constraints.txt").re
 def messages(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        for name in [name for name, method in METHODS.items() if not method.__module__.startswith("mm_hf.")]:
+            patch.delitem(METHODS, name)  # methods that other tests have registered
         return errors.run_cases(tmp_path_factory.mktemp("bad") / "inputs")
 
 
