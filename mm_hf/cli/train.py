@@ -179,9 +179,8 @@ def _has_problems(data: DataOptions, model: ModelOptions) -> bool:
     problems = list(find_problems(data, cache_dir=model.cache_dir, token=model.token))
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     if problems:
-        print(
-            f"mm-hf train: --check_data found {len(problems)} problems: remove or repair these rows.", file=sys.stderr
-        )
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        print(f"mm-hf train: --check_data found {count}: remove or repair these rows.", file=sys.stderr)
     return bool(problems)
 
 

@@ -152,7 +152,7 @@ def load_for_dataset(name: str, dataset: Any, init_kwargs: Mapping[str, Any] | N
     except OSError as error:
         raise ValueError(
             f"model={name!r} cannot be loaded: give a directory with config.json and model.safetensors, or the name of "
-            f"a model on the Hub ({str(error).splitlines()[0]})."
+            f"a model on the Hub ({str(error).splitlines()[0].rstrip('.')})."
         ) from error
 
 

@@ -154,6 +154,8 @@ CASES: dict[str, list[str]] = {
         "mm-hf check damaged_weights",
         "mm-hf check empty",
         "mm-hf analyze vit --dataset_name digits",
+        "train('./missing', DenseMultiMix())",
+        "train('remote_code', DenseMultiMix())",
     ],
     "Training": [
         "train(vit, DenseMultiMix(), labels=[0, 1, 7, 0])",
