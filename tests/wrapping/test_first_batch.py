@@ -8,7 +8,7 @@ import torch
 from mm_hf import AlignMixup, DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model
 from tests.helpers import models, zoo
 
-RARE = 1e-6  # no layer is skipped in a test
+LITTLE = 1e-6  # no layer is skipped in a test
 SKIPPING = [
     ("Wav2Vec2ForSequenceClassification", "layerdrop"),
     ("WavLMForSequenceClassification", "layerdrop"),
@@ -22,7 +22,7 @@ SKIPPING = [
 def test_layerdrop_is_rejected_before_a_layer_is_skipped(name, setting, mixing):
     if isinstance(mixing, DenseMultiMix) and name.startswith("Wav"):
         mixing = DenseMultiMix(attention="mean")
-    model = zoo.build(name, **{setting: RARE}).train()
+    model = zoo.build(name, **{setting: LITTLE}).train()
     with (
         wrap_model(model, mixing),
         pytest.raises(ValueError, match=r"skips each layer with probability 1e-06 in training.* load the model with"),
