@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from ..locations.probe_inputs import num_labels_of
 from ..wrapping.labels import convert_labels, label_kind
 
 SCALAR_TYPES = ("int", "uint", "bool", "float", "string", "large_string")
+STACKING = ("default_data_collator", "DefaultDataCollator", "DataCollatorWithPadding")  # these pad no labels
 LABEL_NAMES = ("labels", "label", "label_ids")  # in the order of Transformers' collators
 
 
@@ -23,6 +26,8 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     is. Strings and missing labels are errors with Transformers' collators only; another collator may convert them.
     """
     is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
+    if is_plain and getattr(collator, "__name__", type(collator).__name__) in STACKING:
+        check_lengths(dataset)
     name, labels = read_labels(dataset)
     if name is None and is_plain:
         name, labels = read_labels([first_row(dataset)])
@@ -48,6 +53,38 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
         )
     column = torch.tensor(labels)
     convert_labels(column, label_kind(model, column))
+
+
+def check_lengths(dataset: Any) -> None:
+    """Raise a ValueError for lists of labels of different lengths, which cannot be stacked to a mini-batch."""
+    name, lengths = _label_lengths(dataset)
+    if name is None or len(set(lengths)) < 2:
+        return
+    row = next(i for i, length in enumerate(lengths) if length != lengths[0])
+    raise ValueError(
+        find_label_error(name, lengths)
+        or f"The labels in the column {name!r} of the training data have {lengths[0]} entries in row 0 and "
+        f"{lengths[row]} in row {row}: give one entry for each class."
+    )
+
+
+def _label_lengths(dataset: Any) -> tuple[str | None, list[int | None]]:
+    """Return the name of a column of lists and their lengths; None and [] if there is none that can be read cheaply."""
+    name, labels = read_labels(dataset) if isinstance(dataset, (list, tuple)) else (None, [])
+    if name is not None:
+        lists = all(label is None or isinstance(label, (list, tuple)) for label in labels)
+        return (name, [None if label is None else len(label) for label in labels]) if lists else (None, [])
+    features = getattr(dataset, "features", None) or {}
+    name = next((n for n in LABEL_NAMES if n in features), None)
+    if name is None or (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        return None, []
+    try:
+        column = dataset.with_format("arrow", columns=[name])[:][name]
+    except (TypeError, AttributeError):  # a stream cannot be read ahead
+        return None, []
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return None, []
+    return name, pc.list_value_length(column).to_pylist()
 
 
 def read_labels(dataset: Any) -> tuple[str | None, list[Any]]:

@@ -26,6 +26,7 @@ from mm_hf.data.options import DataOptions, ModelOptions
 from mm_hf.data.splits import load_splits
 from mm_hf.methods.settings import read_methods, settings_of
 from tests.functional.test_numbers import check, random_problem
+from tests.fuzz.faults import faults
 from tests.fuzz.trainings import trainings
 from tests.helpers.digits import arguments, vit
 
@@ -251,6 +252,6 @@ def _table(suffix: str) -> bytes:
 
 
 TARGETS: dict[str, Callable[[int], None]] = {
-    "losses": losses, "trainings": trainings, "checkpoints": checkpoints, "command_lines": command_lines,
-    "images": images, "tables": tables,
+    "losses": losses, "trainings": trainings, "faults": faults, "checkpoints": checkpoints,
+    "command_lines": command_lines, "images": images, "tables": tables,
 }  # fmt: skip

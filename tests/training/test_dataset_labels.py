@@ -3,7 +3,7 @@
 import datasets
 import pytest
 import torch
-from transformers import DataCollatorWithPadding, default_data_collator
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from mm_hf import MultiMix, MultiMixTrainer
 from mm_hf.training.dataset_labels import check_dataset_labels, read_labels
@@ -38,6 +38,32 @@ ERRORS = {
 def test_invalid_labels_are_reported_before_training(make, labels, config, message, name):
     with pytest.raises(ValueError, match=message):
         check_dataset_labels(make(labels, name), models.build("vit", **config), default_data_collator)
+
+
+LENGTHS = {
+    "shorter": (
+        [[1.0, 0.0, 1.0], [0.0, 1.0], [1.0]],
+        "have 3 entries in row 0 and 2 in row 1: give one entry for each",
+    ),
+    "longer": ([[1, 0], [0, 1], [1, 0, 0]], "have 2 entries in row 0 and 3 in row 2"),
+    "empty": ([[1, 0], []], "have 2 entries in row 0 and 0 in row 1"),
+    "None": ([[1, 0], None], "label of row 1 is None"),
+}
+
+
+@pytest.mark.parametrize("make", [rows, table], ids=["list", "dataset"])
+@pytest.mark.parametrize(("labels", "message"), LENGTHS.values(), ids=LENGTHS)
+def test_lists_of_different_lengths_are_reported_before_training(make, labels, message):
+    model = models.build("vit", num_labels=3, problem_type="multi_label_classification")
+    for collator in (default_data_collator, DataCollatorWithPadding(None)):
+        with pytest.raises(ValueError, match=message):
+            check_dataset_labels(make(labels, "labels"), model, collator)
+    check_dataset_labels(make(labels, "labels"), model, lambda examples: {})  # another collator may pad them
+
+
+def test_labels_of_tokens_may_differ_in_length():
+    tokens = DataCollatorForTokenClassification(None)
+    check_dataset_labels(table([[1, 2], [0]], "labels"), models.build("bert"), tokens)
 
 
 @pytest.mark.parametrize("labels", [[0, 4, -100], [True, False]])
