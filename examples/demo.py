@@ -1,8 +1,8 @@
 """Train a small ViT on handwritten digits without mixing, with mixup and with Dense MultiMix, and compare the results.
 
 `make demo` runs this script. There are two regimes: few images and long training, where plain training overfits, and
-all images and short training, where it nearly solves the task. In a regime, all methods use the same data, number of
-epochs, schedule and seeds. The held-out images are used only for evaluation.
+all images, where plain training nearly solves the task. In a regime, all methods use the same data, number of epochs,
+schedule and seeds. The held-out images are used only for evaluation.
 
     python examples/demo.py [--seeds 3] [--epochs 2] [--output_dir outputs/demo]
 """
@@ -10,6 +10,7 @@ epochs, schedule and seeds. The held-out images are used only for evaluation.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -21,7 +22,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from demo_plots import plot_attention, plot_training
 from rich import box
 from rich.console import Console
@@ -48,6 +49,8 @@ from mm_hf.functional.factors import alpha_for
 
 PLAIN, OURS = "plain training", "Dense MultiMix"
 METHODS: dict[str, Mixing] = {PLAIN: ERM(), "mixup": Mixup(), OURS: DenseMultiMix()}
+EVALUATIONS = 20  # per run: each takes as long as several training steps
+Examples = list[dict[str, Any]]  # pixel values and label
 Results = dict[str, list[dict[str, float]]]  # metrics per seed by method
 
 
@@ -66,7 +69,7 @@ class Regime:
     epochs: int
 
 
-REGIMES = (Regime("Few images, long training", 400, 80), Regime("All images, short training", None, 20))
+REGIMES = (Regime("Few images, long training", 400, 80), Regime("Nearly solved", None, 20))
 
 
 class RichProgress(TrainerCallback):
@@ -103,20 +106,19 @@ def build_model(class_names: list[str]) -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def prepare(data: DatasetDict, processor: Any) -> DatasetDict:
+def prepare(data: Dataset, processor: Any) -> Examples:
     """Apply the processor once, since the images are the same in every epoch."""
-
-    def process(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        return {"pixel_values": processor(batch["image"], return_tensors="np")["pixel_values"]}
-
-    return data.map(process, batched=True, remove_columns="image").with_format("torch")
+    pixels = processor(data["image"][:], return_tensors="pt")["pixel_values"]
+    return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, data["label"], strict=True)]
 
 
 def train_one(
     name: str,
     mixing: Mixing,
     seed: int,
-    data: DatasetDict,
+    class_names: list[str],
+    train: Examples,
+    test: Examples,
     processor: Any,
     epochs: int,
     output_dir: Path,
@@ -133,19 +135,20 @@ def train_one(
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         weight_decay=0.05,
-        logging_strategy="epoch",
-        eval_strategy="epoch",
+        logging_steps=1 / EVALUATIONS,
+        eval_strategy="steps",
+        eval_steps=1 / EVALUATIONS,
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
     )
     trainer = MultiMixTrainer(
-        build_model(data["train"].features["label"].names),
+        build_model(class_names),
         arguments,
         mixing=mixing,
-        train_dataset=data["train"],
-        eval_dataset=data["test"],
+        train_dataset=train,
+        eval_dataset=test,
         processing_class=processor,
         compute_metrics=classification_metrics,
         callbacks=[callback],
@@ -176,14 +179,14 @@ def _time_evaluations(trainer: MultiMixTrainer) -> list[float]:
     return seconds
 
 
-def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: Path) -> None:
+def draw_attention(model: Any, data: DatasetDict, test: Examples, path: Path) -> None:
     """Plot the attention of one held-out image of each of eight classes, and labels of their mixtures."""
     labels = np.array(data["test"]["label"])
     chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(8)]
     images = torch.tensor(np.stack([np.array(data["test"][i]["image"]) for i in chosen])) / 255
-    batch = processed["test"][chosen]
+    pixels = torch.stack([test[i]["pixel_values"] for i in chosen])
     with torch.no_grad():
-        attention = extract(model.eval(), pixel_values=batch["pixel_values"]).attention
+        attention = extract(model.eval(), pixel_values=pixels).attention
     assert attention is not None  # only models without locations have none
     factors = sample_factors(
         len(chosen),
@@ -193,7 +196,7 @@ def draw_attention(model: Any, data: DatasetDict, processed: DatasetDict, path: 
         generator=torch.Generator().manual_seed(0),
     )
     names = data["test"].features["label"].names
-    plot_attention(images, batch["label"], attention, factors, names, path)
+    plot_attention(images, torch.from_numpy(labels[chosen]), attention, factors, names, path)
 
 
 def show_table(console: Console, title: str, results: Results) -> None:
@@ -245,6 +248,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="number of epochs of each run; default: 80 and 20")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="directory for all results")
     args = parser.parse_args()
+    gc.freeze()  # each training collects garbage, which takes a second with all imported objects
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -253,7 +257,8 @@ def main() -> None:
     processor = ViTImageProcessorPil(
         size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False
     )
-    processed = prepare(data, processor)
+    names = data["train"].features["label"].names
+    train, test = prepare(data["train"].shuffle(seed=0), processor), prepare(data["test"], processor)
     console.print(
         f"A ViT with {sum(p.numel() for p in build_model(['a']).parameters()):,} parameters on handwritten digits of "
         f"8x8 pixels, {args.seeds} seeds per method."
@@ -262,26 +267,27 @@ def main() -> None:
     histories: dict[str, dict[str, list[Any]]] = {regime.title: {name: [] for name in METHODS} for regime in REGIMES}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     for regime in REGIMES:
-        train = processed["train"].shuffle(seed=0)
-        chosen = DatasetDict(train=train.select(range(regime.images or len(train))), test=processed["test"])
+        chosen = train[: regime.images]
         epochs = args.epochs or regime.epochs
         with Progress(*columns, TextColumn("{task.fields[loss]}"), TimeRemainingColumn(), console=console) as progress:
             for seed in range(args.seeds):
                 for name, mixing in METHODS.items():
                     callback = RichProgress(progress, f"{regime.title}: {name}, seed {seed}")
-                    directory = args.output_dir / "runs" / f"{name}-{len(chosen['train'])}-{seed}"
-                    trainer, metrics = train_one(name, mixing, seed, chosen, processor, epochs, directory, callback)
+                    directory = args.output_dir / "runs" / f"{name}-{len(chosen)}-{seed}"
+                    trainer, metrics = train_one(
+                        name, mixing, seed, names, chosen, test, processor, epochs, directory, callback
+                    )
                     results[regime.title][name].append(metrics)
                     histories[regime.title][name].append(trainer.state.log_history)
                     if (regime, name, seed) == (REGIMES[0], OURS, 0):
                         shown = trainer
-        title = f"{regime.title}: {len(chosen['train']):,} images, {epochs} epochs"
+        title = f"{regime.title}: {len(chosen):,} images, {epochs} epochs"
         show_table(console, f"{title}; mean ± standard deviation of {args.seeds} seeds", results[regime.title])
 
     model_dir = args.output_dir / "model"
     shown.save_model(str(model_dir))
     plot_training(histories, args.output_dir / "training.png")
-    draw_attention(shown.model, data, processed, args.output_dir / "attention.png")
+    draw_attention(shown.model, data, test, args.output_dir / "attention.png")
     report = {
         "results": results,
         "methods": {name: mixing.to_dict() for name, mixing in METHODS.items()},

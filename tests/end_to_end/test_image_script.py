@@ -165,7 +165,7 @@ def test_missing_data_set_names_its_package(monkeypatch):
 
 def test_demo_on_a_small_budget(tmp_path):
     output = run_script("demo", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
-    assert "Few images, long training: 400 images, 2 epochs" in output and "All images, short" in output
+    assert "Few images, long training: 400 images, 2 epochs" in output and "Nearly solved: 1,347 images" in output
     assert output.count("Dense MultiMix and plain training do not differ reliably over 1 seeds.") == 2
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["seeds"] == [0] and results["versions"]["torch"] == torch.__version__
