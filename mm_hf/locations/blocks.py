@@ -1,13 +1,14 @@
 """Mix examples inside of a model's own forward, at the input of one of its blocks.
 
-The blocks are found in a recorded forward by what they do. They are the members of a list of modules. Lists are tried,
-the outermost and longest first, until one is found such that the logits depend on the inputs only through its members.
+The blocks are found in a recorded forward by what they do. They are the members of a list of modules, or modules of one
+module with numbered names (`stage1`, `stage2`). Such groups are tried, those with the most calls of modules inside
+first, until one is found such that the logits depend on the inputs only through its members.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from .tolerance import relative_error, within_rounding
 LIST_MEMBER = re.compile(
     r"((?:.*\.)?[^.\d][^.]*)((?:\.\d+)+)$"
 )  # name of a list, and the indices of one of its members
+NUMBERED_MEMBER = re.compile(r"(.*[^.\d])(\d+)$")  # common part of the names, and the number
+IN_A_LIST = re.compile(r"\.\d+\.")  # a name within a member of a list
 
 
 @dataclass
@@ -147,7 +150,7 @@ def find_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
         inputs: Keyword arguments of its forward.
 
     Raises:
-        LocationError: No list of blocks has this property.
+        LocationError: Neither a list of blocks nor modules with numbered names have this property.
 
     Example:
         >>> import torch
@@ -163,35 +166,49 @@ def find_blocks(model: nn.Module, inputs: Mapping[str, Any]) -> Blocks:
     with torch.inference_mode(False):
         calls = [c.name for c in record(model, inputs).calls if c.argument is not None]
         inputs = distinct_examples(inputs)
-        tried = list(_candidates(calls))
-        for blocks in tried:
+        lists = _group(calls, LIST_MEMBER)
+        numbered = {
+            prefix: blocks
+            for prefix, blocks in _group(calls, NUMBERED_MEMBER).items()
+            if len(blocks.names) > 1 and not IN_A_LIST.search(prefix)
+        }
+        groups = [*lists.items(), *numbered.items()]
+        for _, blocks in sorted(groups, key=lambda group: _rank(calls, *group)):
             if _determine_logits(model, blocks, inputs):
                 return blocks
-    lists = ", ".join(sorted({LIST_MEMBER.match(b.names[0])[1] for b in tried})) or "none"  # type: ignore[index]
+    tried = ", ".join(sorted(lists)) or "none"
     raise LocationError(
-        f"{name} has no list of blocks (tried: {lists}) such that its logits depend on the inputs only through them. "
-        "The logits may also depend on a second input, on an encoder beside a decoder, or on the position of the last "
-        "word (then pad on the left). Use Mixup or MultiMix."
+        f"{name} has no list of blocks (tried: {tried}) such that its logits depend on the inputs only through them, "
+        "and no such modules with numbered names. The logits may also depend on a second input, on an encoder beside a "
+        "decoder, or on the position of the last word (then pad on the left). Use Mixup or MultiMix."
     )
 
 
-def _candidates(calls: list[str]) -> Iterator[Blocks]:
-    """Yield the lists among the called modules, the outermost first, and of these the longest.
+def _group(calls: list[str], pattern: re.Pattern[str]) -> dict[str, Blocks]:
+    """Return the called modules whose names have a common part, without those inside of others.
 
     The members are in the order of their first call.
     """
-    lists: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in calls:
-        match = LIST_MEMBER.match(name)
+        match = pattern.match(name)
         if match:
-            lists.setdefault(match[1], []).append(name)
-    found = []
-    for prefix, members in lists.items():
-        depth = len(re.findall(r"\.\d+\.", prefix + "."))
+            groups.setdefault(match[1], []).append(name)
+    found = {}
+    for prefix, members in groups.items():
         names = tuple(n for n in dict.fromkeys(members) if not any(n.startswith(o + ".") for o in members))
-        found.append((depth, Blocks(names, sum(n in names for n in members))))
-    for _, blocks in sorted(found, key=lambda pair: (pair[0], -pair[1].calls)):
-        yield blocks
+        found[prefix] = Blocks(names, sum(n in names for n in members))
+    return found
+
+
+def _rank(calls: list[str], prefix: str, blocks: Blocks) -> tuple[int, int, int]:
+    """Return the key of sorting: the largest part of the forward first, then the outermost and the longest group.
+
+    Parts are compared by calls of modules. A short stem may be a list, too, and a list of stages may have lists inside.
+    """
+    inside = tuple(name + "." for name in blocks.names)
+    part = sum((name + ".").startswith(inside) for name in calls)
+    return -part, prefix.count("."), -blocks.calls
 
 
 def _determine_logits(model: nn.Module, blocks: Blocks, inputs: dict[str, Any]) -> bool:
