@@ -1,12 +1,17 @@
-"""Features of Trainer, and uses of a trained model, with a mixing method: one real run each."""
+"""Features of Trainer, other trainers, and uses of a trained model, with a mixing method: one real run each."""
+
+import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, EarlyStoppingCallback, ViTImageProcessor, pipeline
 
-from mm_hf import DenseMultiMix, Mixup, MultiMixTrainer
+from mm_hf import DenseMultiMix, Mixup, MultiMixTrainer, wrap_model
 from tests.helpers import digits, models
 from tests.helpers.digits import losses, run
 
@@ -131,6 +136,25 @@ def test_trained_model_can_be_exported(tmp_path):
     assert "mm_hf" not in str(exported.graph)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_trained_model_can_be_exported_to_onnx(tmp_path):
+    reference = pytest.importorskip("onnx.reference")
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values=pixel_values).logits
+
+    model = trained(tmp_path).model.eval()
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(Logits(model), (IMAGES,), str(file), input_names=["pixel_values"], dynamo=False)
+    (computed,) = reference.ReferenceEvaluator(str(file)).run(None, {"pixel_values": IMAGES.numpy()})
+    torch.testing.assert_close(torch.tensor(computed), logits(model), rtol=1e-5, atol=1e-5)
+
+
 def test_trained_model_can_be_saved_in_shards(tmp_path):
     trainer = trained(tmp_path)
     trainer.model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
@@ -152,3 +176,47 @@ def test_dataset_with_a_transform_trains_like_its_columns(tmp_path):
         trainer.train()
         results.append(digits.weights(trainer.model))
     digits.same_weights(*results)
+
+
+def batches():
+    rows = digits.dataset(0, 64, extra=False)
+
+    def collate(examples):
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in examples]),
+            "labels": torch.stack([row["label"] for row in examples]),
+        }
+
+    return DataLoader(rows, batch_size=16, collate_fn=collate)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and log intervals
+def test_documented_lightning_module_trains_like_a_loop(tmp_path):
+    pl = pytest.importorskip("pytorch_lightning")
+    page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
+    code = re.search(r"```python\n(import pytorch_lightning.*?)```", page, flags=re.DOTALL)[1]
+    recipe = {"__name__": "recipe"}
+    exec(compile(code, "migration.md", "exec", dont_inherit=True), recipe)
+    classifier = recipe["Classifier"](digits.vit())
+    start = copy.deepcopy(classifier.model.state_dict())
+    options = {"accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(**options, enable_model_summary=False, default_root_dir=tmp_path)
+    torch.manual_seed(0)
+    trainer.fit(classifier, batches())
+    model = digits.vit()
+    model.load_state_dict(start)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    with wrap_model(model, DenseMultiMix()) as handle:
+        torch.manual_seed(0)
+        for epoch in range(2):
+            handle.epoch = epoch
+            for batch in batches():
+                optimizer.zero_grad()
+                model(**batch).loss.backward()
+                optimizer.step()
+    digits.same_weights(digits.weights(classifier.model), digits.weights(model))
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    resumed = recipe["Classifier"](digits.vit(seed=1))
+    trainer = pl.Trainer(**options, enable_model_summary=False, default_root_dir=tmp_path)
+    trainer.fit(resumed, batches(), ckpt_path=str(checkpoint))
+    digits.same_weights(digits.weights(resumed.model), digits.weights(model))
