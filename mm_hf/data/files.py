@@ -10,7 +10,7 @@ from datasets import DatasetDict, load_from_disk
 from pyarrow import ArrowException
 
 from .folders import image_extensions, load_image_folders
-from .tables import TABLES, is_table, read_tables
+from .tables import TABLES, files_below, is_table, read_tables
 
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -74,9 +74,9 @@ def _load_saved(path: Path) -> DatasetDict:
 def _by_split(root: Path) -> dict[str, list[Path]]:
     """Return the tables below a directory by their split."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        parts = path.relative_to(root).parts
-        if is_table(path) and not any(part.startswith(".") for part in parts):
+    for path in files_below(root):
+        if is_table(path):
+            parts = path.relative_to(root).parts
             words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
             found.setdefault(next((SPLITS[word] for word in words if word in SPLITS), "train"), []).append(path)
     return found
@@ -85,5 +85,5 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
 def _is_split_of_images(path: Path) -> bool:
     extensions = image_extensions()
     return (
-        path.is_dir() and path.name.lower() in SPLITS and any(p.suffix.lower() in extensions for p in path.rglob("*"))
+        path.is_dir() and path.name.lower() in SPLITS and any(p.suffix.lower() in extensions for p in files_below(path))
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 
-from .tables import read_metadata
+from .tables import files_below, read_metadata
 
 
 def image_extensions() -> set[str]:
@@ -20,8 +20,8 @@ def image_extensions() -> set[str]:
 def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
     """Load one directory per split, each with one subdirectory per class.
 
-    Images may lie at any depth below the directory of their class. Hidden files and files that are not images are
-    ignored. The class names of all splits are sorted.
+    Images may lie at any depth below the directory of their class. Links to directories are followed. Hidden files and
+    files that are not images are ignored. The class names of all splits are sorted.
 
     A directory with a table `metadata` (`metadata.csv`, `.jsonl`, `.parquet`, ...) needs no subdirectories: the column
     `file_name` has the paths of the images, and the other columns are those of the dataset.
@@ -88,9 +88,9 @@ def _files(split: str, folder: Path) -> list[tuple[Path, str]]:
         raise ValueError(f"{option} is not a directory: give a directory with one subdirectory of images per class.")
     extensions = image_extensions()
     found, flat = [], 0
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         parts = path.relative_to(folder).parts
-        if path.suffix.lower() in extensions and path.is_file() and not any(part.startswith(".") for part in parts):
+        if path.suffix.lower() in extensions:
             if len(parts) > 1:
                 found.append((path, parts[0]))
             else:

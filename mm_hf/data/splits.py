@@ -264,36 +264,77 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
 
 
 def as_classes(data: DatasetDict, label: str) -> DatasetDict:
-    """Convert labels that are strings or numbers to class indices: the sorted labels of the training split.
+    """Convert labels to the class indices of the training split.
+
+    The classes of strings and numbers are the sorted labels of the training split. Splits with a `ClassLabel` are
+    matched by the names of the classes, whose order may differ between files.
 
     Args:
         data: Splits of a dataset.
         label: Name of the column with labels.
 
     Raises:
-        ValueError: The labels are not classes, or a split has labels that the training split does not have.
+        ValueError: The labels are not classes or of different types, a label is missing, or a split has labels that the
+            training split does not have.
     """
     feature = data["train"].features[label]
+    for split, rows in data.items():
+        if label not in rows.column_names:
+            raise ValueError(
+                f"The split {split!r} has no column {label!r}; its columns are {', '.join(rows.column_names)}: use the "
+                "same columns in all splits."
+            )
+        if _kind(rows.features[label]) != _kind(feature):
+            raise ValueError(
+                f"The column {label!r} is {feature} in the split 'train', and {rows.features[label]} in {split!r}: use "
+                "one type of labels in all splits."
+            )
+        _check_complete(split, label, rows[label], "labels")
     if isinstance(feature, ClassLabel):
-        return data
-    if not (
-        isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype or feature.dtype == "bool")
-    ):
+        return DatasetDict({split: _as_classes_of(rows, split, label, feature) for split, rows in data.items()})
+    if _kind(feature) not in ("string", "number", "bool"):
         raise ValueError(f"The column {label!r} must have one class per example, but its feature is {feature}.")
     for split, rows in data.items():
-        _check_complete(split, label, rows[label], "labels")
-    found = sorted(set(data["train"][label]))
+        part = next((y for y in set(rows[label]) if isinstance(y, float) and not y.is_integer()), None)
+        if part is not None:
+            raise ValueError(
+                f"The column {label!r} of the split {split!r} has the label {part}, which is no class: use integers or "
+                "names."
+            )
+    values = {split: [int(y) if isinstance(y, float) else y for y in rows[label]] for split, rows in data.items()}
+    found = sorted(set(values["train"]))
     known, names = set(found), [str(value) for value in found]
-    for split, rows in data.items():
-        other = sorted({str(value) for value in set(rows[label]) - known if value != -1})
+    for split in data:
+        other = sorted({str(value) for value in set(values[split]) - known if value != -1})
         if other:
             raise ValueError(
                 f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}."
             )
     index = {value: i for i, value in enumerate(found)}
     return DatasetDict(
-        {s: _relabelled(rows, label, [index.get(v, -1) for v in rows[label]], names) for s, rows in data.items()}
+        {s: _relabelled(rows, label, [index.get(v, -1) for v in values[s]], names) for s, rows in data.items()}
     )
+
+
+def _kind(feature: Any) -> str:
+    """Return the kind of the values of a column: "string", "number", "bool", or the name of another feature."""
+    if not isinstance(feature, Value):
+        return type(feature).__name__
+    number = any(word in feature.dtype for word in ("int", "float", "double"))
+    return "string" if "string" in feature.dtype else "number" if number else feature.dtype
+
+
+def _as_classes_of(rows: Dataset, split: str, label: str, feature: ClassLabel) -> Dataset:
+    """Return rows whose `ClassLabel` has the classes of another one, matched by name."""
+    names = rows.features[label].names
+    if names == feature.names:
+        return rows
+    used = {names[y] for y in set(rows[label]) if y >= 0}
+    other = sorted(used - set(feature.names))
+    if other:
+        raise ValueError(f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}.")
+    index = {names.index(name): feature.names.index(name) for name in used}
+    return _relabelled(rows, label, [index.get(y, -1) for y in rows[label]], feature.names)
 
 
 def _check_complete(split: str, column: str, values: Sequence[Any], what: str) -> None:

@@ -36,6 +36,24 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and path.stem not in NOT_DATA and path.is_file()
 
 
+def files_below(root: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a directory, also those in linked directories, without hidden ones.
+
+    Args:
+        root: Directory.
+        above: Directories that contain it: a link to one of them is not followed.
+    """
+    inside = above | {root.resolve()}
+    for path in sorted(root.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in inside:
+                yield from files_below(path, inside)
+        elif path.is_file():
+            yield path
+
+
 def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
     """Read the tables of each split. File names may have any character.
 

@@ -52,6 +52,22 @@ def hidden(root):
     return options
 
 
+def linked(root):
+    """Link a class elsewhere, and from there a directory above, which is not followed."""
+    options = folders(root)
+    (root / "train" / "dog").rename(root / "dogs")
+    (root / "train" / "dog").symlink_to(root / "dogs", target_is_directory=True)
+    (root / "dogs" / "back").symlink_to(root / "train", target_is_directory=True)
+    return options
+
+
+def linked_tables(root):
+    tables(root / "elsewhere", write_csv)
+    (root / "set").mkdir()
+    (root / "set" / "data").symlink_to(root / "elsewhere", target_is_directory=True)
+    return DataOptions(dataset_name=str(root / "set"))
+
+
 def metadata(root, write=lambda rows, path: path.with_suffix(".csv").write_text(csv(rows)), label="label"):
     for split, count in (("train", 8), ("test", 4)):
         rows = [{"file_name": f"images/{i}.png", label: ("cat", "dog")[i % 2]} for i in range(count)]
@@ -123,6 +139,7 @@ CASES = {
         lambda root: folders(root, suffixes=(".PNG", ".JPG", ".webp", ".tif")),
         ["cat", "dog"],
     ),
+    "links to files and directories": (linked, ["cat", "dog"]),
     "hidden files, files that are no images": (hidden, ["cat", "dog"]),
     "`metadata.csv` with the columns `file_name` and `label`": (metadata, ["cat", "dog"]),
     "`metadata.jsonl`": (
@@ -154,8 +171,10 @@ CASES = {
         ),
         ["bad", "good"],
     ),
+    "tables in linked directories": (linked_tables, ["bad", "good"]),
     "strings": (labels(("up", "down")), ["down", "up"]),
     "integers": (labels((7, 3)), ["3", "7"]),
+    "floats that are integers": (labels((1.0, 0.0)), ["0", "1"]),
     "booleans": (labels((True, False)), ["False", "True"]),
     "`ClassLabel`": (class_labels, ["bad", "good"]),
     "class names with any character": (
@@ -205,6 +224,50 @@ def test_class_names_with_any_character_are_saved_and_reloaded(tmp_path):
 def test_unusable_data_is_an_error_of_one_sentence(make, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_splits(make(tmp_path))
+
+
+def test_every_image_of_a_linked_class_is_loaded_once(tmp_path):
+    splits = load_splits(linked(tmp_path))
+    labels = [*splits.train["label"], *splits.validation["label"]]
+    assert sorted(labels) == [0] * 4 + [1] * 4
+
+
+def split_labels(root, train, test):
+    """Save splits of different labels: a list of names is that of a `ClassLabel` of the values 0 and 1."""
+    rows = {}
+    for split, values in (("train", train), ("test", test)):
+        named = isinstance(values, ClassLabel)
+        rows[split] = Dataset.from_dict(
+            {"text": [f"text {i}" for i in range(8)], "label": [0, 1] * 4 if named else values * 4}
+        )
+        rows[split] = rows[split].cast_column("label", values) if named else rows[split]
+    DatasetDict(rows).save_to_disk(root)
+    return DataOptions(dataset_name=str(root))
+
+
+@pytest.mark.parametrize("names", [["bad", "good"], ["good", "bad"], ["good", "fine"], ["good", "bad", "unused"]])
+def test_class_labels_of_splits_are_matched_by_name(names, tmp_path):
+    splits = load_splits(split_labels(tmp_path, ClassLabel(names=["bad", "fine", "good"]), ClassLabel(names=names)))
+    assert splits.class_names == splits.test.features["label"].names == ["bad", "fine", "good"]
+    assert [splits.class_names[y] for y in splits.test["label"]] == names[:2] * 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (ClassLabel(names=["a", "b"]), ClassLabel(names=["x", "b"]), "'test' has classes that the training .* not: x"),
+        (ClassLabel(names=["a", "b"]), ["a", "b"], "is ClassLabel.* in the split 'train', and Value.* in 'test'"),
+        (ClassLabel(names=["a", "b"]), [0, 1], "use one type of labels in all splits"),
+        (["a", "b"], ClassLabel(names=["a", "b"]), "use one type of labels in all splits"),
+        ([0, 1], [True, False], "use one type of labels in all splits"),
+        ([0, 1], ["0", "1"], "use one type of labels in all splits"),
+        ([0.5, 1.0], [0.0, 1.0], r"split 'train' has the label 0\.5, which is no class: use integers or names"),
+        ([0.0, 1.0], [0.0, float("nan")], "split 'test' has the label nan, which is no class"),
+    ],
+)  # fmt: skip
+def test_labels_of_different_types_and_classes_are_rejected(train, test, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_splits(split_labels(tmp_path, train, test))
 
 
 def test_missing_image_of_the_metadata_is_named(tmp_path):
