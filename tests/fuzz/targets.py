@@ -74,7 +74,7 @@ def checkpoints(seed: int) -> None:
 
 
 def _check_message(error: Exception, name: str) -> None:
-    """Check that an error is one short line that names the damaged file."""
+    """Check that an error is one short line that names the damaged file or split."""
     message = str(error)
     if "\n" in message or len(message) > 800 or name not in message:
         raise AssertionError(f"{message!r} is not one line with {name}") from error
@@ -216,12 +216,12 @@ def tables(seed: int) -> None:
         folder.mkdir()
         for split in ("train", "test"):
             (folder / f"{split}{suffix}").write_bytes(_table(suffix))
-        damaged = folder / f"{random.choice(['train', 'test'])}{suffix}"
-        damage(damaged, random)
+        split = str(random.choice(["train", "test"]))
+        damage(folder / f"{split}{suffix}", random)
         try:
             splits = load_splits(DataOptions(str(folder)), cache_dir=str(Path(temporary) / "cache"))
         except USER_ERRORS as error:
-            _check_message(error, damaged.name)
+            _check_message(error, split)
             return
         assert len(splits.class_names) >= 2 and len(splits.train) and len(splits.test)
         for rows in (splits.train, splits.validation, splits.test):
