@@ -12,6 +12,7 @@ from PIL import Image
 
 from .folders import image_extensions
 from .images import convert_image
+from .tables import files_below
 
 EXTENSIONS = {"text": {".txt"}, "audio": {".wav", ".flac", ".ogg", ".mp3"}}
 
@@ -27,6 +28,8 @@ class Prediction(NamedTuple):
 def find_files(paths: Sequence[str | Path], task: str) -> list[Path]:
     """Return the given files, and the files of a task below the given directories.
 
+    Links to directories are followed. Hidden files are ignored.
+
     Args:
         paths: Files and directories.
         task: "image", "text" (.txt) or "audio".
@@ -38,7 +41,7 @@ def find_files(paths: Sequence[str | Path], task: str) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+            inside = [p for p in files_below(path) if p.suffix.lower() in extensions]
             if not inside:
                 raise ValueError(f"{path} has no {task} files: give files, or a directory with {task} files.")
             found += inside

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mm_hf.data.folders import load_image_folders
+from mm_hf.data.predict import find_files
 from mm_hf.data.splits import DataOptions, load_splits
 from mm_hf.training.pretrained import from_pretrained
 
@@ -71,7 +72,7 @@ def test_empty_label_is_reported_with_its_row(tmp_path):
 
 @pytest.mark.parametrize("content", ['text,label\n"a,x\nb,y\n', "", "text,label\na,x\nb,y,z,w\n"])
 def test_unreadable_file_is_an_error_of_one_sentence(tmp_path, content):
-    with pytest.raises(ValueError, match=r"The dataset .*data cannot be read: "):
+    with pytest.raises(ValueError, match=r"data/train\.csv (cannot be read \(.*\): correct|is empty: add)"):
         load_splits(csv_files(tmp_path / "data", content))
 
 
@@ -85,6 +86,14 @@ def test_column_of_image_paths_is_decoded(tmp_path):
     (tmp_path / "data" / "images" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"column 'file' of the split '\w+' names no image file in row 3"):
         load_splits(options)
+
+
+def test_files_to_predict_are_found_in_linked_directories(tmp_path):
+    write_images(tmp_path, ["elsewhere", "given", "given/.cache"], 1)
+    (tmp_path / "given" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "given", target_is_directory=True)
+    found = find_files([tmp_path / "given"], "image")
+    assert found == [tmp_path / "given" / "0.png", tmp_path / "given" / "link" / "0.png"]
 
 
 def test_code_in_a_models_repository_is_never_run(tmp_path):
