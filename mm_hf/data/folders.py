@@ -33,8 +33,8 @@ def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:
         Splits with the columns `image` and `label`, or `image` and those of the metadata.
 
     Raises:
-        ValueError: A directory does not exist, has no images or no subdirectories with images, or names an image in its
-            metadata that does not exist.
+        ValueError: A directory does not exist, has no images or no subdirectories with images, has several tables of
+            metadata, or names an image in its metadata that does not exist.
 
     Example:
         >>> import tempfile
@@ -73,6 +73,9 @@ def _read_described(split: str, folder: Path) -> Dataset | None:
     option = f"--{split}_dir {folder}"
     if "file_name" not in rows.column_names:
         raise ValueError(f"{option} has metadata without the column file_name: {', '.join(rows.column_names)}.")
+    empty = next((i for i, name in enumerate(rows["file_name"]) if name is None), None)
+    if empty is not None:
+        raise ValueError(f"{option} has metadata without a file_name in row {empty}: add it or remove the row.")
     paths = [folder / str(name) for name in rows["file_name"]]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:

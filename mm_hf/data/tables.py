@@ -124,6 +124,12 @@ def _quiet() -> Iterator[None]:
 
 
 def read_metadata(folder: Path) -> Dataset | None:
-    """Read the table `metadata` in a directory of images, such as `metadata.csv`; None if there is none."""
+    """Read the table `metadata` in a directory of images, such as `metadata.csv`; None if there is none.
+
+    Raises:
+        ValueError: There are several, or the table cannot be read.
+    """
     found = [path for path in sorted(folder.iterdir()) if path.stem == "metadata" and path.suffix.lower() in TABLES]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has several tables {', '.join(path.name for path in found)}: keep one of them.")
     return read_tables({"train": found[:1]})["train"] if found else None

@@ -226,6 +226,19 @@ def test_unusable_data_is_an_error_of_one_sentence(make, message, tmp_path):
         load_splits(make(tmp_path))
 
 
+def test_ambiguous_and_incomplete_metadata_are_errors(tmp_path):
+    options = metadata(tmp_path)
+    other = tmp_path / "train" / "metadata.jsonl"
+    other.write_text(lines([{"file_name": "images/0.png", "label": "cat"}]))
+    with pytest.raises(ValueError, match=r"train has several tables metadata\.csv, metadata\.jsonl: keep one of them"):
+        load_splits(options)
+    other.unlink()
+    path = tmp_path / "test" / "metadata.csv"
+    path.write_text(path.read_text().replace("images/2.png", ""))
+    with pytest.raises(ValueError, match="test has metadata without a file_name in row 2: add it or remove the row"):
+        load_splits(options)
+
+
 def test_every_image_of_a_linked_class_is_loaded_once(tmp_path):
     splits = load_splits(linked(tmp_path))
     labels = [*splits.train["label"], *splits.validation["label"]]
