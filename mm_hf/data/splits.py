@@ -77,6 +77,13 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     label = label_column(data["train"], options.label_column_name)
     data = as_classes(data, label)
     kind, inputs = input_columns(data["train"], options, label)
+    for split, rows in data.items():
+        other = next((name for name in inputs if name not in rows.column_names), None)
+        if other is not None:
+            raise ValueError(
+                f"The split {split!r} has no column {other!r}; its columns are {', '.join(rows.column_names)}: use the "
+                "same columns in all splits."
+            )
     names = data["train"].features[label].names
     if len(names) < 2:
         where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"

@@ -239,6 +239,16 @@ def test_ambiguous_and_incomplete_metadata_are_errors(tmp_path):
         load_splits(options)
 
 
+@pytest.mark.parametrize(("column", "other"), [("text", "words"), ("label", "kind")])
+def test_columns_that_a_split_lacks_are_named(column, other, tmp_path):
+    rows = Dataset.from_list(TEXTS)
+    DatasetDict(train=rows, test=rows.rename_column(column, other)).save_to_disk(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"The split 'test' has no column '{column}'; its columns are .*{other}.*: use"
+    ):
+        load_splits(DataOptions(dataset_name=str(tmp_path)))
+
+
 def test_every_image_of_a_linked_class_is_loaded_once(tmp_path):
     splits = load_splits(linked(tmp_path))
     labels = [*splits.train["label"], *splits.validation["label"]]
