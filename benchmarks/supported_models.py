@@ -31,8 +31,10 @@ from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  #
 from mm_hf.data.supported_models import TABLE, SupportedModel, write_supported_models  # noqa: E402
 from mm_hf.evaluation.model_check import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
+from mm_hf.locations.candidates import source_of  # noqa: E402
+from mm_hf.locations.plan import as_tokens  # noqa: E402
 from mm_hf.locations.pools import MODULE_POOL, pool_rows  # noqa: E402
-from mm_hf.locations.recording import logits_of  # noqa: E402
+from mm_hf.locations.recording import logits_of, record  # noqa: E402
 from mm_hf.locations.tolerance import relative_error  # noqa: E402
 from tests.helpers import zoo  # noqa: E402
 
@@ -54,7 +56,8 @@ reach the first layer and all of the head, and the checkpoint loads as a plain m
 The column `attention` names the token whose attention is read (the one token that the head reads, or the mean over all
 tokens) and its source. For an attention implementation such as `sdpa`, one row is computed from query and keys;
 `(weights)` are the weights that the eager function returns; `softmax[k]` is the k-th call of softmax in the module.
-Without readable attention, `attention="gap"`, `"cam"` and `"uniform"` work. Errors are rounded up to powers of ten.
+Where none can be read, the column states what was recorded, and `attention="gap"`, `"cam"` and `"uniform"` work. Errors
+are rounded up to powers of ten.
 
 | class | Dense | pool | head | identity | attention | against eager |
 |---|---|---|---|---|---|---|
@@ -75,6 +78,7 @@ class Row:
     identity: float | None = None
     attention: str = ""
     attention_error: float | None = None
+    unread: str = ""
     trained: bool = False
     reason: str = ""
     unavailable: bool = False
@@ -118,6 +122,8 @@ def check_model(name: str, model: Any, batch: Callable[..., dict[str, Any]], rel
     if plan.attention is not None:
         row.attention = f"{'all tokens' if kind == 'mean' else 'one token'}, {plan.attention_base}"
         row.attention_error = attention_error(model, plan, kind, fresh, output)
+    else:
+        row.unread = unread_attention(model, plan, inputs)
     # The loss of the locations alone must train the complete head and the backbone from its first layer on.
     by_dense: list[str] = []
     # Attention to a single token has weight 1: the query of a pooling module learns from the weights of the labels.
@@ -160,6 +166,18 @@ def attention_error(model, plan, kind, inputs, output):
     expected = expected[:, plan.prefix :] * output.mask
     expected = expected / expected.sum(dim=1, keepdim=True).clamp(min=1e-30)
     return float((output.attention - expected).abs().max())
+
+
+def unread_attention(model, plan, inputs):
+    """Return the reason why no attention can be read: what one forward computed."""
+    with torch.inference_mode(False), torch.enable_grad():
+        recording = record(model, inputs)
+        source = source_of(recording, plan)
+    calls, tokens = recording.attention_calls, as_tokens(source, plan.layout).shape[1]
+    if not calls:
+        return "no: no softmax is computed"
+    queries, keys = calls[-1].queries, calls[-1].keys
+    return f"no: the head reads from {tokens} tokens; the last softmax has {queries} × {keys} (queries × keys)"
 
 
 def trains_with_mixed_blocks(model, batch, reload=True):
@@ -245,7 +263,7 @@ def table(rows, seconds):
                 f"`{r.pool}`".replace("|", "\\|"),
                 f"`{r.head}`",
                 number(r.identity),
-                r.attention,
+                r.attention or r.unread,
                 number(r.attention_error),
             ]
             lines.append(f"| {r.name} | " + " | ".join(cells) + " |")

@@ -38,6 +38,7 @@ def test_class_passes_all_checks(name):
         return
     assert row.multimix, row.reason
     assert row.dense == (name not in MULTIMIX_ONLY), row.reason
+    assert not row.dense or bool(row.attention) != row.unread.startswith("no: ")
     if row.dense:
         assert row.trained, row.reason
         assert row.identity <= 1e-5
