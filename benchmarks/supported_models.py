@@ -177,7 +177,7 @@ def unread_attention(model, plan, inputs):
     if not calls:
         return "no: no softmax is computed"
     queries, keys = calls[-1].queries, calls[-1].keys
-    return f"no: the head reads from {tokens} tokens; the last softmax has {queries} × {keys} (queries × keys)"
+    return f"no: the head reads from {tokens} tokens; the last softmax has ({queries}, {keys}) queries and keys"
 
 
 def trains_with_mixed_blocks(model, batch, reload=True):
