@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyarrow import parquet
 
 CSV = (".csv", ".tsv")
 TEXT = (*CSV, ".json", ".jsonl", ".ndjson")
+ZERO_PADDED = re.compile(r"\s*0[0-9]+\s*")
 JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the first is also the beginning of UTF-32's
 
@@ -124,6 +126,23 @@ def _parse(path: Path, text: str, line: int | None = None) -> Any:
     except (ValueError, RecursionError) as error:
         place = "" if line is None else f"line {line}: "
         raise ValueError(f"{path} is not JSON ({place}{error}): correct it, or write one object per line.") from error
+
+
+def text_columns(path: Path, separator: str = ",") -> set[str]:
+    """Return the columns of a CSV file with numbers such as 007, which a reader would convert to 7.
+
+    Their values are names of classes or files, and are read as text.
+    """
+    found: set[str] = set()
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=separator)
+        names = next(filter(None, rows), [])
+        try:
+            for row in rows:
+                found.update(name for name, value in zip(names, row) if ZERO_PADDED.fullmatch(value))
+        except csv.Error:  # pandas has other limits
+            pass
+    return found
 
 
 def problem(path: Path, separator: str = ",") -> str | None:

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from .table_checks import check_table, columns, problem
+from .table_checks import check_table, columns, problem, text_columns
 
 # Only empty cells are missing values: words such as "NA" and "None" may be classes and texts.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -72,6 +72,10 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
     every = [path for paths in files.values() for path in paths]
     for path in every:
         check_table(path, settings.get("sep", ","))
+    if reader == "csv":
+        separator = settings.get("sep", ",")
+        names = sorted(set().union(*(text_columns(path, separator) for path in every)))
+        settings = {**settings, **({"converters": dict.fromkeys(names, str)} if names else {})}
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     try:
         with _quiet():

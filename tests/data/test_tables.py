@@ -134,6 +134,18 @@ def test_words_for_missing_values_are_texts_and_classes(suffix, word, tmp_path):
     assert word in texts(splits) and sorted(splits.class_names) == sorted([word, "good"])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_numbers_that_begin_with_0_are_names(suffix, tmp_path):
+    """The classes 1 and 01 differ, also if only one split has such a number."""
+    separator = {".csv": ",", ".tsv": "\t"}[suffix]
+    train = csv([{"text": f"x {i}", "label": ["1", "01", "2"][i % 3]} for i in range(9)], separator).encode()
+    test = csv([{"text": f"00{i}", "label": ["1", "2"][i % 2]} for i in range(4)], separator).encode()
+    splits = load(tmp_path, suffix, test, train)
+    assert sorted(splits.class_names) == ["01", "1", "2"]
+    assert list(splits.test["text"]) == ["000", "001", "002", "003"]
+    assert [splits.class_names[y] for y in splits.test["label"]] == ["1", "2", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
