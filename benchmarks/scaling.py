@@ -189,7 +189,7 @@ def num_mixed() -> list[list[str]]:
             for c in CLASSES:
                 auto = AutoNumMixed()
                 auto.count(b, ForwardSize(m["flops"], int(m["r"]), c))
-                number = auto.select(DenseMultiMix(), torch.device(device))
+                number = auto.select(DenseMultiMix(), b, torch.device(device))
                 cells.append(f"{number:,} ({auto.share:.1%})")
             table.append([name, {"cpu": "CPU", "cuda": "accelerator"}[device], f"{b}", *cells])
     return table

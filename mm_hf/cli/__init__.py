@@ -98,7 +98,7 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
-        return _print_error(program, " ".join(str(error).split()) if isinstance(error, OSError) else str(error))
+        return _print_error(program, str(error))
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted.{resume_hint}", file=sys.stderr)
         return 130
@@ -132,5 +132,6 @@ mm-hf COMMAND --help shows the options of a command. MM_HF_DEBUG=1 shows the tra
 
 
 def _print_error(program: str, message: str) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # names in it may have line breaks
+    print(f"{program}: {line}", file=sys.stderr)
     return 2

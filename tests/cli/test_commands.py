@@ -234,3 +234,9 @@ def test_unknown_classes_are_excluded_from_training():
     kept = [y for y in complete.test["label"] if y not in (4, 9)]
     assert len(splits.test) == len(kept) and len(splits.ood) == len(complete.test) - len(kept)
     assert [splits.class_names[y] for y in splits.test["label"]] == [str(y) for y in kept]
+
+
+@pytest.mark.parametrize("words", [["--function=x\ny"], ["--dataset_name", "x\n y"], ["--no\r\nsuch", "1"]])
+def test_line_breaks_of_arguments_are_not_printed(words, capsys):
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
