@@ -70,18 +70,18 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
     if any(TABLES[suffix] != (reader, settings) for suffix in suffixes):
         raise ValueError(f"the files have the formats {', '.join(suffixes)}: use the same format for all files.")
     every = [path for paths in files.values() for path in paths]
+    separator = settings.get("sep", ",")
     for path in every:
-        check_table(path, settings.get("sep", ","))
+        check_table(path, separator)
     if reader == "csv":
-        separator = settings.get("sep", ",")
         names = sorted(set().union(*(text_columns(path, separator) for path in every)))
-        settings = {**settings, **({"converters": dict.fromkeys(names, str)} if names else {})}
+        settings = {**settings, "converters": dict.fromkeys(names, str) or None}
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     try:
         with _quiet():
             data = load_dataset(reader, data_files=patterns, **settings, **hub)
     except (DatasetsError, ArrowException, ValueError, TypeError, OSError, StopIteration) as error:
-        raise ValueError(_reason(files, settings.get("sep", ","), error)) from error
+        raise ValueError(_reason(files, separator, error)) from error
     assert isinstance(data, DatasetDict)
     for split, rows in data.items():
         if not len(rows):

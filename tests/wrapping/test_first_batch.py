@@ -1,4 +1,4 @@
-"""What cannot be mixed, or fails at a random later step, is an error at the first mini-batch."""
+"""Tests of the checks at the first mini-batch: inputs that cannot be mixed, and errors of a random later step."""
 
 from types import SimpleNamespace
 
