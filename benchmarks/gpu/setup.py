@@ -96,8 +96,10 @@ def count_kernels(setup: Setup, step: Callable[[], object]) -> int:
     return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
 
 
-def measure(setup: Setup, step: Callable[[], object], rounds: int, warm_up: int = 3) -> dict[str, Any]:
-    """Return the median milliseconds, quartiles, peak memory and kernels of a step.
+def measure(
+    setup: Setup, step: Callable[[], object], rounds: int, warm_up: int = 3, counts: bool = True
+) -> dict[str, Any]:
+    """Return the median milliseconds, quartiles, peak memory and, if `counts`, kernels of a step.
 
     Memory is that of PyTorch's allocator, in megabytes; a CPU has none.
     """
@@ -118,7 +120,7 @@ def measure(setup: Setup, step: Callable[[], object], rounds: int, warm_up: int 
         "ms": f"{middle:.2f}",
         "quartiles": f"{low:.2f} to {high:.2f}",
         "peak_mb": "" if peak is None else f"{peak:.0f}",
-        "kernels": count_kernels(setup, step),
+        "kernels": count_kernels(setup, step) if counts else "",
     }
 
 

@@ -6,12 +6,18 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks import harness
-from benchmarks.gpu import growth, step, tests, training
+from benchmarks.gpu import growth, kernels, step, tests, training
 from benchmarks.gpu.setup import NOT_MEASURED
 from benchmarks.markdown import replace_section, table_lines
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
-PARTS: dict[str, ModuleType] = {"tests": tests, "step": step, "growth": growth, "training": training}
+PARTS: dict[str, ModuleType] = {
+    "tests": tests,
+    "step": step,
+    "growth": growth,
+    "kernels": kernels,
+    "training": training,
+}
 
 
 def update(page: Path = PAGE, directory: Path | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import harness
-from benchmarks.gpu import growth, step, tables, training
+from benchmarks.gpu import growth, kernels, step, tables, training
 from benchmarks.gpu import tests as gpu_tests
 from benchmarks.gpu.__main__ import main
 
@@ -25,6 +25,7 @@ def test_rehearsal_runs_every_part(tmp_path, capfd):
     assert "kornia MixUp and CutMix" in eager and compiled == eager[:3]
     assert all(float(row["ms"]) > 0 and int(row["kernels"]) > 0 for row in steps)
     assert [row["n"] for row in harness.read(growth.FILE, tmp_path)] == ["0", "10", "50"]
+    assert [row["kernel"] for row in harness.read(kernels.FILE, tmp_path)] == list(kernels.KERNELS)
     runs = harness.read(training.FILE, tmp_path)
     assert [row["method"] for row in runs] == list(training.METHODS) and all(
         0 <= float(r["accuracy"]) <= 1 for r in runs
@@ -33,7 +34,7 @@ def test_rehearsal_runs_every_part(tmp_path, capfd):
     assert "Not measured." not in page and "| DenseMultiMix() |" in page and "Measured on CPU, torch" in page
     capfd.readouterr()
     # Finished rows are kept when the command is started again.
-    assert main(["--rehearse", "--output_dir", str(tmp_path), "--parts", "step", "growth", "training"]) == 0
+    assert main(["--rehearse", "--output_dir", str(tmp_path), "--parts", "step", "growth", "kernels", "training"]) == 0
     assert harness.read(step.FILE, tmp_path) == steps and "kernels" not in capfd.readouterr().out
 
 
@@ -42,7 +43,7 @@ def test_part_that_fails_does_not_stop_the_next_one(tmp_path, monkeypatch, capsy
     for name, part in tables.PARTS.items():
         monkeypatch.setattr(part, "run", lambda setup, name=name: done.append(name) if name != "step" else 1 / 0)
     assert main(["--rehearse", "--output_dir", str(tmp_path)]) == 1
-    assert done == ["tests", "growth", "training"]
+    assert done == ["tests", "growth", "kernels", "training"]
     output = capsys.readouterr()
     assert "failed: step" in output.out and "ZeroDivisionError" in output.err
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import TrainingArguments
 
 from benchmarks.gpu.setup import Setup, count_kernels
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMixTrainer, sample_factors, wrap_model
-from mm_hf.functional import dense_multimix_loss
+from mm_hf.functional import dense_multimix_loss, kernels
 from mm_hf.functional.factors import sample_permutations, sample_sparse_factors
 from mm_hf.functional.mixers import ACCELERATOR_CHUNK_ELEMENTS, chunk_elements
 from mm_hf.methods import METHODS
@@ -23,18 +24,19 @@ B, R, C, N = 6, 5, 7, 9
 DENSE = DenseMultiMix(num_mixed=30)
 
 
-def problem(device, kind, dtype=torch.float32):
+def problem(device, kind, dtype=torch.float32, sizes=(B, R, C, N)):
     """Return the arguments of the loss, and the factors of each location for the reference."""
     torch.manual_seed(0)
-    logits = torch.randn(B, R, C, device=device, dtype=dtype).requires_grad_()
-    attention = torch.rand(B, R, device=device)
+    b, r, c, n = sizes
+    logits = torch.randn(b, r, c, device=device, dtype=dtype).requires_grad_()
+    attention = torch.rand(b, r, device=device)
     attention[1, 3:] = 0  # padding
     if kind == "sparse":
-        factors = sample_sparse_factors(B, N, 0.5, examples_per_mix=3, device=device)
+        factors = sample_sparse_factors(b, n, 0.5, examples_per_mix=3, device=device)
         dense = factors.dense()
     else:
-        factors = dense = sample_factors(B, N, 0.5, device=device)
-    permutations = sample_permutations(R, B, device=device)
+        factors = dense = sample_factors(b, n, 0.5, device=device)
+    permutations = sample_permutations(r, b, device=device)
     return logits, attention, factors, permutations, torch.stack([dense[p] for p in permutations])
 
 
@@ -54,6 +56,25 @@ def test_loss_and_gradient_equal_the_float64_reference(device, kind, criterion):
     expected = literal.dense_multimix(
         reference, labels, in_float64(attention), in_float64(located), criterion=criterion
     )
+    expected.backward()
+    torch.testing.assert_close(loss.detach().cpu(), expected.detach().float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad.cpu(), reference.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["compile", "triton"])
+@pytest.mark.parametrize("sizes", [(6, 5, 7, 9), (40, 9, 300, 130)], ids=str)
+def test_kernel_equals_the_float64_reference(device, kernel, sizes, monkeypatch):
+    monkeypatch.setattr(kernels, "_is_equal", {})
+    logits, attention, factors, permutations, located = problem(device, "dense", sizes=sizes)
+    labels = torch.randint(sizes[2], (sizes[0],))
+    options = {"permutations": permutations, "validate_args": False, "kernel": kernel}
+    with warnings.catch_warnings():
+        if kernel != "triton" or device.type == "cuda":  # Triton has no CPU
+            warnings.filterwarnings("error", message="kernel=")
+        loss = dense_multimix_loss(logits, labels.to(device), attention, factors, **options)
+    loss.backward()
+    reference = in_float64(logits).requires_grad_()
+    expected = literal.dense_multimix(reference, labels, in_float64(attention), in_float64(located))
     expected.backward()
     torch.testing.assert_close(loss.detach().cpu(), expected.detach().float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits.grad.cpu(), reference.grad.float(), rtol=1e-4, atol=1e-6)
