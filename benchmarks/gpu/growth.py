@@ -27,12 +27,13 @@ def run(setup: Setup) -> None:
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the table of docs/gpu.md."""
-    found = [["model", "b", "c", "n", "step", "against plain", "peak memory", "kernels"]]
+    found = [["model", "b", "c", "n", "step", "against plain", "kernels' time", "kernels", "peak memory"]]
     plain = next((row for row in rows if row["n"] == "0"), None)
     for row in rows:
         ratio = "" if plain is None else f"{float(row['ms']) / float(plain['ms']):.3f}x"
         memory = f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
         n = f"{int(row['n']):,}" if row["n"] != "0" else "plain training"
         ms = f"{row['ms']} ms ({row['quartiles']})"
-        found.append([row["model"], row["b"], f"{int(row['c']):,}", n, ms, ratio, memory, row["kernels"]])
+        busy = f"{row['device_ms']} ms" if row["device_ms"] else ""
+        found.append([row["model"], row["b"], f"{int(row['c']):,}", n, ms, ratio, busy, row["kernels"], memory])
     return found

@@ -78,13 +78,17 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         base = eager.get(tuple(row[k] for k in sizes))
         ratio = "" if base is None else f"{float(row['ms']) / float(base['ms']):.2f}x"
+        busy, busy_ratio = "", ""
+        if base is not None and row["device_ms"]:
+            busy, busy_ratio = f"{row['device_ms']} ms", f"{float(row['device_ms']) / float(base['device_ms']):.2f}x"
         if row["note"]:
             ratio = "replaced by eager"
         memory = f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
         found.append(
             [
                 row["b"], row["r"], f"{int(row['c']):,}", f"{int(row['n']):,}", f"`{row['kernel']}`",
-                f"{row['ms']} ms ({row['quartiles']})", ratio, memory, row["kernels"], f"{row['first_s']} s",
+                f"{row['ms']} ms ({row['quartiles']})", ratio, busy, busy_ratio, row["kernels"], memory,
+                f"{row['first_s']} s",
             ]
         )  # fmt: skip
     return found

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import harness
 
 NOT_MEASURED = "not measured"
+STEPS = 4  # in a round
 
 
 @dataclass
@@ -82,26 +83,32 @@ class _OperationCount(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count_kernels(setup: Setup, step: Callable[[], object]) -> int:
-    """Count the kernels that a GPU runs in a step, by PyTorch's profiler; in a rehearsal, PyTorch's operations."""
+def count_kernels(setup: Setup, step: Callable[[], object]) -> tuple[int, float | None]:
+    """Count the kernels that a GPU runs in a step, and add up their milliseconds, by PyTorch's profiler.
+
+    In a rehearsal, PyTorch's operations are counted, and there is no time.
+    """
     if setup.device.type != "cuda":
         with _OperationCount() as counter:
             step()
-        return counter.launches
+        return counter.launches, None
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         step()
         setup.synchronize()
     on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
+    kernels = [event for event in on_device if not event.name.startswith(("Memcpy", "Memset"))]
+    return len(kernels), sum(event.device_time_total for event in on_device) / 1e3
 
 
 def measure(
     setup: Setup, step: Callable[[], object], rounds: int, warm_up: int = 3, counts: bool = True
 ) -> dict[str, Any]:
-    """Return the median milliseconds, quartiles, peak memory and, if `counts`, kernels of a step.
+    """Return the median milliseconds, quartiles and peak memory of a step, and, if `counts`, the number of its kernels
+    and their milliseconds on the device.
 
-    Memory is that of PyTorch's allocator, in megabytes; a CPU has none.
+    A round runs `STEPS` steps, between two synchronizations with the device. Memory is that of PyTorch's allocator, in
+    megabytes; a CPU has none.
     """
     seconds = []
     for i in range(-warm_up, rounds):
@@ -109,18 +116,21 @@ def measure(
             torch.cuda.reset_peak_memory_stats(setup.device)
         setup.synchronize()
         start = time.perf_counter()
-        step()
+        for _ in range(STEPS):
+            step()
         setup.synchronize()
         if i >= 0:
-            seconds.append(time.perf_counter() - start)
+            seconds.append((time.perf_counter() - start) / STEPS)
     milliseconds = torch.tensor(seconds, dtype=torch.float64) * 1e3
     low, middle, high = milliseconds.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     peak = torch.cuda.max_memory_allocated(setup.device) / 1e6 if setup.device.type == "cuda" else None
+    kernels, device_ms = count_kernels(setup, step) if counts else ("", None)
     return {
         "ms": f"{middle:.2f}",
         "quartiles": f"{low:.2f} to {high:.2f}",
         "peak_mb": "" if peak is None else f"{peak:.0f}",
-        "kernels": count_kernels(setup, step) if counts else "",
+        "kernels": kernels,
+        "device_ms": "" if device_ms is None else f"{device_ms:.2f}",
     }
 
 

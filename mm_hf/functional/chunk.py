@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .criteria import ClassTargets
 from .kernels import MixedTerms, checked, compiled_terms, mixed_terms
-from .mixers import DenseMixer
 
 if TYPE_CHECKING:
     from .chunked_loss import Inputs
@@ -67,43 +66,24 @@ class ChunkResult(NamedTuple):
 
 def loss_and_grads(chunk: Chunk) -> ChunkResult:
     """Compute the loss of all mixed examples at a chunk of locations, and its gradients, with the options' kernel."""
-    kernel = chunk.inputs.options.kernel
-    if kernel == "eager" or (kernel == "triton" and not _fits_triton(chunk)):
+    if chunk.inputs.options.kernel != "compile":
         return _loss_and_grads(chunk)
-    fast = partial(_loss_and_grads, chunk, compiled_terms) if kernel == "compile" else partial(_with_triton, chunk)
     key = (chunk.logits.device.type, chunk.inputs.options.criterion)
-    return ChunkResult(*checked(kernel, key, fast, partial(_loss_and_grads, chunk)))
+    fast = partial(_loss_and_grads, chunk, compiled_terms)
+    return ChunkResult(*checked("compile", key, fast, partial(_loss_and_grads, chunk)))
 
 
-def _fits_triton(chunk: Chunk) -> bool:
-    """Return True if the Triton kernel supports the chunk: cross-entropy in float32, without attention's gradient."""
-    inputs = chunk.inputs
-    supported = inputs.options.criterion == "cross_entropy" and not inputs.need_confidence
-    return supported and isinstance(inputs.mixer, DenseMixer) and chunk.logits.dtype == torch.float32 and (
-        chunk.packed_targets is not None
-    )  # fmt: skip
+def smallest_mass(dtype: torch.dtype) -> float:
+    """Return the smallest mass whose largest products with factors have all their digits."""
+    return torch.finfo(dtype).tiny * 2**26
 
 
-def _with_triton(chunk: Chunk) -> ChunkResult:
-    from .triton_kernel import losses_and_gradient
-
-    mixer, mixed = chunk.inputs.mixer, chunk.inputs.options.columns or slice(None)
-    assert isinstance(mixer, DenseMixer) and chunk.packed_targets is not None
-    scale, weight, _, occupied = _weights(chunk)
-    scale, share = scale[:, mixed], weight[:, mixed]
-    factors = mixer.factors_at(chunk.locations, mixed)
-    losses, gradient = losses_and_gradient(chunk.packed_logits, chunk.packed_targets, factors, scale, share * scale)
-    logits_grad = mixer.unpack(gradient) * chunk.confidence[..., None]
-    return ChunkResult((losses * share).sum(), occupied, logits_grad, chunk.confidence)
-
-
-def _weights(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def location_weights(mass: Tensor, confidence_weighted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the inverse mass (q, n), the weights of the losses (q, n), their sum before normalization (q, 1), and the
     number of locations that have any mass.
     """
-    mass = chunk.mass
     inverse_mass = mass.reciprocal().masked_fill_(mass == 0, 0)
-    weight = mass if chunk.inputs.options.confidence_weighted else (mass > 0).to(mass.dtype)
+    weight = mass if confidence_weighted else (mass > 0).to(mass.dtype)
     total = weight.sum(dim=1, keepdim=True)
     occupied = (total > 0).sum()
     total.clamp_(min=torch.finfo(total.dtype).tiny)
@@ -114,29 +94,26 @@ def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms] = mixed_te
     inputs, locations, mass = chunk.inputs, chunk.locations, chunk.mass
     mixer, options, need_confidence = inputs.mixer, inputs.options, inputs.need_confidence
     weighted = options.confidence_weighted
-    inverse_mass, weight, total, occupied = _weights(chunk)
+    inverse_mass, weight, total, occupied = location_weights(mass, weighted)
 
-    # The sums begin with the first addend: on a GPU, each kernel that fills or adds takes time.
     loss: Tensor | None = None
     logits_grad: Tensor | None = None
     targets_grad: Tensor | None = None
     mass_grad = torch.zeros_like(mass) if need_confidence else mass
-    for mixed in inputs.mixed_slices:
-        if options.columns is not None and not options.columns.start <= mixed.start < options.columns.stop:
-            continue  # computed by another rank
+    for mixed in inputs.own_mixed_slices:
         scale, share = (mixer.pack_weights(x[:, mixed])[:, None] for x in (inverse_mass, weight))
         terms = terms_of(
             options.criterion, mixer.mix(chunk.packed_logits, locations, mixed), _mix_targets(chunk, mixed, scale),
             scale, share, need_confidence,
         )  # fmt: skip
-        loss = _add(loss, mixer.unpack_weights(terms.losses * share[:, 0]).sum(dim=1, keepdim=True))
+        loss = add(loss, mixer.unpack_weights(terms.losses * share[:, 0]).sum(dim=1, keepdim=True))
         if terms.targets_grad is not None and terms.scale_grad is not None:
-            targets_grad = _add(targets_grad, mixer.mix_transpose(terms.targets_grad, locations, mixed))
+            targets_grad = add(targets_grad, mixer.mix_transpose(terms.targets_grad, locations, mixed))
             mass_grad[:, mixed] = mixer.unpack_weights(-(share * scale)[:, 0] * terms.scale_grad)
             if weighted:
                 mass_grad[:, mixed] += mixer.unpack_weights(terms.losses) / total
         if inputs.need_logits or need_confidence:
-            logits_grad = _add(logits_grad, mixer.mix_transpose(terms.logits_grad, locations, mixed))
+            logits_grad = add(logits_grad, mixer.mix_transpose(terms.logits_grad, locations, mixed))
         del terms  # free its tensors before the next ones are allocated
 
     loss = mass.new_zeros(len(mass), 1) if loss is None else loss
@@ -162,7 +139,8 @@ def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms] = mixed_te
     return ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
 
 
-def _add(total: Tensor | None, x: Tensor) -> Tensor:
+def add(total: Tensor | None, x: Tensor) -> Tensor:
+    """Add `x` in place to a sum; None is an empty sum, since filling a tensor with 0 is one more kernel on a GPU."""
     return x if total is None else total.add_(x)
 
 

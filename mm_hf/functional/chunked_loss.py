@@ -46,11 +46,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .chunk import CONFIDENCE_SCALE, Chunk, loss_and_grads
+from . import mixers
+from .chunk import CONFIDENCE_SCALE, Chunk, ChunkResult, add, loss_and_grads, smallest_mass
 from .criteria import mask_infinite, masked_logit
 from .factors import SparseFactors
 from .kernels import Kernel
 from .mixers import Mixer, make_mixer
+from .mixing_matrix import loss_and_grads_by_matrix
 
 # Up to this many classes, a matrix product with one-hot targets is faster than adding up the shares of each class.
 FEW_CLASSES = 64
@@ -100,29 +102,24 @@ class DenseMixingLoss(torch.autograd.Function):
         options: LossOptions,
     ) -> Tensor:
         need_logits, need_confidence, *_ = ctx.needs_input_grad
-        b, r, c = logits.shape
         dtype = torch.promote_types(logits.dtype, torch.float32)
         inputs = Inputs(
             logits, confidence, targets, factors, permutations, options, dtype, need_logits, need_confidence
         )
-        logits_grad = logits.new_empty(b, r, c, dtype=dtype) if need_logits else None
+        logits_grads: list[Tensor] = []
         confidence_grad = torch.empty_like(confidence) if need_confidence else None
-        loss, occupied = logits.new_zeros((), dtype=dtype), logits.new_zeros((), dtype=dtype)
-        may_underflow = inputs.may_underflow()
+        loss = occupied = None
         for locations in inputs.location_slices:
-            chunk = inputs.chunk(locations)
-            if may_underflow and _underflows(chunk, options.confidence_weighted and not need_confidence):
-                chunk = inputs.in_float64.chunk(locations)
-            result = loss_and_grads(chunk)
-            loss, occupied = loss + result.loss, occupied + result.occupied
-            if logits_grad is not None:
-                logits_grad[:, locations] = inputs.permute(result.logits_grad, permutations, locations).transpose(0, 1)
+            result = inputs.loss_and_grads(locations)
+            loss, occupied = add(loss, result.loss), add(occupied, result.occupied)
+            if need_logits:
+                logits_grads.append(result.logits_grad)
             if confidence_grad is not None:
-                permuted = inputs.permute(result.confidence_grad, permutations, locations)
-                confidence_grad[locations] = permuted.to(confidence.dtype)
-        occupied = occupied.clamp_(min=1)
-        ctx.grads = [None if grad is None else grad.div_(occupied) for grad in (logits_grad, confidence_grad)]
-        ctx.logits_dtype = logits.dtype
+                confidence_grad[locations] = result.confidence_grad.to(confidence.dtype)
+        assert loss is not None and occupied is not None  # there is at least one location
+        ctx.occupied = occupied.clamp_(min=1)
+        ctx.slices, ctx.logits_grads, ctx.confidence_grad = inputs.location_slices, logits_grads, confidence_grad
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype
         return (loss / occupied).to(dtype)
 
     @staticmethod
@@ -132,9 +129,15 @@ class DenseMixingLoss(torch.autograd.Function):
                 "MultiMix losses have no second derivative: call backward() or torch.autograd.grad() without "
                 "create_graph=True."
             )
-        logits_grad, confidence_grad = (None if saved is None else saved * grad for saved in ctx.grads)
-        if logits_grad is not None:
-            logits_grad = logits_grad.to(ctx.logits_dtype)
+        grad = grad / ctx.occupied
+        logits_grad = confidence_grad = None
+        if ctx.logits_grads:
+            logits_grad = torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device)
+            for locations, part in zip(ctx.slices, ctx.logits_grads, strict=True):
+                # Scales, transposes and converts in one pass.
+                torch.mul(part.transpose(0, 1), grad.to(part.dtype), out=logits_grad[:, locations])
+        if ctx.confidence_grad is not None:
+            confidence_grad = ctx.confidence_grad * grad
         return logits_grad, confidence_grad, None, None, None, None
 
 
@@ -154,30 +157,41 @@ class Inputs:
         need_confidence: bool,
     ):
         self.logits, self.targets, self.factors, self.options, self.dtype = logits, targets, factors, options, dtype
-        self.need_logits, self.need_confidence = need_logits, need_confidence
-        self.inverse_permutations = None if permutations is None else permutations.argsort(dim=1)
+        self.need_logits, self.need_confidence, self.permutations = need_logits, need_confidence, permutations
         self.rows = torch.arange(logits.shape[1], device=logits.device)[:, None]
+        self.on_accelerator = mixers.is_accelerator(logits.device)
+        self.by_matrix = (self.on_accelerator or options.kernel == "triton") and not need_confidence
+        # By the mixing matrix, the factors are permuted; otherwise the examples, so that one product with the factors
+        # mixes many locations.
+        permutes = permutations is not None and not self.by_matrix
+        self.inverse_permutations = permutations.argsort(dim=1) if permutations is not None and permutes else None
         self.confidence = confidence
         if self.inverse_permutations is not None:
             self.confidence = confidence.gather(1, self.inverse_permutations)
+        if self.by_matrix and isinstance(factors, SparseFactors):
+            factors = factors.dense()
         self.mixer: Mixer = make_mixer(factors, logits.device)
         _, r, c = logits.shape
         locations_at_once, mixed_at_once = self.mixer.chunk_sizes(r, c)
         self.location_slices = _slices(r, locations_at_once)
         self.mixed_slices = _slices(self.mixer.num_mixed, mixed_at_once, options.columns)
+        own = options.columns or slice(0, self.mixer.num_mixed)  # other ranks compute the others
+        self.own_mixed_slices = [mixed for mixed in self.mixed_slices if own.start <= mixed.start < own.stop]
         # On a GPU, adding up by class is not deterministic, and a matrix product costs little.
-        many_classes = self.mixer.prefers_class_indices or c > FEW_CLASSES
-        on_cpu = logits.device.type == "cpu"
-        self.add_up_classes = many_classes and on_cpu and not targets.is_floating_point() and not need_confidence
+        many_classes = (self.mixer.prefers_class_indices or c > FEW_CLASSES) and not self.on_accelerator
+        self.add_up_classes = (
+            many_classes and not self.by_matrix and not targets.is_floating_point() and not need_confidence
+        )
+        self.may_underflow = self._may_underflow()
         if not targets.is_floating_point() and targets.ndim == 1 and not self.add_up_classes:
             self.targets = F.one_hot(targets, c).to(dtype)
 
-    def may_underflow(self) -> bool:
+    def _may_underflow(self) -> bool:
         """Return True if a product of confidence and factors may be too small for the type; on a CPU only."""
-        if self.logits.device.type != "cpu" or self.dtype == torch.float64:
+        if self.on_accelerator or self.dtype == torch.float64:
             return False
         values = self.factors.weight if isinstance(self.factors, SparseFactors) else self.factors
-        return _smallest_positive(self.confidence) * _smallest_positive(values) < _smallest_mass(self.dtype)
+        return _smallest_positive(self.confidence) * _smallest_positive(values) < smallest_mass(self.dtype)
 
     @cached_property
     def in_float64(self) -> Inputs:
@@ -187,39 +201,71 @@ class Inputs:
         double.mixer = make_mixer(double.factors, self.logits.device)
         return double
 
+    def loss_and_grads(self, locations: slice) -> ChunkResult:
+        """Compute the loss of all mixed examples at a chunk of locations, and its gradients in the examples' order."""
+        if self.by_matrix:
+            return loss_and_grads_by_matrix(self, locations)
+        chunk = self.chunk(locations)
+        if self.may_underflow and _underflows(chunk, self.options.confidence_weighted and not self.need_confidence):
+            chunk = self.in_float64.chunk(locations)
+        result = loss_and_grads(chunk)
+        if self.permutations is None:
+            return result
+        logits_grad = self.permute(result.logits_grad, self.permutations, locations) if self.need_logits else result[2]
+        return result._replace(
+            logits_grad=logits_grad,
+            confidence_grad=self.permute(result.confidence_grad, self.permutations, locations),
+        )
+
     def chunk(self, locations: slice) -> Chunk:
         """Take the tensors at some locations, pack them for the mixer and compute the mass of the mixed examples."""
-        options, mixer, num_classes = self.options, self.mixer, self.logits.shape[-1]
-        confidence = self.confidence[locations].to(self.dtype)
-        if self.dtype == torch.float64:
-            confidence = confidence * CONFIDENCE_SCALE
-        logits = self._take(self.logits, locations, per_location=True).to(self.dtype)
-        absent = (confidence == 0)[..., None]
-        if logits.device.type != "cpu" or bool(absent.any()):  # logits at padding may be infinite or not a number
-            logits = logits.masked_fill(absent & ~logits.isfinite() if self.need_confidence else absent, 0)
-        if options.criterion == "cross_entropy":
-            # The loss does not depend on a common shift of all classes, and a large one would cost precision.
-            logits = (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=masked_logit(self.dtype))
-        elif options.criterion == "binary_cross_entropy":
-            logits = mask_infinite(logits)
-        classes, targets, packed_targets = None, None, None
-        if self.targets.is_floating_point():
-            targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3).to(self.dtype)
-        else:
-            classes = self._take(self.targets, locations, per_location=self.targets.ndim == 2)
-            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(self.dtype)
-        if targets is not None:
-            if options.label_smoothing:
-                targets = (1 - options.label_smoothing) * targets + options.label_smoothing / num_classes
-            packed_targets = mixer.pack(confidence[..., None] * targets)
+        mixer = self.mixer
+        confidence = self.confidence_at(locations)
+        logits, classes, targets = self.examples_at(locations, confidence)
+        packed_targets = None if targets is None else mixer.pack(confidence[..., None] * targets)
         packed_confidence = mixer.pack(confidence[..., None])
         masses = [
             mixer.unpack_weights(mixer.mix(packed_confidence, locations, mixed)[:, 0]) for mixed in self.mixed_slices
         ]
         mass = masses[0] if len(masses) == 1 else torch.cat(masses, dim=1)
-        mass = F.threshold(mass, _smallest_mass(self.dtype), 0, inplace=True)
+        mass = F.threshold(mass, smallest_mass(self.dtype), 0, inplace=True)
         packed_logits = mixer.pack(confidence[..., None] * logits)
         return Chunk(self, locations, logits, confidence, classes, targets, mass, packed_logits, packed_targets)
+
+    def confidence_at(self, locations: slice) -> Tensor:
+        """Return the confidence (q, b) at some locations, in float64 multiplied by `CONFIDENCE_SCALE`."""
+        confidence = self.confidence[locations].to(self.dtype)
+        return confidence * CONFIDENCE_SCALE if self.dtype == torch.float64 else confidence
+
+    def examples_at(self, locations: slice, confidence: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the logits (q, b, c) at some locations, finite where the confidence is 0, and class indices (q, b)
+        whose shares are added up, or other targets (q or 1, b, c).
+        """
+        options, num_classes = self.options, self.logits.shape[-1]
+        logits = self._take(self.logits, locations, per_location=True)
+        absent = (confidence == 0)[..., None]
+        # Logits at padding may be infinite or not a number. The gradient of the confidence depends on finite ones.
+        if self.need_confidence:
+            logits = logits.masked_fill(absent & ~logits.isfinite(), 0)
+        if options.criterion == "cross_entropy":
+            # The loss does not depend on a common shift of all classes, and a large one would cost precision.
+            largest = logits.amax(dim=-1, keepdim=True).to(self.dtype)
+            logits = (logits - largest).clamp_(min=masked_logit(self.dtype))
+        elif options.criterion == "binary_cross_entropy":
+            logits = mask_infinite(logits.to(self.dtype))
+        else:
+            logits = logits.to(self.dtype)
+        if not self.need_confidence and (self.on_accelerator or bool(absent.any())):
+            logits = logits.masked_fill(absent, 0)
+        classes, targets = None, None
+        if self.targets.is_floating_point():
+            targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3).to(self.dtype)
+        else:
+            classes = self._take(self.targets, locations, per_location=self.targets.ndim == 2)
+            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(self.dtype)
+        if targets is not None and options.label_smoothing:
+            targets = (1 - options.label_smoothing) * targets + options.label_smoothing / num_classes
+        return logits, classes, targets
 
     def _take(self, x: Tensor, locations: slice, per_location: bool) -> Tensor:
         """Take (q, b, ...) of `x`, which is (b, r, ...) if it differs between locations and otherwise (b, ...)."""
@@ -231,11 +277,6 @@ class Inputs:
     def permute(self, x: Tensor, permutations: Tensor | None, locations: slice) -> Tensor:
         """Permute the examples of some locations: `x` (q, b, ...) by `permutations` (r, b)."""
         return x if permutations is None else x[self.rows[: len(x)], permutations[locations]]
-
-
-def _smallest_mass(dtype: torch.dtype) -> float:
-    """Return the smallest mass whose largest products with factors have all their digits."""
-    return torch.finfo(dtype).tiny * 2**26
 
 
 def _smallest_positive(x: Tensor) -> float:
@@ -254,7 +295,7 @@ def _underflows(chunk: Chunk, only_total_matters: bool) -> bool:
     """
     occupied = chunk.confidence.amax(dim=1) > 0
     if only_total_matters:
-        threshold = _smallest_mass(chunk.mass.dtype) * 2**30 * chunk.mass.shape[1]
+        threshold = smallest_mass(chunk.mass.dtype) * 2**30 * chunk.mass.shape[1]
         return bool((occupied & (chunk.mass.sum(dim=1) < threshold)).any())
     return bool((occupied & (chunk.mass == 0).any(dim=1)).any())
 

@@ -21,18 +21,21 @@ class OperationCost:
     Attributes:
         product: An operation of the matrix products with interpolation factors.
         exponential: Normalizing, exponentiating and subtracting one mixed logit, and storing the intermediate results.
+        logit: Converting one logit of an example at a location, and its gradient.
     """
 
     product: float
     exponential: float
+    logit: float
 
 
 # Measured: 1,000 mixed examples of 196 patches and 1,000 classes add 0.42 times a plain step of ViT-S/16 with b = 8,
 # 9,000 of 100 classes 0.11 times one with b = 32 (docs/performance.md). This is 360 to 480 for each mixed logit.
-CPU = OperationCost(product=1, exponential=500)
-# Modeled, not measured: a mixed logit is read and written about 20 times in float32, 80 bytes, while a GPU does over
-# 100 operations in bfloat16 for each byte of its memory bandwidth. Mixing multiplies in float32, 8 times slower.
-ACCELERATOR = OperationCost(product=8, exponential=10_000)
+CPU = OperationCost(product=1, exponential=500, logit=500)
+# Measured on an H200 with ViT-B/16, 128 images and 1,000 classes in bfloat16 (docs/gpu.md): the model does 280
+# operations in a picosecond, and the products of mixing 40, in float32. The other work takes 14 picoseconds for each
+# mixed logit, and 16 for each logit of an example at a location.
+ACCELERATOR = OperationCost(product=7, exponential=4000, logit=4500)
 
 
 def operations_per_mixed_example(
@@ -69,3 +72,33 @@ def operations_per_mixed_example(
         examples = min(examples, examples_per_mix / SPARSE_SHARE)
     products = (6 * num_classes + 2) * examples * cost.product
     return num_locations * (products + num_classes * cost.exponential) / ranks
+
+
+def operations_of_locations(
+    num_examples: int,
+    num_locations: int,
+    num_classes: int,
+    *,
+    head_operations: float = 0.0,
+    ranks: int = 1,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Return the cost of the logits of all locations, which any number of mixed examples shares.
+
+    Args:
+        num_examples: Number of examples in the mini-batch (b).
+        num_locations: Number of locations (r).
+        num_classes: Number of classes (c).
+        head_operations: Operations of the head at one location.
+        ranks: Number of ranks whose mini-batches are mixed as one. Each receives the logits of all ranks.
+        device: The device.
+
+    Returns:
+        The cost on one rank, in operations of the model: of the head, its gradient, and the conversion of the logits.
+
+    Example:
+        >>> operations_of_locations(num_examples=8, num_locations=196, num_classes=1000, head_operations=768_000)
+        4396672000.0
+    """
+    cost = CPU if torch.device(device).type == "cpu" else ACCELERATOR
+    return num_examples * num_locations * (3 * head_operations + ranks * num_classes * cost.logit)

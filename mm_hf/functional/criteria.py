@@ -74,13 +74,21 @@ def cross_entropy(logits: Tensor, targets: Tensor | ClassTargets, targets_need_g
     targets_grad = None
     if targets_need_grad:  # the targets of masked classes are 0: their gradient is not used, and would overflow
         targets_grad = logits.neg().masked_fill_(logits < -1e15, 0)
-    o, c, i = logits.shape
-    log_probs = (logits.view(o, c) if i == 1 else logits).log_softmax(dim=1).view(o, c, i)
+    log_probs = _log_softmax(logits)
     if isinstance(targets, ClassTargets):
         loss = targets.dot(log_probs).neg_()
         return loss, targets.subtract_from(log_probs.exp_()), targets_grad
     loss = (targets * log_probs).sum(dim=1).neg_()
     return loss, log_probs.exp_().sub_(targets), targets_grad
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Compute the logarithm of the softmax over the classes, the second of three dimensions, in the memory's order."""
+    o, c, i = logits.shape
+    if i == 1:
+        return logits.reshape(o, c).log_softmax(dim=1).view(o, c, 1)
+    # The softmax copies its input unless it is contiguous, and a GPU takes a multiple of the time for inner dimensions.
+    return logits.mT.log_softmax(dim=2).mT if logits.stride(1) == 1 else logits.log_softmax(dim=1)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool) -> LossAndGrads:

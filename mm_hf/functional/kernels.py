@@ -42,7 +42,7 @@ def mixed_terms(
     criterion: str,
     logits: Tensor,
     targets: Tensor | ClassTargets,
-    scale: Tensor,
+    scale: Tensor | None,
     share: Tensor,
     need_targets_grad: bool,
 ) -> MixedTerms:
@@ -52,19 +52,19 @@ def mixed_terms(
         criterion: A key of `CRITERIA`.
         logits: (o, c, i), mixed and not yet scaled.
         targets: The same for the targets; those of `ClassTargets` are scaled.
-        scale: (o, 1, i), the inverse mass.
+        scale: (o, 1, i), the inverse mass; None if logits and targets are scaled and it needs no gradient.
         share: (o, 1, i), the weight of each loss.
         need_targets_grad: Compute the gradients of the targets and of `scale`, too.
     """
-    if torch.compiler.is_compiling():  # a change of the arguments would be written to memory
+    if scale is not None and torch.compiler.is_compiling():  # a change of the arguments would be written to memory
         logits = logits * scale
         targets = targets * scale if isinstance(targets, Tensor) else targets
-    else:
+    elif scale is not None:
         logits.mul_(scale)
         targets = targets.mul_(scale) if isinstance(targets, Tensor) else targets
     original = logits.clone() if need_targets_grad else logits  # the criteria overwrite their input
     losses, grad, targets_grad = CRITERIA[criterion](logits, targets, need_targets_grad)
-    share, scale_grad = share * scale, None
+    share, scale_grad = share if scale is None else share * scale, None
     if targets_grad is not None:
         assert isinstance(targets, Tensor)
         scale_grad = (grad * original).sum(dim=1) + (targets_grad * targets).sum(dim=1)

@@ -90,7 +90,8 @@ def clean_loss(
         count = count_valid(labels, logits)
         if has_index_shape:
             labels = labels.long()
-            arguments.check_class_indices(labels, logits.shape[-1])
+            if validate_args or labels.device.type == "cpu":
+                arguments.check_class_indices(labels, logits.shape[-1])
             labels = labels.flatten()
         else:
             logits = mask_infinite(logits - logits.detach().amax(dim=-1, keepdim=True))
@@ -233,7 +234,7 @@ def dense_multimix_loss(
             result of the latter two is compared with that of "eager", which is used with a warning if they fail.
         validate_args: Check the values of labels, attention, factors and permutations. An invalid value raises a
             ValueError on a CPU; on other devices, `torch._assert_async` checks the values without synchronization. If
-            False, only shapes, dtypes, settings and class indices are checked.
+            False, only shapes, dtypes, settings and, on a CPU, class indices are checked.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 logits). 0 if no location is occupied by a valid example.
@@ -277,12 +278,14 @@ def dense_multimix_loss(
             if validate_args:
                 arguments.check_targets(labels, criterion)
             targets, is_valid = soft_targets(labels, c, dtype, criterion=criterion)
+            ignored = is_valid == 0
         else:
-            arguments.check_class_indices(labels, c)
-            is_valid = (labels != IGNORE_INDEX).to(dtype)
-            targets = labels.masked_fill(labels == IGNORE_INDEX, 0)
-        if is_valid.ndim == 1:
-            is_valid = is_valid[:, None]
+            if validate_args or labels.device.type == "cpu":
+                arguments.check_class_indices(labels, c)
+            ignored = labels == IGNORE_INDEX
+            targets = labels.masked_fill(ignored, 0)
+        if ignored.ndim == 1:
+            ignored = ignored[:, None]
         # The loss depends only on ratios within a location. They are kept in float64 on a CPU; MPS devices have none.
         confidence = attention.to(torch.float64 if attention.device.type == "cpu" else dtype)
         if confidence.requires_grad:
@@ -290,7 +293,7 @@ def dense_multimix_loss(
             # attention was multiplied by 0, would turn an infinite one into NaN.
             limit = torch.finfo(attention.dtype).max
             confidence.register_hook(lambda grad: grad.clamp(-limit, limit))
-        confidence = confidence.masked_fill(is_valid == 0, 0).T  # a product would turn an infinite gradient into NaN
+        confidence = confidence.masked_fill(ignored, 0).T  # a product would turn an infinite gradient into NaN
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(confidence.dtype).tiny
         )

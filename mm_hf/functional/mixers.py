@@ -19,6 +19,7 @@ from .factors import SparseFactors
 # than the next kernel takes to launch, within a fraction of its free memory.
 CPU_CHUNK_ELEMENTS = 1 << 20
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 25
+SMALL_CHUNK_ELEMENTS = 1 << 22  # computed at once on an accelerator: a query of its memory takes a millisecond
 BYTES_PER_CHUNK_ELEMENT = (
     256  # about 8 tensors of 4 bytes are alive at a time; a chunk takes an eighth of the free memory
 )
@@ -76,13 +77,18 @@ class Mixer(Protocol):
         """
 
 
+def is_accelerator(device: torch.device) -> bool:
+    """Return True for all devices but a CPU."""
+    return device.type != "cpu"
+
+
 def make_mixer(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
     """Return the faster mixer for these factors."""
     if isinstance(factors, Tensor):
         return DenseMixer(factors if factors.ndim == 3 else factors[None])
     few = factors.index.shape[1] <= SPARSE_SHARE * factors.num_examples
     # On a GPU a matrix product costs little, and adding up rows by index is not deterministic.
-    if device.type == "cpu" and few:
+    if few and not is_accelerator(device):
         return SparseMixer(factors)
     return DenseMixer(factors.dense()[None])
 
@@ -123,8 +129,10 @@ class DenseMixer:
         self.num_mixed = factors.shape[-1]
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
-        elements = chunk_elements(self.factors.device)
         widest = max(num_classes, self.factors.shape[1])
+        if num_locations * self.num_mixed * widest <= SMALL_CHUNK_ELEMENTS and is_accelerator(self.factors.device):
+            return num_locations, self.num_mixed
+        elements = chunk_elements(self.factors.device)
         mixed = min(self.num_mixed, max(1, elements // widest))
         return min(num_locations, max(1, elements // (mixed * widest))), mixed
 

@@ -2,7 +2,8 @@
 
 As in cut cross-entropy (Wijmans et al., 2024), the first kernel multiplies a block of classes at a time and keeps the
 running logarithm of the sum of exponentials. The second one multiplies again, and adds up the gradient of a block of
-logits over all mixed examples. Products are computed in float32.
+logits over all mixed examples. A product in float32 is the sum of three products of tensor cores ("tf32x3"), which has
+the precision of float32.
 """
 
 from __future__ import annotations
@@ -12,37 +13,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Elements of a block: examples, classes, mixed examples. tl.dot needs at least 16 of each.
-EXAMPLES, CLASSES, MIXED = 32, 64, 64
+# Elements of a block: examples that are added up, classes, mixed examples. tl.dot needs at least 16 of each.
+EXAMPLES, CLASSES, MIXED = 32, 64, 32
+LARGEST_GRADIENT = 128  # examples in a block of the gradient; more do not fit the registers
 
 
 @triton.jit
 def _products(
-    logits, targets, factors, v, k, b, c, n, stride_b, stride_k, num_examples: tl.constexpr, num_classes: tl.constexpr,
-    num_mixed: tl.constexpr,
+    logits, targets, matrix, v, k, b, c, n, logits_b, logits_v, targets_b, targets_v, matrix_b, matrix_k,
+    num_examples: tl.constexpr, num_classes: tl.constexpr, num_mixed: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """Return the products of logits (c, b) and of targets with factors (b, n), for classes v and mixed examples k."""
-    z = tl.zeros([num_classes, num_mixed], dtype=tl.float32)
-    y = tl.zeros([num_classes, num_mixed], dtype=tl.float32)
+    """Return mixed logits and mixed targets (mixed examples k, classes v) of a location."""
+    z = tl.zeros([num_mixed, num_classes], dtype=tl.float32)
+    y = tl.zeros([num_mixed, num_classes], dtype=tl.float32)
     for start in range(0, b, num_examples):
         i = start + tl.arange(0, num_examples)
-        f_mask = (i[:, None] < b) & (k[None, :] < n)
-        f = tl.load(factors + i[:, None] * stride_b + k[None, :] * stride_k, mask=f_mask, other=0.0)
-        x_mask = (v[:, None] < c) & (i[None, :] < b)
-        offsets = v[:, None] * b + i[None, :]
-        z += tl.dot(tl.load(logits + offsets, mask=x_mask, other=0.0), f, input_precision="ieee")
-        y += tl.dot(tl.load(targets + offsets, mask=x_mask, other=0.0), f, input_precision="ieee")
+        m_mask = (k[:, None] < n) & (i[None, :] < b)
+        m = tl.load(matrix + i[None, :] * matrix_b + k[:, None] * matrix_k, mask=m_mask, other=0.0)
+        mask = (i[:, None] < b) & (v[None, :] < c)
+        x = tl.load(logits + i[:, None] * logits_b + v[None, :] * logits_v, mask=mask, other=0.0)
+        t = tl.load(targets + i[:, None] * targets_b + v[None, :] * targets_v, mask=mask, other=0.0)
+        z += tl.dot(m, x, input_precision=precision)
+        y += tl.dot(m, t, input_precision=precision)
     return z, y
 
 
 @triton.jit
 def _loss_kernel(
-    logits, targets, factors, scale, losses, lse, b, c, n, stride_q, stride_b, stride_k, num_examples: tl.constexpr,
-    num_classes: tl.constexpr, num_mixed: tl.constexpr,
+    logits, targets, matrix, losses, lse, b, c, n, logits_q, logits_b, logits_v, targets_q, targets_b, targets_v,
+    matrix_q, matrix_b, matrix_k, num_examples: tl.constexpr, num_classes: tl.constexpr, num_mixed: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     q = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * num_mixed + tl.arange(0, num_mixed)
-    s = tl.load(scale + q * n + k, mask=k < n, other=0.0)
     largest = tl.full([num_mixed], float("-inf"), dtype=tl.float32)
     total = tl.zeros([num_mixed], dtype=tl.float32)
     dot = tl.zeros([num_mixed], dtype=tl.float32)
@@ -50,17 +53,15 @@ def _loss_kernel(
     for start in range(0, c, num_classes):
         v = start + tl.arange(0, num_classes)
         z, y = _products(
-            logits + q * c * b, targets + q * c * b, factors + q * stride_q, v, k, b, c, n, stride_b, stride_k,
-            num_examples, num_classes, num_mixed,
+            logits + q * logits_q, targets + q * targets_q, matrix + q * matrix_q, v, k, b, c, n, logits_b, logits_v,
+            targets_b, targets_v, matrix_b, matrix_k, num_examples, num_classes, num_mixed, precision,
         )  # fmt: skip
-        z = z * s[None, :]
-        y = y * s[None, :]
-        dot += tl.sum(y * z, axis=0)
-        z = tl.where(v[:, None] < c, z, float("-inf"))
-        larger = tl.maximum(largest, tl.max(z, axis=0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(z - larger[None, :]), axis=0)
+        dot += tl.sum(y * z, axis=1)
+        z = tl.where(v[None, :] < c, z, float("-inf"))
+        larger = tl.maximum(largest, tl.max(z, axis=1))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(z - larger[:, None]), axis=1)
         largest = larger
-        mass += tl.sum(y, axis=0)
+        mass += tl.sum(y, axis=1)
     log_total = largest + tl.log(total)
     tl.store(lse + q * n + k, log_total, mask=k < n)
     tl.store(losses + q * n + k, log_total * mass - dot, mask=k < n)
@@ -68,53 +69,54 @@ def _loss_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    logits, targets, factors, scale, weight, lse, gradient, b, c, n, stride_q, stride_b, stride_k,
-    num_examples: tl.constexpr, num_classes: tl.constexpr, num_mixed: tl.constexpr,
+    logits, targets, matrix, weight, lse, gradient, b, c, n, logits_q, logits_b, logits_v, targets_q, targets_b,
+    targets_v, matrix_q, matrix_b, matrix_k, num_examples: tl.constexpr, num_classes: tl.constexpr,
+    num_mixed: tl.constexpr, num_gradients: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     q = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * num_classes + tl.arange(0, num_classes)
-    i = tl.program_id(2) * num_examples + tl.arange(0, num_examples)
-    result = tl.zeros([num_classes, num_examples], dtype=tl.float32)
+    i = tl.program_id(2) * num_gradients + tl.arange(0, num_gradients)
+    result = tl.zeros([num_gradients, num_classes], dtype=tl.float32)
     for start in range(0, n, num_mixed):
         k = start + tl.arange(0, num_mixed)
         z, y = _products(
-            logits + q * c * b, targets + q * c * b, factors + q * stride_q, v, k, b, c, n, stride_b, stride_k,
-            num_examples, num_classes, num_mixed,
+            logits + q * logits_q, targets + q * targets_q, matrix + q * matrix_q, v, k, b, c, n, logits_b, logits_v,
+            targets_b, targets_v, matrix_b, matrix_k, num_examples, num_classes, num_mixed, precision,
         )  # fmt: skip
-        s = tl.load(scale + q * n + k, mask=k < n, other=0.0)[None, :]
-        w = tl.load(weight + q * n + k, mask=k < n, other=0.0)[None, :]
-        log_total = tl.load(lse + q * n + k, mask=k < n, other=0.0)[None, :]
-        g = (tl.exp(z * s - log_total) - y * s) * w
-        f_mask = (i[:, None] < b) & (k[None, :] < n)
-        f = tl.load(factors + q * stride_q + i[:, None] * stride_b + k[None, :] * stride_k, mask=f_mask, other=0.0)
-        result += tl.dot(g, tl.trans(f), input_precision="ieee")
-    mask = (v[:, None] < c) & (i[None, :] < b)
-    tl.store(gradient + q * c * b + v[:, None] * b + i[None, :], result, mask=mask)
+        w = tl.load(weight + q * n + k, mask=k < n, other=0.0)[:, None]
+        log_total = tl.load(lse + q * n + k, mask=k < n, other=0.0)[:, None]
+        g = (tl.exp(z - log_total) - y) * w
+        m_mask = (i[:, None] < b) & (k[None, :] < n)
+        m = tl.load(matrix + q * matrix_q + i[:, None] * matrix_b + k[None, :] * matrix_k, mask=m_mask, other=0.0)
+        result += tl.dot(m, g, input_precision=precision)
+    mask = (i[:, None] < b) & (v[None, :] < c)
+    tl.store(gradient + q * b * c + i[:, None] * c + v[None, :], result, mask=mask)
 
 
 def losses_and_gradient(
-    logits: Tensor, targets: Tensor, factors: Tensor, scale: Tensor, weight: Tensor
+    logits: Tensor, targets: Tensor, matrix: Tensor, weight: Tensor, precision: str = "tf32x3"
 ) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of mixed logits against mixed targets, and the gradient of the logits.
 
     Args:
-        logits: (q, c, b), multiplied by the confidence.
-        targets: (q, c, b), multiplied by the confidence.
-        factors: (q, b, n), or (1, b, n) for all locations.
-        scale: (q, n), the inverse mass of each mixed example.
+        logits: (q, b, c).
+        targets: (q, b, c).
+        matrix: (q, b, n), the mixing matrices.
         weight: (q, n), the weight of the gradient of each mixed example.
+        precision: `input_precision` of `tl.dot`.
 
     Returns:
-        The losses (q, n), and the gradient (q, c, b).
+        The losses (q, n), and the gradient (q, b, c).
     """
-    q, c, b = logits.shape
-    n = factors.shape[-1]
-    scale, weight = scale.contiguous(), weight.contiguous()
-    losses, lse, gradient = torch.empty_like(scale), torch.empty_like(scale), torch.empty_like(logits)
-    strides = (factors.stride(0) if len(factors) > 1 else 0, factors.stride(1), factors.stride(2))
-    blocks = {"num_examples": EXAMPLES, "num_classes": CLASSES, "num_mixed": MIXED}
-    _loss_kernel[(q, triton.cdiv(n, MIXED))](logits, targets, factors, scale, losses, lse, b, c, n, *strides, **blocks)
-    _gradient_kernel[(q, triton.cdiv(c, CLASSES), triton.cdiv(b, EXAMPLES))](
-        logits, targets, factors, scale, weight, lse, gradient, b, c, n, *strides, **blocks
+    q, b, c = logits.shape
+    n = matrix.shape[-1]
+    losses, lse = torch.empty_like(weight), torch.empty_like(weight)
+    gradient = logits.new_empty(q, b, c)
+    blocks = {"num_examples": EXAMPLES, "num_classes": CLASSES, "num_mixed": MIXED, "precision": precision}
+    strides = (*logits.stride(), *targets.stride(), *matrix.stride())
+    _loss_kernel[(q, triton.cdiv(n, MIXED))](logits, targets, matrix, losses, lse, b, c, n, *strides, **blocks)
+    rows = min(LARGEST_GRADIENT, max(16, triton.next_power_of_2(b)))
+    _gradient_kernel[(q, triton.cdiv(c, CLASSES), triton.cdiv(b, rows))](
+        logits, targets, matrix, weight, lse, gradient, b, c, n, *strides, num_gradients=rows, **blocks
     )
     return losses, gradient

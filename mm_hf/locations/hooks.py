@@ -253,7 +253,7 @@ class LocationHooks(ModuleHooks):
                 first = pool_tokens(tokens, plan.pool.split("|")[0], inputs)
                 scored = torch.cat([first[:, None].expand_as(features), features], dim=-1)
             token_logits = score_tokens(model, plan, scored) if score or row is None else None
-        weights = confidence(kind, row, features * mask[..., None], token_logits, labels)
+        weights = confidence(kind, row, features, mask, token_logits, labels)
         attention = normalize(weights.detach() if detach else weights, mask)
         return LocationOutput(logits, token_logits, mask, attention)
 

@@ -21,11 +21,13 @@ class ForwardSize:
             operations that PyTorch cannot count.
         num_locations: Number of locations, padding included; 1 if they are not known.
         num_classes: Number of logits of an example or of a location.
+        head_operations: Operations of the head at one location; 0 if the model itself returns logits of every location.
     """
 
     operations: float
     num_locations: int
     num_classes: int
+    head_operations: float = 0.0
 
 
 class OperationCounter(TorchDispatchMode):

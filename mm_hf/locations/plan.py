@@ -184,11 +184,22 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
+def head_operations(model: nn.Module, plan: Plan) -> float:
+    """Return the operations of the head at one location: a product and a sum for each weight of its matrices."""
+    if plan.pool in (EVERY, REGISTERED):
+        return 0.0
+    return 2.0 * sum(p.numel() for module in _head_modules(model, plan) for p in module.parameters() if p.ndim > 1)
+
+
+def _head_modules(model: nn.Module, plan: Plan) -> list[nn.Module]:
+    names = [name for step in plan.chain if step not in STEPS and "[" not in step for name in step.split("+")]
+    return [model.get_submodule(name) for name in names]
+
+
 @contextmanager
 def _running_statistics(model: nn.Module, plan: Plan) -> Iterator[None]:
     """Put the batch normalization layers of the head in evaluation mode."""
-    names = [name for step in plan.chain if step not in STEPS and "[" not in step for name in step.split("+")]
-    modules = [module for name in names for module in model.get_submodule(name).modules()]
+    modules = [module for part in _head_modules(model, plan) for module in part.modules()]
     training = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in training:
         norm.training = False

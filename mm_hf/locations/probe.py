@@ -31,7 +31,7 @@ from .head import check_head
 from .modes import nonzero_head_weights, probing_mode
 from .operations import ForwardSize
 from .padding import find_padding_map
-from .plan import EVERY, REGISTERED, LocationError, Plan, as_tokens, pooled_logits
+from .plan import EVERY, REGISTERED, LocationError, Plan, as_tokens, head_operations, pooled_logits
 from .probe_inputs import config_of
 from .recording import Recording, record
 from .registry import is_registered
@@ -76,7 +76,7 @@ def probe_with_size(
         recording = record(model, inputs)
         check_head(recording)
         plan = _search(recording, processing_class) if plan is None else _verify(recording, plan)
-        return plan, forward_size(recording, plan)
+        return plan, replace(forward_size(recording, plan), head_operations=head_operations(model, plan))
 
 
 def forward_size(recording: Recording, plan: Plan | None = None) -> ForwardSize:

@@ -148,6 +148,12 @@ class Mixing:
         """Return the cost of each mixed example, in operations of the model: see `mm_hf.functional.cost`."""
         return 0.0
 
+    def operations_of_locations(
+        self, num_examples: int, num_locations: int, num_classes: int, head_operations: float, device: torch.device
+    ) -> float:
+        """Return the cost that any number of mixed examples shares, in operations of the model."""
+        return 0.0
+
     def check_inputs(self, inputs: Mapping[str, Any], model: nn.Module) -> None:
         """Raise a ValueError if the inputs of the first mini-batch cannot be mixed."""
 

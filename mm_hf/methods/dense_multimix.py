@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import GlobalBatch
+from ..functional.cost import operations_of_locations
 from ..locations import LocationOutput
 from .base import Mixing, Requirements
 from .cutmix import can_cut
@@ -88,6 +89,15 @@ class DenseMultiMix(MultiMix):
     def _mixed_locations(self, num_locations: int) -> int:
         return super()._mixed_locations(num_locations) + (num_locations if self.dense_weight else 0)
 
+    def operations_of_locations(
+        self, num_examples: int, num_locations: int, num_classes: int, head_operations: float, device: torch.device
+    ) -> float:
+        if not self.dense_weight:
+            return 0.0
+        return operations_of_locations(
+            num_examples, num_locations, num_classes, head_operations=head_operations, ranks=self.ranks, device=device
+        )
+
     def default_input_methods(self, inputs: Mapping[str, Any]) -> tuple[Mixing, ...]:
         """Return the methods of `input_mixing=None`: CutMix, or mixup for inputs that cannot be cut."""
         return INPUT_METHODS["cutmix" if can_cut(inputs) else "mixup"]
@@ -109,4 +119,4 @@ class DenseMultiMix(MultiMix):
 def mean_entropy(attention: Tensor) -> Tensor:
     """Return the mean over the examples of the entropy of their attention (b, r) over the locations, in nats."""
     attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    return -torch.xlogy(attention, attention).sum(dim=1).mean()
+    return torch.special.entr(attention).sum(dim=1).mean()

@@ -282,7 +282,9 @@ class MultiMix(Mixing):
         """
         terms = {}
         if self.clean_weight:
-            loss = clean_loss(output.logits, labels, **options)
+            # The training step has checked the labels; on a GPU, each check is several kernels.
+            on_cpu = labels.device.type == "cpu"
+            loss = clean_loss(output.logits, labels, **options, validate_args=on_cpu)
             if batch is not None:
                 valid = count_valid(labels, output.logits, options["criterion"])
                 loss = loss * batch.world_size * valid / batch.total(valid).clamp(min=1e-9)
@@ -381,6 +383,11 @@ class MultiMix(Mixing):
         return self.gather_across_devices and is_distributed()
 
     @property
+    def ranks(self) -> int:
+        """Number of ranks whose mini-batches are mixed as one."""
+        return torch.distributed.get_world_size() if self.gathers else 1
+
+    @property
     def is_auto(self) -> bool:
         return self.num_mixed == "auto"
 
@@ -392,10 +399,9 @@ class MultiMix(Mixing):
     def operations_per_mixed_example(
         self, num_examples: int, num_locations: int, num_classes: int, device: torch.device
     ) -> float:
-        ranks = torch.distributed.get_world_size() if self.gathers else 1
         return operations_per_mixed_example(
             num_examples, self._mixed_locations(num_locations), num_classes,
-            examples_per_mix=self._examples_drawn(num_examples * ranks), ranks=ranks, device=device,
+            examples_per_mix=self._examples_drawn(num_examples * self.ranks), ranks=self.ranks, device=device,
         )  # fmt: skip
 
     def _mixed_locations(self, num_locations: int) -> int:

@@ -69,11 +69,17 @@ class AutoNumMixed:
             mixing.operations_per_mixed_example(num_examples, size.num_locations, size.num_classes, device)
             for num_examples, size in self._forwards
         ]
-        self.num_mixed = min(map(choose_num_mixed, steps, each))
+        shared = [
+            mixing.operations_of_locations(
+                num_examples, size.num_locations, size.num_classes, size.head_operations, device
+            )
+            for num_examples, size in self._forwards
+        ]
+        self.num_mixed = min(map(choose_num_mixed, steps, each, shared))
         if not all(steps):
             reason = "the smallest number, because PyTorch cannot count the operations of this model"
         else:
-            self.share = self.num_mixed * max(e / step for e, step in zip(each, steps))
+            self.share = max((self.num_mixed * e + s) / step for e, s, step in zip(each, shared, steps))
             reason = f"whose expected cost is {self.share:.1%} of the operations of a training step"
         logger.info("num_mixed='auto': %s mixed examples per step, %s.", f"{self.num_mixed:,}", reason)
         return self.num_mixed
@@ -85,12 +91,13 @@ def _gather(x: Any) -> list[Any]:
     return all_gather_object(x)
 
 
-def choose_num_mixed(step: float, each: float) -> int:
+def choose_num_mixed(step: float, each: float, shared: float = 0.0) -> int:
     """Return the largest number of mixed examples, of one significant digit, that costs at most `BUDGET` of a step.
 
     Args:
         step: Operations of a training step without mixing.
         each: Operations of each mixed example.
+        shared: Operations that any number of mixed examples shares.
 
     Returns:
         A number between `LEAST` and `MOST`.
@@ -99,6 +106,6 @@ def choose_num_mixed(step: float, each: float) -> int:
         >>> choose_num_mixed(step=1e12, each=1e8), choose_num_mixed(step=1e12, each=1e9), choose_num_mixed(1e12, 1e7)
         (300, 32, 1000)
     """
-    affordable = BUDGET * step
+    affordable = BUDGET * step - shared
     candidates = [digit * unit for unit in (10, 100, 1000) for digit in range(1, 10)]
     return max((n for n in candidates if LEAST < n <= MOST and n * each <= affordable), default=LEAST)

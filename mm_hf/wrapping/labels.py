@@ -153,7 +153,9 @@ def convert_labels(labels: Any, kind: LabelKind) -> Tensor:
     if labels.shape == (len(labels), 1):
         labels = labels[:, 0]
     largest = kind.num_labels - 1
-    valid = ((labels >= 0) & (labels <= largest)) | (labels == IGNORE_INDEX) | (labels == kind.ignored)
+    valid = ((labels >= 0) & (labels <= largest)) | (labels == IGNORE_INDEX)
+    if kind.ignored != IGNORE_INDEX:
+        valid |= labels == kind.ignored
     _require(
         valid.all(),
         lambda: (

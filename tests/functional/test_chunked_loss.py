@@ -64,6 +64,18 @@ def test_sparse_and_dense_mixers_agree(problem, by_attention, chunk, row):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+@given(problems(), st.sampled_from([1, 20, 1 << 19]))
+def test_mixing_matrix_and_mixers_agree(problem, chunk):
+    logits, labels, attention, factors, options = problem
+    expected = loss_and_gradients(logits, labels, attention, factors, options, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixers, "chunk_elements", lambda device: chunk)
+        patch.setattr(mixers, "is_accelerator", lambda device: True)
+        actual = loss_and_gradients(logits, labels, attention, factors, options, False)
+    for ours, theirs in zip(actual[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
 @given(problems(), st.booleans())
 def test_float32_matches_float64(problem, sparse):
     logits, labels, attention, factors, options = problem
@@ -105,11 +117,14 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize("kind", ["sparse", "dense", "per location"])
 @pytest.mark.parametrize("c", [5, 60])
-def test_no_tensor_is_larger_than_a_chunk(kind, c, monkeypatch):
+def test_no_tensor_is_larger_than_a_chunk(kind, c, accelerator, monkeypatch):
+    monkeypatch.setattr(mixers, "is_accelerator", lambda device: accelerator)
     monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 15)
     monkeypatch.setattr(mixers, "ROW_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(mixers, "SMALL_CHUNK_ELEMENTS", 1 << 15)
     b, r, n = 10, 40, 2000
     factors = {
         "sparse": lambda: sample_sparse_factors(b, n, 0.5, examples_per_mix=3),

@@ -3,17 +3,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, multimix_loss, sample_factors
+from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, mixers, multimix_loss, sample_factors
 from mm_hf.functional.factors import sample_permutations
 from tests.helpers import reference
 
 
-@pytest.fixture(autouse=True, scope="module", params=[0, 64], ids=["class shares", "one-hot targets"])
-def few_classes(request):
-    """Run every test with both ways of mixing labels, for any number of classes."""
-    saved, chunked_loss.FEW_CLASSES = chunked_loss.FEW_CLASSES, request.param
-    yield
-    chunked_loss.FEW_CLASSES = saved
+@pytest.fixture(autouse=True, scope="module", params=["class shares", "one-hot targets", "mixing matrix"])
+def way_of_mixing(request):
+    """Run every test with each way of mixing, for any number of classes; the last one is that of accelerators."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked_loss, "FEW_CLASSES", 0 if request.param == "class shares" else 64)
+        patch.setattr(mixers, "is_accelerator", lambda device: request.param == "mixing matrix")
+        yield
 
 
 @st.composite

@@ -19,7 +19,12 @@ NO_CLASSES = (
 
 
 def confidence(
-    kind: str, row: Tensor | None, tokens: Tensor, token_logits: Tensor | None, labels: Tensor | None
+    kind: str,
+    row: Tensor | None,
+    tokens: Tensor,
+    mask: Tensor,
+    token_logits: Tensor | None,
+    labels: Tensor | None,
 ) -> Tensor:
     """Return the confidence (b, r) >= 0 of each location, before masking and normalization.
 
@@ -28,6 +33,7 @@ def confidence(
             with their mean. "cam": the positive part of the label's logit at a location. "uniform": 1 everywhere.
         row: (b, r) attention over the locations, for "cls" and "mean".
         tokens: (b, r, d) features at the locations.
+        mask: (b, r), the locations that are mixed.
         token_logits: (b, r, c), for "cam".
         labels: (b,) or (b, c), for "cam".
 
@@ -38,7 +44,7 @@ def confidence(
         assert row is not None
         return row
     if kind == "gap":
-        tokens = tokens.float()
+        tokens = (tokens * mask[..., None]).float()
         return (tokens @ tokens.mean(dim=1, keepdim=True).mT)[..., 0].relu()
     if kind == "cam":
         assert token_logits is not None
@@ -143,7 +149,10 @@ def attention_rows(
         return x.expand(b, -1, -1, -1)[torch.arange(b, device=x.device), :, index].unsqueeze(2)
 
     with torch.autocast(query.device.type, enabled=False):
-        keys = key.float().repeat_interleave(heads // key.shape[1], dim=1)
+        # A contiguous copy of the heads is a part of the conversion; the product would make one more.
+        keys = key.to(torch.float32, memory_format=torch.contiguous_format)
+        if heads != key.shape[1]:
+            keys = keys.repeat_interleave(heads // key.shape[1], dim=1)
         scores = rows(query).float() @ keys.mT * (d**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
