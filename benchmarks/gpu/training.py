@@ -25,7 +25,7 @@ from benchmarks.gpu.setup import Rows, Setup, describe
 from mm_hf import ERM, CutMix, DenseMultiMix, Mixing, wrap_model
 from mm_hf.evaluation.metrics.classification import accuracy, calibration_error, negative_log_likelihood
 
-FILE, MINUTES, PROCESSES = "gpu_training.csv", 13.0, 9
+FILE, MINUTES, PROCESSES = "gpu_training.csv", 13.0, 3
 DIRECTORY = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "CutMix()": CutMix(), "DenseMultiMix()": DenseMultiMix()}
 SEEDS, EPOCHS, BATCH = (0, 1, 2), 100, 1024
