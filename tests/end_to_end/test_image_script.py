@@ -1,7 +1,11 @@
 """The scripts for image classification and the demo, on a small budget."""
 
 import ast
+import contextlib
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from demo_training import Run, train
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
 
@@ -164,16 +169,58 @@ def test_missing_data_set_names_its_package(monkeypatch):
 
 
 def test_demo_on_a_small_budget(tmp_path):
-    output = run_script("demo", "--seeds", 1, "--epochs", 2, "--output_dir", tmp_path)
+    output = run_script("demo", "--seeds", 1, "--epochs", 2, "--processes", 1, "--output_dir", tmp_path)
     assert "Few images, long training: 400 images, 2 epochs" in output and "Nearly solved: 1,347 images" in output
-    assert output.count("Dense MultiMix and plain training do not differ reliably over 1 seeds.") == 2
+    assert output.count("One seed shows no reliable difference: use --seeds 3.") == 2
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["seeds"] == [0] and results["versions"]["torch"] == torch.__version__
     for runs in [runs for regime in results["results"].values() for runs in regime.values()]:
         assert set(runs[0]) == {"accuracy", "nll", "calibration_error", "seconds", "loss_terms_per_step"}
-    assert results["results"]["Few images, long training"]["Dense MultiMix"][0]["loss_terms_per_step"] > 64
+    ours = results["results"]["Few images, long training"]["Dense MultiMix"][0]
+    assert ours["loss_terms_per_step"] > 64
     for picture in ("training.png", "attention.png"):
         assert Image.open(tmp_path / picture).size[0] > 800
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
     assert model.config.num_labels == 10
     AutoImageProcessor.from_pretrained(tmp_path / "model")
+
+    steps = []
+    run = Run("Few images, long training", 400, 2, "Dense MultiMix", 0, tmp_path / "alone")
+    alone = train(run, lambda step, loss: steps.append(step))
+    for name in ("accuracy", "nll", "calibration_error"):  # the process had trained another model before
+        assert alone.metrics[name] == ours[name]
+    assert steps == list(range(1, run.steps + 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_interrupted_demo_ends_its_processes(tmp_path, sent, to_all):
+    """Ctrl-C reaches all processes of a terminal; `kill` and `timeout` reach the first one."""
+    command = [sys.executable, "-u", "examples/demo.py", "--processes", "2", "--epochs", "40", "--output_dir", tmp_path]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=EXAMPLES.parent,
+    ) as demo:
+        assert demo.stdout is not None
+        lines = list(itertools.islice(demo.stdout, 2))
+        assert "accuracy" in lines[1]  # of the first completed run: all processes have started
+        (os.killpg if to_all else os.kill)(demo.pid, sent)
+        rest = demo.communicate(timeout=60)[0]
+    assert demo.returncode == 130 and rest.strip().endswith("Interrupted.") and "Traceback" not in rest
+    assert not training_processes(demo.pid)
+
+
+def training_processes(session):
+    """Return the command lines of the processes of a session, without the resource tracker, which ends by itself."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended in between
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_text()
+            if int(fields[3]) == session and fields[0] != "Z" and "resource_tracker" not in command:
+                found.append(command)
+    return found
