@@ -71,8 +71,8 @@ def run(setup: Setup) -> None:
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the table of docs/gpu.md."""
     found = [
-        ["b", "r", "c", "n", "kernel", "loss and gradient", "against eager", "kernels' time", "against eager", "kernels",
-         "peak memory", "first call"]
+        ["b", "r", "c", "n", "kernel", "loss and gradient", "against eager", "kernels' time", "against eager",
+         "kernels", "peak memory", "first call"]
     ]  # fmt: skip
     sizes = ("b", "r", "c", "n")
     eager = {tuple(row[k] for k in sizes): row for row in rows if row["kernel"] == "eager"}
