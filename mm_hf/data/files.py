@@ -10,6 +10,7 @@ from datasets import DatasetDict, load_from_disk
 from pyarrow import ArrowException
 
 from .folders import image_extensions, load_image_folders
+from .table_checks import check_arrow
 from .tables import TABLES, files_below, is_table, read_tables
 
 SPLITS = {
@@ -63,6 +64,8 @@ def load_local(path: str | Path, **hub: Any) -> DatasetDict | None:
 
 
 def _load_saved(path: Path) -> DatasetDict:
+    for file in sorted(set(path.rglob("*.arrow")) - set(path.rglob("cache-*"))):
+        check_arrow(file)
     try:
         saved = load_from_disk(str(path))
     except (ArrowException, ValueError, TypeError, KeyError, AttributeError, OSError) as error:

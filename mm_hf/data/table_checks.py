@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,29 +20,44 @@ CSV = (".csv", ".tsv")
 TEXT = (*CSV, ".json", ".jsonl", ".ndjson")
 ZERO_PADDED = re.compile(r"\s*0[0-9]+\s*")
 JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+UNCLOSED = "a quote is never closed; double the quotes inside a field, and enclose the field in quotes"
+TEXT_AFTER_QUOTE = (
+    "text follows a closing quote; enclose the complete field in quotes, and double the quotes inside it, as in "
+    '"He said ""yes"" again"'
+)
+ROWS_QUOTED = 'a quoted field contains other rows; write a field that is one quote as """"'
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the first is also the beginning of UTF-32's
 
 
-def check_table(path: Path, separator: str = ",") -> None:
+def check_table(path: Path, separator: str = ",") -> set[str]:
     """Check a file before it is read: that it has content, that text is UTF-8, and what its reader would misread.
 
     Args:
         path: A file.
         separator: Separator of the fields of a CSV file.
 
+    Returns:
+        The columns of a CSV file with numbers such as 007, which pandas would convert to 7. Their values are names of
+        classes or files, and are read as text.
+
     Raises:
-        ValueError: It is empty, has another encoding or NUL bytes; the first row of a CSV file has more fields than
-            there are columns, which pandas would read as the index; or the rows of a JSON file are no objects, or have
-            a field of several types, which `datasets` would convert to JSON strings.
+        ValueError: It is empty, has another encoding or NUL bytes; a CSV file has a row with more fields than there are
+            columns, or quotes that pandas would misread; the rows of a JSON file are no objects, or have a field of
+            several types, which `datasets` would convert to JSON strings; or an Arrow stream has no end.
     """
-    if path.suffix.lower() in TEXT:
+    suffix = path.suffix.lower()
+    if suffix in TEXT:
         check_text(path)
     elif not path.stat().st_size:
         raise ValueError(f"{path} is empty: add rows or remove it.")
-    if path.suffix.lower() in CSV:
-        _check_first_row(path, separator)
-    elif path.suffix.lower() in TEXT:
+    if suffix in CSV:
+        return _check_csv(path, separator)
+    if suffix in TEXT:
         _check_json(path)
+    elif suffix == ".arrow":
+        check_arrow(path)
+    return set()
 
 
 def check_text(path: Path) -> None:
@@ -78,18 +95,39 @@ def check_text(path: Path) -> None:
         raise ValueError(f"{path} ends in an incomplete character in line {line}: copy the complete file.")
 
 
-def _check_first_row(path: Path, separator: str) -> None:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = filter(None, csv.reader(file, delimiter=separator))
-        try:
-            header, first = next(rows, []), next(rows, [])
-        except csv.Error:  # pandas has other limits
-            return
-    if len(first) > len(header):
-        raise ValueError(
-            f"{path} has {len(header)} columns, and its first row has {len(first)} fields: quote fields that contain "
-            f"{separator!r}, or name each column in the first line."
+def _check_csv(path: Path, separator: str) -> set[str]:
+    """Check the rows of a CSV file; return the columns with numbers that begin with 0."""
+    padded: set[str] = set()
+    names: list[str] = []
+    line, problem = 1, None
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=separator, strict=True)
+            for row in rows:
+                names = names or row
+                problem = _row_problem(row, len(names), separator)
+                if problem is not None:
+                    break
+                padded.update(name for name, value in zip(names, row) if ZERO_PADDED.fullmatch(value))
+                line = rows.line_num + 1
+    except csv.Error as error:
+        problem = UNCLOSED if "end of data" in str(error) else TEXT_AFTER_QUOTE
+    finally:
+        csv.field_size_limit(limit)
+    if problem is not None:
+        raise ValueError(f"{path} has a damaged row in line {line}: {problem}.")
+    return padded
+
+
+def _row_problem(row: list[str], columns: int, separator: str) -> str | None:
+    if len(row) > columns:
+        return (
+            f"it has {len(row)} fields, but the table has {columns} columns; quote fields that contain {separator!r}, "
+            "and name each column in the first line"
         )
+    rows_inside = re.compile(rf"{separator}.*[{separator}\r\n]|[\r\n].*{separator}", re.DOTALL)
+    return ROWS_QUOTED if any("\n" in value and rows_inside.fullmatch(value) for value in row) else None
 
 
 def _check_json(path: Path) -> None:
@@ -128,23 +166,6 @@ def _parse(path: Path, text: str, line: int | None = None) -> Any:
         raise ValueError(f"{path} is not JSON ({place}{error}): correct it, or write one object per line.") from error
 
 
-def text_columns(path: Path, separator: str = ",") -> set[str]:
-    """Return the columns of a CSV file with numbers such as 007, which a reader would convert to 7.
-
-    Their values are names of classes or files, and are read as text.
-    """
-    found: set[str] = set()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=separator)
-        names = next(filter(None, rows), [])
-        try:
-            for row in rows:
-                found.update(name for name, value in zip(names, row) if ZERO_PADDED.fullmatch(value))
-        except csv.Error:  # pandas has other limits
-            pass
-    return found
-
-
 def problem(path: Path, separator: str = ",") -> str | None:
     """Return the reason why a table that `check_table` accepts cannot be read; None if it can."""
     try:
@@ -164,6 +185,25 @@ def columns(path: Path, separator: str = ",") -> list[str]:
     if path.suffix.lower() in TEXT:
         return sorted({name for _, row in _json_rows(path) for name in row})
     return sorted(_read_binary(path).column_names)
+
+
+def check_arrow(path: Path) -> None:
+    """Check that a stream of Arrow is complete. Its reader takes one that ends between two batches for complete.
+
+    Raises:
+        ValueError: The stream has no end, or something follows it.
+    """
+    with path.open("rb") as file:
+        if file.read(6) == b"ARROW1":  # a file with a table of contents at its end
+            return
+        file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
+        if file.read() != END:
+            raise ValueError(f"{path} has no end, as files that were cut: copy the complete file.")
+    with contextlib.suppress(pa.ArrowInvalid), pa.memory_map(str(path)) as stream:
+        for _ in pa.ipc.open_stream(stream):
+            pass
+        if stream.tell() < stream.size():
+            raise ValueError(f"{path} contains several streams, of which only the first is read: write one file each.")
 
 
 def _read_binary(path: Path) -> pa.Table:

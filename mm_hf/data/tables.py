@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from .table_checks import check_table, columns, problem, text_columns
+from .table_checks import check_table, columns, problem
 
 # Only empty cells are missing values: words such as "NA" and "None" may be classes and texts.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -71,11 +71,9 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
         raise ValueError(f"the files have the formats {', '.join(suffixes)}: use the same format for all files.")
     every = [path for paths in files.values() for path in paths]
     separator = settings.get("sep", ",")
-    for path in every:
-        check_table(path, separator)
-    if reader == "csv":
-        names = sorted(set().union(*(text_columns(path, separator) for path in every)))
-        settings = {**settings, "converters": dict.fromkeys(names, str) or None}
+    names = sorted(set().union(*(check_table(path, separator) for path in every)))
+    if names:
+        settings = {**settings, "converters": dict.fromkeys(names, str)}
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     try:
         with _quiet():

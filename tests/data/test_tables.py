@@ -1,9 +1,12 @@
 """Damaged tables: each is an error that names the file, the row where it is known, and the remedy."""
 
 import gzip
+import io
 import json
 import shutil
+from csv import DictWriter
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -113,17 +116,78 @@ def test_line_of_a_large_file_is_named(tmp_path):
 def test_rows_with_too_many_fields_are_errors(suffix, tmp_path):
     separator = {".csv": ",", ".tsv": "\t"}[suffix]
     good = TEXT[suffix]
+    message = "has a damaged row in line {}: it has 3 fields, but the table has 2 columns; quote fields that contain"
     in_row_5 = good.replace("xt 5", f"x{separator}t 5")
-    raises(tmp_path, suffix, good.encode(), in_row_5.encode(), "Expected 2 fields in line 7, saw 3")
+    raises(tmp_path, suffix, good.encode(), in_row_5.encode(), message.format(7))
     for shifted in (good.replace(" ", separator), good.replace("bad\n", f"bad{separator}\n")):
-        message = "has 2 columns, and its first row has 3 fields: quote fields that contain"
-        raises(tmp_path, suffix, good.encode(), shifted.encode(), message)
+        raises(tmp_path, suffix, good.encode(), shifted.encode(), message.format(2))
+    single = good.replace("tëxt 3", f"'tëxt{separator} 3'")  # quotes of another kind
+    raises(tmp_path, suffix, good.encode(), single.encode(), message.format(5))
+
+
+QUOTES = {
+    "unclosed": ('"tëxt 3', "line 5: a quote is never closed; double the quotes inside"),
+    "text behind": ('"tëxt" 3', "line 5: text follows a closing quote; enclose the complete field in quotes"),
+    "space behind": ('"tëxt 3" ', "line 5: text follows a closing quote"),
+    "backslashes": (r'"t\"ëx\"t 3"', "line 5: text follows a closing quote"),
+    "closed in a later row": ('"tëxt 3,good\ntëxt 4" again', "line 5: text follows a closing quote"),
+    "alone": (
+        '",good\ntëxt,bad\n"',
+        'line 5: a quoted field contains other rows; write a field that is one quote as """"',
+    ),
+}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_quote_that_is_never_closed_is_an_error(suffix, tmp_path):
+@pytest.mark.parametrize("name", QUOTES)
+def test_quotes_that_a_reader_would_misread_are_errors(name, suffix, tmp_path):
+    """Pandas reads all but the first without an error: it drops quotes, or makes one field of several rows."""
     good = TEXT[suffix]
-    raises(tmp_path, suffix, good.encode(), good.replace("tëxt 3", '"tëxt 3').encode(), "EOF inside string .* row 4")
+    field, message = QUOTES[name]
+    bad = good.replace("tëxt 3", field.replace(",", {".csv": ",", ".tsv": "\t"}[suffix]))
+    raises(tmp_path, suffix, good.encode(), bad.encode(), message)
+
+
+def test_lone_quotes_in_the_last_column_are_errors(tmp_path):
+    bad = 'label,text\nbad,"\ngood,x\nbad,"\ngood,y\n'
+    raises(tmp_path, ".csv", TEXT[".csv"].encode(), bad.encode(), "line 2: a quoted field contains other rows")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'say "yes"',
+        'a "b" c, d',
+        '"',
+        '""',
+        "a\nb",
+        "\na, b\n",
+        "it's",
+        "'a'",
+        "«a» “b”",
+        "a\tb",
+        "a\\",
+        " a ",
+        "x" * 200_000,
+    ],
+)
+def test_fields_are_read_as_they_were_written(text, suffix, ending, tmp_path):
+    """Fields written with quotes where the format requires them."""
+    rows = [{**row, "text": f"{i}{text}" if i % 2 else text} for i, row in enumerate(ROWS)]
+    file = io.StringIO(newline="")
+    writer = DictWriter(file, ["text", "label"], delimiter={".csv": ",", ".tsv": "\t"}[suffix], lineterminator=ending)
+    writer.writeheader()
+    writer.writerows(rows)
+    content = file.getvalue().encode()
+    assert texts(load(tmp_path, suffix, content, content)) == sorted(row["text"] for row in rows)
+
+
+def test_quotes_inside_an_unquoted_field_are_text(tmp_path):
+    content = b'text,label\na "b" c,bad\n5" disk,good\nit\'s,bad\nx""y,good\n'
+    splits = load(tmp_path, ".csv", content, content)
+    assert texts(splits) == sorted(['a "b" c', '5" disk', "it's", 'x""y'])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -208,9 +272,52 @@ def test_damaged_binary_tables_are_errors(suffix, damage, binary, tmp_path):
         "text": TEXT[".csv"].encode(),
     }[damage]
     message = r"cannot be read \(.*\): correct or remove it|has no rows|has the columns none, and"
+    if suffix == ".arrow":
+        message = "has no end, as files that were cut: copy the complete file"
     message = "is empty: add rows" if damage == "empty" else message
     for split in ("train", "test"):
         raises(tmp_path, suffix, good, bad, message, split)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Return a stream of Arrow of three batches, and the positions between them."""
+    table, stream, ends = Dataset.from_list(ROWS).data.table, io.BytesIO(), []
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=3):
+            writer.write_batch(batch)
+            ends.append(stream.tell())
+    return stream.getvalue(), ends
+
+
+def test_streams_that_were_cut_between_two_batches_are_errors(batches, tmp_path):
+    """Arrow reads them without an error as a shorter table."""
+    good, ends = batches
+    for end in ends:
+        assert pa.ipc.open_stream(good[:end]).read_all().num_rows in (3, 6, 8)
+        raises(tmp_path, ".arrow", good, good[:end], "has no end, as files that were cut: copy the complete file")
+    raises(tmp_path, ".arrow", good, good + good, "contains several streams, of which only the first is read")
+    assert len(load(tmp_path, ".arrow", good, good).test) == 8
+
+
+def test_saved_dataset_that_was_cut_between_two_batches_is_an_error(batches, tmp_path):
+    good, ends = batches
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    file = tmp_path / "saved/test/data-00000-of-00001.arrow"
+    file.write_bytes(good)
+    assert len(load_splits(DataOptions(str(tmp_path / "saved"))).test) == 8
+    file.write_bytes(good[: ends[1]])
+    with pytest.raises(ValueError, match=f"{file} has no end, as files that were cut: copy the complete file"):
+        load_splits(DataOptions(str(tmp_path / "saved")))
+
+
+def test_arrow_file_that_was_cut_is_an_error(tmp_path):
+    table, file = Dataset.from_list(ROWS).data.table, io.BytesIO()
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    good = file.getvalue()
+    raises(tmp_path, ".arrow", good, good[: len(good) // 2], r"cannot be read \(.*\): correct or remove it")
+    assert len(load(tmp_path, ".arrow", good, good).test) == 8
 
 
 def test_files_of_different_columns_are_an_error(tmp_path):

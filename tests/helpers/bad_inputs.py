@@ -140,9 +140,26 @@ CASES: dict[str, list[str]] = {
         f"mm-hf train --dataset_name utf_16 {VIT}",
         f"mm-hf train --dataset_name unquoted {VIT}",
         f"mm-hf train --dataset_name ragged {VIT}",
+        f"mm-hf train --dataset_name unclosed_quote {VIT}",
+        f"mm-hf train --dataset_name text_after_quote {VIT}",
+        f"mm-hf train --dataset_name lone_quotes {VIT}",
+        f"mm-hf train --dataset_name nul_byte {VIT}",
+        f"mm-hf train --dataset_name empty_file {VIT}",
+        f"mm-hf train --dataset_name no_rows {VIT}",
+        f"mm-hf train --dataset_name several_formats {VIT}",
+        f"mm-hf train --dataset_name other_columns {VIT}",
+        f"mm-hf train --dataset_name other_classes {VIT}",
+        f"mm-hf train --dataset_name fractions {VIT}",
         f"mm-hf train --dataset_name broken_line {VIT}",
+        f"mm-hf train --dataset_name no_objects {VIT}",
+        f"mm-hf train --dataset_name several_types {VIT}",
         f"mm-hf train --dataset_name cut_parquet {VIT}",
+        f"mm-hf train --dataset_name cut_stream {VIT}",
+        f"mm-hf train --dataset_name two_streams {VIT}",
         f"mm-hf train --dataset_name numbers {VIT}",
+        f"mm-hf train --train_dir two_tables --test_dir images/test {VIT}",
+        f"mm-hf train --train_dir no_file_name --test_dir no_file_name {VIT}",
+        f"mm-hf train --train_dir lost_image --test_dir lost_image {VIT}",
         f"mm-hf compare --dataset_name digits --ood_classes 11 {VIT}",
         f"mm-hf compare --dataset_name digits --ood_classes 0 1 2 3 4 5 6 7 8 {VIT}",
     ],
@@ -170,6 +187,7 @@ CASES: dict[str, list[str]] = {
         "wrap_model(torch.compile(vit), DenseMultiMix())",
         "wrap_model(torch.nn.DataParallel(vit), DenseMultiMix())",
         "wrap_model(vit, MultiMix()) and wrap_model(vit, Mixup())",
+        "train(regression, DenseMultiMix(attention='cam'), labels=[0.5, 1.5, 2.5, 3.5])",
     ],
 }
 
@@ -207,22 +225,45 @@ def make_workspace(root: Path) -> None:
         for split in ("train", "test"):
             (root / name / f"{split}.csv").write_text(text)
     text = "text,label\n" + "".join(f"caf\u00e9 {i},{('up', 'down')[i % 2]}\n" for i in range(8))
+    stream = _stream(text)
     files = {
         "unreadable/{}.csv": b"text,label\n\xff\xfe\x00,\x81\n",
         "latin_1/{}.csv": text.encode("latin-1"),
         "utf_16/{}.csv": text.encode("utf-16"),
-        "unquoted/{}.csv": text.replace(",up", ", fine,up").encode(),
-        "ragged/{}.csv": text.replace(" 6,", ", fine,").encode(),
-        "broken_line/{}.jsonl": b'{"text": "good", "label": "up"}\n{"text": "bad", "label": \n',
+        "unquoted/{}.csv": text.replace(",up", ", fine,up"),
+        "ragged/{}.csv": text.replace(" 6,", ", fine,"),
+        "unclosed_quote/{}.csv": text.replace("caf\u00e9 6", '"caf\u00e9 6'),
+        "text_after_quote/{}.csv": text.replace("caf\u00e9 6", '"caf\u00e9" 6'),
+        "lone_quotes/{}.csv": text.replace("caf\u00e9 2", '"').replace("caf\u00e9 6", '"'),
+        "nul_byte/{}.csv": text.replace(" 6", "\0"),
+        "empty_file/{}.csv": "",
+        "no_rows/{}.csv": "text,label\n",
+        "several_formats/train.csv": text,
+        "several_formats/test.tsv": text.replace(",", "\t"),
+        "other_columns/train.csv": text,
+        "other_columns/test.csv": text.replace("label", "class"),
+        "other_classes/train.csv": text,
+        "other_classes/test.csv": text.replace("up", "left"),
+        "fractions/{}.csv": "text,label\ngood,0.5\nbad,1.0\n",
+        "broken_line/{}.jsonl": '{"text": "good", "label": "up"}\n{"text": "bad", "label": \n',
+        "no_objects/{}.jsonl": '{"text": "good", "label": "up"}\n["bad", "down"]\n',
+        "several_types/{}.jsonl": '{"text": "good", "label": "up"}\n{"text": "bad", "label": 0}\n',
         "cut_parquet/{}.parquet": b"PAR1" + bytes(60),
+        "cut_stream/{}.arrow": stream[:-8],
+        "two_streams/{}.arrow": 2 * stream,
+        "two_tables/metadata.csv": "file_name,label\n0.png,up\n",
+        "two_tables/metadata.jsonl": '{"file_name": "0.png", "label": "up"}\n',
+        "no_file_name/metadata.csv": "file_name,label\n,up\n",
+        "lost_image/metadata.csv": "file_name,label\n0.png,up\n",
     }
     for name, content in files.items():
         for split in ("train", "test"):
-            (root / name.format(split)).parent.mkdir(exist_ok=True)
-            (root / name.format(split)).write_bytes(content)
+            path = root / name.format(split)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
     from transformers import AutoModelForImageClassification
 
-    for name, classes in (("vit", 2), ("vit_of_three_classes", 3)):
+    for name, classes in (("vit", 2), ("vit_of_three_classes", 3), ("regression", 1)):
         names = [f"class {i}" for i in range(classes)]
         config = configuration("vit", f"{SMALL},intermediate_size=16", id2label=dict(enumerate(names)))
         AutoModelForImageClassification.from_config(config).save_pretrained(root / name)
@@ -233,6 +274,16 @@ def make_workspace(root: Path) -> None:
             (root / name / other.name).write_bytes(other.read_bytes())
         (root / name / file).write_bytes((root / "vit" / file).read_bytes()[:100])
     plant_code(root / "remote_code")
+
+
+def _stream(text: str) -> bytes:
+    """Return the table of a CSV text as a stream of Arrow."""
+    from pyarrow import BufferOutputStream, BufferReader, csv, ipc
+
+    table, output = csv.read_csv(BufferReader(text.encode())), BufferOutputStream()
+    with ipc.new_stream(output, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(output.getvalue())
 
 
 def plant_code(folder: Path) -> None:
@@ -261,7 +312,7 @@ def namespace() -> dict[str, Any]:
     from mm_hf import functional
 
     torch.manual_seed(0)
-    vit = AutoModelForImageClassification.from_pretrained("vit")
+    vit, regression = map(AutoModelForImageClassification.from_pretrained, ("vit", "regression"))
 
     def train(model: Any, mixing: Any, labels: Any = (0, 1, 1, 0), batch_size: int = 4, pixels: float = 0.0) -> None:
         rows = {"pixel_values": torch.full((4, 1, 8, 8), pixels).tolist(), "labels": list(labels)}
@@ -274,7 +325,7 @@ def namespace() -> dict[str, Any]:
         **{name: getattr(mm_hf, name) for name in mm_hf.__all__}, **vars(functional), "torch": torch, "vit": vit,
         "logits": torch.randn(4, 3), "token_logits": torch.randn(4, 5, 3), "labels": torch.tensor([0, 1, 2, 0]),
         "soft_labels": torch.full((4, 3), 1 / 3), "attention": torch.rand(4, 5),
-        "factors": mm_hf.sample_factors(4, 8, 1.0), "train": train,
+        "factors": mm_hf.sample_factors(4, 8, 1.0), "train": train, "regression": regression,
     }  # fmt: skip
 
 
