@@ -1,12 +1,14 @@
-"""Kill training runs, resume them, and compare the final weights bit for bit.
+"""Interrupt training runs, resume them, and compare the final weights bit for bit.
 
     python -m benchmarks.crash_recovery
+    python -m benchmarks.crash_recovery --resume     # keep the rows of an earlier call, and continue after them
 
 A small ViT with dropout is trained on scikit-learn's digits in float32 on the CPU, by one process and by two (gloo). At
-random times all processes receive SIGKILL. A process that has written half of a file is killed alone. The training run
-is then started again. benchmarks/results/crash_recovery.csv gets a row per kill. The processes are forked from one that
-has imported all modules, with the environment that torchrun sets; tests/benchmarks/test_crash_recovery.py uses torchrun
-itself.
+random times all processes receive SIGKILL, or one of the two. A process that has written half of a file is killed
+alone. The disk, a file system in memory, becomes full; this requires the permission to mount one. The training run is
+then started again. benchmarks/results/crash_recovery.csv gets a row per interruption. The processes are forked from one
+that has imported all modules, with the environment that torchrun sets; tests/benchmarks/test_crash_recovery.py uses
+torchrun itself.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +43,17 @@ from mm_hf.training.checkpoints import find_checkpoint_error, last_complete_chec
 
 STEPS, SAVE_STEPS = 60, 4
 WRITTEN = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")
-COLUMNS = ("processes", "killed", "newest checkpoint", "error", "resumed from", "same weights")
+FILE = "crash_recovery.csv"
+DISK = 2**24  # bytes
+COLUMNS = ("processes", "interruption", "newest checkpoint", "error", "resumed from", "same weights")
 
 
-# ---- The training run that is killed ----
+def beside(directory: Path, name: str) -> Path:
+    """Return the path of a file of the benchmark beside an output directory, whose disk may be full."""
+    return directory.with_name(f"{directory.name}-{name}")
+
+
+# ---- The training run that is interrupted ----
 
 
 class Progress(TrainerCallback):
@@ -72,7 +83,7 @@ def train(directory: Path, steps: int = STEPS) -> dict[str, Any]:
     )  # fmt: skip
     trainer = MultiMixTrainer(
         ViTForImageClassification(config), arguments, mixing=DenseMultiMix(num_mixed=20), train_dataset=rows,
-        callbacks=[Progress(directory / "steps")],
+        callbacks=[Progress(beside(directory, "steps"))],
     )  # fmt: skip
     last = last_complete_checkpoint(directory, rank=arguments.process_index, world_size=arguments.world_size)
     started = time.perf_counter()
@@ -133,7 +144,7 @@ def work(directory: Path, die: str | None = None, environment: dict[str, str] | 
     """Train as one of the processes that the environment describes, and write the result to a file."""
     if environment is not None:
         os.environ.update(environment)
-        log = os.open(directory / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        log = os.open(beside(directory, "log.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
     # Rounding depends on the number of threads, which Accelerate sets unless the environment does.
@@ -143,19 +154,19 @@ def work(directory: Path, die: str | None = None, environment: dict[str, str] | 
         die_writing(die, step=STEPS // 2)
     result = train(directory)
     if result["process"] == 0:
-        (directory / "result.json").write_text(json.dumps(result))
+        beside(directory, "result.json").write_text(json.dumps(result))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-# ---- The process that kills it ----
+# ---- The process that interrupts it ----
 
 
 def start(directory: Path, processes: int, die: str | None = None) -> list[Any]:
     """Start the processes of a training run."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "result.json").unlink(missing_ok=True)
+    beside(directory, "result.json").unlink(missing_ok=True)
     os.environ["PYTHONPATH"] = ":".join(sys.path)  # for the fork server
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.crash_recovery"])
@@ -171,11 +182,14 @@ def start(directory: Path, processes: int, die: str | None = None) -> list[Any]:
     return started
 
 
-def wait(running: list[Any], seconds: float = 300) -> list[int | None]:
+def wait(running: list[Any], seconds: float = 600) -> list[int | None]:
     """Return the exit codes of processes; kill those that run longer."""
+    end = time.monotonic() + seconds
     for process in running:
-        process.join(seconds)
+        process.join(max(0.0, end - time.monotonic()))
+    for process in running:
         process.kill()
+    for process in running:
         process.join()
     return [process.exitcode for process in running]
 
@@ -183,17 +197,68 @@ def wait(running: list[Any], seconds: float = 300) -> list[int | None]:
 def finish(directory: Path, processes: int, die: str | None = None) -> tuple[list[int | None], dict[str, Any]]:
     """Train to the end; return the exit codes and the result of [`train`]."""
     codes = wait(start(directory, processes, die))
-    return codes, json.loads((directory / "result.json").read_text()) if not any(codes) else {}
+    return codes, json.loads(beside(directory, "result.json").read_text()) if not any(codes) else {}
 
 
-def kill_after(directory: Path, processes: int, steps: int, seconds: float) -> bool:
-    """Kill all processes of a new training run some seconds after a step; return False if one had finished."""
-    file = directory / "steps"
+def start_until(directory: Path, processes: int, steps: int, seconds: float) -> list[Any]:
+    """Start a training run; return its processes some seconds after a step."""
+    file = beside(directory, "steps")
     running = start(directory, processes)
     while all(process.is_alive() for process in running) and not (file.exists() and file.stat().st_size >= steps):
         time.sleep(0.001)
     time.sleep(seconds)
-    return set(wait(running, 0)) == {-signal.SIGKILL}
+    return running
+
+
+def kill_after(directory: Path, processes: int, steps: int, seconds: float) -> bool:
+    """Kill all processes of a new training run some seconds after a step; return False if one had finished."""
+    codes = wait(start_until(directory, processes, steps, seconds), 0)
+    if not set(codes) <= {0, -signal.SIGKILL}:
+        raise RuntimeError(beside(directory, "log.txt").read_text()[-3000:])
+    return set(codes) == {-signal.SIGKILL}
+
+
+def kill_one_after(directory: Path, rank: int, steps: int, seconds: float) -> bool:
+    """Kill one of two processes some seconds after a step; return False if it had finished. The other one fails."""
+    running = start_until(directory, 2, steps, seconds)
+    running[rank].kill()
+    codes = wait(running)
+    return codes[rank] == -signal.SIGKILL and codes[1 - rank] not in (0, -signal.SIGKILL)
+
+
+def kill_writing(directory: Path, processes: int, name: str) -> bool:
+    """Train until a process is killed after half of a file."""
+    codes, _ = finish(directory, processes, name)
+    return -signal.SIGKILL in codes and 0 not in codes
+
+
+def fill_after(directory: Path, processes: int, steps: int, seconds: float, free: int) -> bool:
+    """Leave a number of free bytes on the disk some seconds after a step; return False if the training finished."""
+    mount(directory, DISK)
+    running = start_until(directory, processes, steps, seconds)
+    while len(list_checkpoints(directory)) > 1:  # the older one is about to be deleted
+        time.sleep(0.001)
+    mount(directory, DISK - shutil.disk_usage(directory).free + free, "remount")
+    codes = wait(running)
+    mount(directory, DISK, "remount")
+    log = beside(directory, "log.txt").read_text()
+    return all(codes) and "could not be written" in log
+
+
+def mount(directory: Path, size: int, *options: str) -> None:
+    """Mount a file system in memory, or change its size."""
+    directory.mkdir(parents=True, exist_ok=True)
+    how = ",".join([*options, f"size={size}"])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(directory)], check=True)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory, also if a file system is mounted there."""
+    if directory.is_mount():
+        subprocess.run(["umount", str(directory)], check=True)
+    shutil.rmtree(directory)
+    for name in ("log.txt", "steps", "result.json"):
+        beside(directory, name).unlink(missing_ok=True)
 
 
 def newest(directory: Path, processes: int) -> tuple[str, str]:
@@ -205,48 +270,68 @@ def newest(directory: Path, processes: int) -> tuple[str, str]:
     return checkpoints[0].name, next(filter(None, errors), "")
 
 
-def kills(processes: int, count: int, draw: random.Random, root: Path) -> Iterator[dict[str, Any]]:
-    """Kill training runs at random times and once while each file is written; yield a row per kill."""
+def interruptions(processes: int, step_seconds: float) -> Iterator[tuple[str, Callable[[Path], bool]]]:
+    """Yield descriptions of interruptions, and functions of a directory that train and interrupt."""
+    draw = random.Random(processes)
+
+    def moment(function: Callable[..., bool], **keywords: Any) -> tuple[str, Callable[[Path], bool]]:
+        step, share = draw.randrange(STEPS - 2), draw.uniform(0, 2)
+        return f"{share:.2f} steps after step {step}", partial(
+            function, steps=step, seconds=share * step_seconds, **keywords
+        )
+
+    for _ in range(10):
+        when, interrupt = moment(kill_after, processes=processes)
+        yield f"killed {when}", interrupt
+    for name in WRITTEN:
+        yield f"killed with half of {name} written", partial(kill_writing, processes=processes, name=name)
+    for _ in range(3):
+        free = draw.randrange(1, 60) * 4096
+        when, interrupt = moment(fill_after, processes=processes, free=free)
+        yield f"{free:,} bytes left on the disk {when}", interrupt
+    for rank in (0, 1, 0, 1) if processes == 2 else ():
+        when, interrupt = moment(kill_one_after, rank=rank)
+        yield f"rank {rank} killed {when}", interrupt
+
+
+def rows(processes: int, skipped: int, root: Path) -> Iterator[dict[str, Any]]:
+    """Interrupt and resume training runs; yield a row per interruption after the first ones."""
     _, reference = finish(root / "uninterrupted", processes)
-    assert reference["processes"] == processes
-    step_seconds = reference["seconds"] / STEPS
-    moments = [(draw.randrange(STEPS - 2), draw.uniform(0, 2 * step_seconds)) for _ in range(count)]
-    for i, moment in enumerate([*moments, *WRITTEN]):
-        directory = root / f"killed-{i}"
-        if isinstance(moment, str):
-            killed = f"half of {moment} written"
-            codes, _ = finish(directory, processes, moment)
-            assert -signal.SIGKILL in codes and 0 not in codes
-        else:
-            killed = f"{1000 * moment[1]:.0f} ms after step {moment[0]}"
-            while not kill_after(directory, processes, *moment):
-                shutil.rmtree(directory)
+    for description, interrupt in list(interruptions(processes, reference["seconds"] / STEPS))[skipped:]:
+        directory = root / "interrupted"
+        while not interrupt(directory):
+            remove(directory)  # the training run had finished
         found = newest(directory, processes)
         codes, result = finish(directory, processes)
-        assert not any(codes), (directory / "log.txt").read_text()[-3000:]
+        if any(codes):
+            raise RuntimeError(beside(directory, "log.txt").read_text()[-3000:])
         same = result["digest"] == reference["digest"]
-        values = (processes, killed, *found, result["from"] or "the start", same)
+        values = (processes, description, *found, result["from"] or "the start", same)
+        remove(directory)
         yield dict(zip(COLUMNS, values, strict=True))
 
 
 def main() -> None:
-    """Kill and resume training runs, or train as one of the processes."""
+    """Interrupt and resume training runs, or train as one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=10, help="number of kills at random times")
+    parser.add_argument("--resume", action="store_true", help="continue after the rows of the last call")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--die_writing", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train is not None:
         return work(args.train, args.die_writing)
     print(harness.machine())
-    rows = []
+    table = harness.read(FILE) if args.resume else []
     with tempfile.TemporaryDirectory() as root:
         for processes in (1, 2):
-            for row in kills(processes, args.moments, random.Random(processes), Path(root) / str(processes)):
+            finished = sum(row["processes"] == str(processes) for row in table)
+            for row in rows(processes, finished, Path(root) / str(processes)):
                 print(row, flush=True)
-                rows.append(row)
-                harness.write("crash_recovery.csv", rows)
-    assert all(row["same weights"] for row in rows)
+                table.append(row)
+                harness.write(FILE, table)
+    different = [row["interruption"] for row in table if str(row["same weights"]) != "True"]
+    if different:
+        raise SystemExit(f"Resumed to other weights: {'; '.join(different)}")
 
 
 if __name__ == "__main__":

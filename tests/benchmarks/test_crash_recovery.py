@@ -24,7 +24,10 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path):
     codes, result = crash_recovery.finish(directory, 1)
     assert codes == [0] and result["digest"] == reference["digest"]
     assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
-    assert f"Skipping the checkpoint {directory / newest}: {error}" in (directory / "log.txt").read_text()
+    assert (
+        f"Skipping the checkpoint {directory / newest}: {error}"
+        in crash_recovery.beside(directory, "log.txt").read_text()
+    )
 
 
 def test_training_resumes_after_one_of_two_processes_is_killed_while_writing(tmp_path):
@@ -40,4 +43,9 @@ def test_training_resumes_after_one_of_two_processes_is_killed_while_writing(tmp
     codes, result = crash_recovery.finish(directory, 2)
     assert codes == [0, 0] and result["digest"] == reference["digest"] and reference["processes"] == 2
     assert result["from"] == f"checkpoint-{int(newest.removeprefix('checkpoint-')) - crash_recovery.SAVE_STEPS}"
-    assert (directory / "log.txt").read_text().count(f"Skipping the checkpoint {directory / newest}: {error}") > 0
+    assert (
+        crash_recovery.beside(directory, "log.txt")
+        .read_text()
+        .count(f"Skipping the checkpoint {directory / newest}: {error}")
+        > 0
+    )
