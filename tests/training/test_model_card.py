@@ -14,16 +14,13 @@ from PIL import Image
 
 from mm_hf import ERM, CutMix, DenseMultiMix, Mixup, MultiMix, MultiMixTrainer
 from mm_hf.evaluation.metrics import METRICS, MetricInfo, register_metric
+from mm_hf.training.history import evaluations_table, final_evaluation, read_evaluations, result_rows
 from mm_hf.training.model_card import (
     PLOT,
     PipelineTask,
-    evaluations_table,
-    final_evaluation,
     is_user_edited,
     method_section,
     pipeline_task,
-    read_evaluations,
-    result_rows,
     usage_example,
 )
 from tests.helpers import digits, models
