@@ -61,7 +61,7 @@ model-table: $(VENV)/.vision  ## checks every class of Transformers and family o
 	PYTHONPATH=$(VISION) $(BIN)/python -m benchmarks.supported_models
 	PYTHONPATH=$(VISION) $(BIN)/python -m benchmarks.timm_models
 
-crash-recovery: $(VENV)/.dev  ## half an hour: training runs killed at random times and resumed; benchmarks/results/crash_recovery.csv
+crash-recovery: $(VENV)/.dev  ## half an hour: training runs interrupted at random times and resumed; benchmarks/results/crash_recovery.csv
 	$(BIN)/python -m benchmarks.crash_recovery
 
 evidence: $(VENV)/.evidence  ## days: all methods on eleven small tasks, three lengths, five seeds; resumable; docs/evidence.md
