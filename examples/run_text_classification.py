@@ -53,7 +53,7 @@ from mm_hf.data import offline_docs
 from mm_hf.data.adapters import add_lora, save_classes
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.options import LoraOptions
-from mm_hf.data.splits import DataOptions, input_columns
+from mm_hf.data.splits import DataOptions, class_name, input_columns
 from mm_hf.data.text import tokenize
 from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
@@ -223,7 +223,7 @@ def encode_classes(
         found = dict(enumerate(classes.names))
     else:
         values = {y for column in lists.values() for row in column for y in row}
-        found = {y: str(y) for y in sorted(values - {None})}
+        found = {y: class_name(y) for y in sorted(values - {None})}
     names = known_classes(list(found.values()), model_args)
     index = {y: names.index(name) for y, name in found.items()}
     indices = {split: [[index[y] for y in row if y in index] for row in column] for split, column in lists.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Image
 
+from .image_columns import with_images
 from .images import read_image_row
 from .options import DataOptions
 from .splits import input_columns, label_column, load
@@ -23,6 +24,8 @@ def find_problems(options: DataOptions, **hub: Any) -> Iterator[str]:
         ValueError: The dataset cannot be loaded, or a column is missing.
     """
     data = load(options.dataset_name, options.dataset_config_name, options, **hub)
+    if "train" in data:
+        data = with_images(data, options, label_column(data["train"], options.label_column_name))
     for split, rows in data.items():
         label = label_column(rows, options.label_column_name)
         kind, inputs = input_columns(rows, options, label)

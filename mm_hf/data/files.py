@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from pyarrow import ArrowException
 
 from .folders import image_extensions, load_image_folders
 from .table_checks import check_arrow
-from .tables import TABLES, files_below, is_table, read_tables
+from .tables import TABLES, files_below, find_metadata, is_table, read_tables
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
@@ -23,7 +27,8 @@ def load_local(path: str | Path, **hub: Any) -> DatasetDict | None:
     """Load a dataset from a file or a directory.
 
     Splits are recognized by the names of files and of directories, such as `train.csv`, `data/reviews-test.jsonl` or
-    `test/`; other files belong to the training split. Names may have any character. Hidden files are ignored.
+    `test/`; other files belong to the training split. Names may have any character. Hidden files are ignored, and so
+    are tables beside one directory of images per split, with a warning.
 
     Args:
         path: A file with an extension of `TABLES`, a directory of such files, a directory that
@@ -35,7 +40,8 @@ def load_local(path: str | Path, **hub: Any) -> DatasetDict | None:
         The splits, or None for a path that is none of these or has a dataset card with configurations.
 
     Raises:
-        ValueError: The file has another extension, or a file cannot be read.
+        ValueError: The file has another extension, a file cannot be read, or a split is a directory of images and
+            another one a table.
 
     Example:
         >>> import tempfile
@@ -57,10 +63,43 @@ def load_local(path: str | Path, **hub: Any) -> DatasetDict | None:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _load_saved(path)
     tables = _by_split(path)
-    if tables:
-        return read_tables(tables, **hub)
     folders = {SPLITS[child.name.lower()]: child for child in sorted(path.iterdir()) if _is_split_of_images(child)}
+    if tables and not _are_described_by_folders(path, tables, folders):
+        return read_tables(tables, **hub)
     return load_image_folders(folders) if "train" in folders else None
+
+
+def _are_described_by_folders(root: Path, tables: dict[str, list[Path]], folders: dict[str, Path]) -> bool:
+    """Return True if the directories of images are the dataset, and the tables beside them are not, with a warning.
+
+    Tables are the dataset if the directories have no subdirectories of classes, or if a table is named after each of
+    the splits.
+
+    Raises:
+        ValueError: A split is a directory, and another one a table.
+    """
+    if "train" not in folders or not _has_classes(folders["train"]):
+        return False
+    named = {split: [path for path in paths if _split_of(path.stem)] for split, paths in tables.items()}
+    named = {split: paths for split, paths in named.items() if paths}
+    if set(folders) <= set(named):
+        return False
+    other = next((split for split in named if split not in folders), None)
+    if other is not None:
+        raise ValueError(
+            f"{root} has the directory {folders['train'].name} of images and the table {named[other][0].name}: use one "
+            "form for all splits."
+        )
+    names = ", ".join(str(path.relative_to(root)) for paths in tables.values() for path in paths[:3])
+    logger.warning("%s has directories of images: the tables beside them are ignored (%s).", root, names)
+    return True
+
+
+def _has_classes(folder: Path) -> bool:
+    """Return True if a directory has a table of metadata, or images in several subdirectories."""
+    extensions, inside = image_extensions(), (child for child in folder.iterdir() if not child.name.startswith("."))
+    classes = (c for c in inside if c.is_dir() and any(p.suffix.lower() in extensions for p in files_below(c)))
+    return find_metadata(folder) != [] or len(list(itertools.islice(classes, 2))) == 2
 
 
 def _load_saved(path: Path) -> DatasetDict:
@@ -79,10 +118,13 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in files_below(root):
         if is_table(path):
-            parts = path.relative_to(root).parts
-            words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
-            found.setdefault(next((SPLITS[word] for word in words if word in SPLITS), "train"), []).append(path)
+            found.setdefault(_split_of(str(path.relative_to(root))) or "train", []).append(path)
     return found
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that the first of the words in a name denotes; None if there is no such word."""
+    return next((SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS), None)
 
 
 def _is_split_of_images(path: Path) -> bool:

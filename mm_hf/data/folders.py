@@ -7,14 +7,24 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
+from PIL import ImageFile
 
 from .tables import files_below, read_metadata
 
 
 def image_extensions() -> set[str]:
-    """Return the file extensions that PIL can read, such as ".png"."""
+    """Return the file extensions of images with pixels that PIL can read, such as ".png".
+
+    PIL also registers formats that it only identifies (HDF5, GRIB, MPEG) or renders with another program (PostScript).
+    """
     Pillow.init()
-    return {extension for extension, name in Pillow.EXTENSION.items() if name in Pillow.OPEN}
+    return {extension for extension, name in Pillow.EXTENSION.items() if name in Pillow.OPEN and _has_pixels(name)}
+
+
+def _has_pixels(name: str) -> bool:
+    opener: object = Pillow.OPEN[name][0]
+    is_stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+    return not is_stub and Pillow.MIME.get(name, "image/").startswith("image/")
 
 
 def load_image_folders(folders: Mapping[str, str | Path]) -> DatasetDict:

@@ -39,7 +39,7 @@ class DataOptions:
         0.15, "Share of the training set for validation if there is no validation split.", within="(0, 1)"
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Column with images. Default: the first with the feature Image."}
+        default=None, metadata={"help": "Column with images, or paths of images. Default: the first with images."}
     )
     text_column_names: list[str] | None = field(
         default=None,

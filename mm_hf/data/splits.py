@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 from ..methods.settings import nearest
 from .files import load_local
 from .folders import load_image_folders
+from .image_columns import kind_of, with_images
 from .offline import OFFLINE, load_offline
 from .options import DataOptions
 from .tables import TABLES
@@ -75,7 +76,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     if "train" not in data:
         raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}.")
     label = label_column(data["train"], options.label_column_name)
-    data = as_classes(data, label)
+    data = with_images(as_classes(data, label), options, label)
     kind, inputs = input_columns(data["train"], options, label)
     for split, rows in data.items():
         other = next((name for name in inputs if name not in rows.column_names), None)
@@ -88,11 +89,14 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     if len(names) < 2:
         where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"
         raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
-    if kind == "image":
-        data = _decode_images(data, inputs[0], options.dataset_name)
-    else:
+    if kind == "text":
         for split, rows in data.items():
             for column in inputs:
+                if kind_of(rows.features[column]) != "string":
+                    raise ValueError(
+                        f"The column {column!r} of the split {split!r} has no texts, but {rows.features[column]}: give "
+                        "--text_column_names, or use one type in all splits."
+                    )
                 if rows.data.column(column).null_count:
                     _check_complete(split, column, rows[column], "texts")
     parts = _divide(data, options)
@@ -116,6 +120,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     if options.ood_dataset_name is not None:
         other = load(options.ood_dataset_name, None, None, **hub)
         rows = other["test"] if "test" in other else other[next(iter(other))]
+        rows = with_images(DatasetDict(train=rows), DataOptions(options.ood_dataset_name), None)["train"]
         other_kind, other_inputs = input_columns(rows, DataOptions(), None)
         if (other_kind, len(other_inputs)) != (kind, len(inputs)):
             raise ValueError(
@@ -194,26 +199,6 @@ def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
     return {"train": parts["train"], "validation": parts["test"], "test": data[options.test_split]}
 
 
-def _decode_images(data: DatasetDict, column: str, name: str | None) -> DatasetDict:
-    """Return the splits with images in place of paths, which are relative to the dataset's directory."""
-    if isinstance(data["train"].features[column], Image):
-        return data
-    root = Path(name or ".")
-    root = root if root.is_dir() else root.parent
-    splits = {}
-    for split, rows in data.items():
-        paths = [None if path is None else root / str(path) for path in rows[column]]
-        missing = [i for i, path in enumerate(paths) if path is None or not path.is_file()]
-        if missing:
-            raise ValueError(
-                f"The column {column!r} of the split {split!r} names no image file in row {missing[0]} "
-                f"({rows[column][missing[0]]!r}): give paths relative to {root}."
-            )
-        files = rows.remove_columns(column).add_column(column, [str(path) for path in paths])
-        splits[split] = files.cast_column(column, Image())
-    return DatasetDict(splits)
-
-
 def _report_unknown_classes(parts: dict[str, Dataset], label: str, names: Sequence[str]) -> None:
     """Log a warning that names the classes without training examples."""
     known = set(parts["train"][label])
@@ -273,8 +258,8 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
 def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     """Convert labels to the class indices of the training split.
 
-    The classes of strings and numbers are the sorted labels of the training split. Splits with a `ClassLabel` are
-    matched by the names of the classes, whose order may differ between files.
+    The classes of strings and numbers are the sorted labels of the training split, those of booleans "false" and
+    "true". Splits with a `ClassLabel` are matched by the names of the classes, whose order may differ between files.
 
     Args:
         data: Splits of a dataset.
@@ -291,7 +276,7 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
                 f"The split {split!r} has no column {label!r}; its columns are {', '.join(rows.column_names)}: use the "
                 "same columns in all splits."
             )
-        if _kind(rows.features[label]) != _kind(feature):
+        if kind_of(rows.features[label]) != kind_of(feature):
             raise ValueError(
                 f"The column {label!r} is {feature} in the split 'train', and {rows.features[label]} in {split!r}: use "
                 "one type of labels in all splits."
@@ -299,8 +284,11 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
         _check_complete(split, label, rows[label], "labels")
     if isinstance(feature, ClassLabel):
         return DatasetDict({split: _as_classes_of(rows, split, label, feature) for split, rows in data.items()})
-    if _kind(feature) not in ("string", "number", "bool"):
-        raise ValueError(f"The column {label!r} must have one class per example, but its feature is {feature}.")
+    if kind_of(feature) not in ("string", "number", "bool"):
+        raise ValueError(
+            f"The column {label!r} must have one class per example, but its feature is {feature}: convert it to "
+            "strings or integers."
+        )
     for split, rows in data.items():
         part = next((y for y in set(rows[label]) if isinstance(y, float) and not y.is_integer()), None)
         if part is not None:
@@ -310,9 +298,9 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
             )
     values = {split: [int(y) if isinstance(y, float) else y for y in rows[label]] for split, rows in data.items()}
     found = sorted(set(values["train"]))
-    known, names = set(found), [str(value) for value in found]
+    known, names = set(found), [class_name(value) for value in found]
     for split in data:
-        other = sorted({str(value) for value in set(values[split]) - known if value != -1})
+        other = sorted({class_name(value) for value in set(values[split]) - known if value != -1})
         if other:
             raise ValueError(
                 f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}."
@@ -323,12 +311,14 @@ def as_classes(data: DatasetDict, label: str) -> DatasetDict:
     )
 
 
-def _kind(feature: Any) -> str:
-    """Return the kind of the values of a column: "string", "number", "bool", or the name of another feature."""
-    if not isinstance(feature, Value):
-        return type(feature).__name__
-    number = any(word in feature.dtype for word in ("int", "float", "double"))
-    return "string" if "string" in feature.dtype else "number" if number else feature.dtype
+def class_name(value: Any) -> str:
+    """Return the name of the class of a label. Booleans are "true" and "false", as in JSON.
+
+    Example:
+        >>> class_name(True), class_name(3), class_name("True")
+        ('true', '3', 'True')
+    """
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_classes_of(rows: Dataset, split: str, label: str, feature: ClassLabel) -> Dataset:

@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from pyarrow import parquet
 
 CSV = (".csv", ".tsv")
 TEXT = (*CSV, ".json", ".jsonl", ".ndjson")
-ZERO_PADDED = re.compile(r"\s*0[0-9]+\s*")
+# Numbers such as 007, integers of more than 64 bits, and booleans: pandas changes their spelling or rejects them.
+CHANGED_BY_PANDAS = re.compile(r"\s*(-?0[0-9]+|-?[0-9]{20,}|true|True|TRUE|false|False|FALSE)\s*")
+CHANGED_BY_ARROW = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}([ T].{0,30})?")  # dates, which become timestamps
 JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 UNCLOSED = "a quote is never closed; double the quotes inside a field, and enclose the field in quotes"
 TEXT_AFTER_QUOTE = (
@@ -38,8 +40,8 @@ def check_table(path: Path, separator: str = ",") -> set[str]:
         separator: Separator of the fields of a CSV file.
 
     Returns:
-        The columns of a CSV file with numbers such as 007, which pandas would convert to 7. Their values are names of
-        classes or files, and are read as text.
+        The columns with values whose spelling the reader would change, such as 007 and True in a CSV file and dates in
+        a JSON file. They are names of classes or files, and are read as text.
 
     Raises:
         ValueError: It is empty, has another encoding or NUL bytes; a CSV file has a row with more fields than there are
@@ -54,8 +56,8 @@ def check_table(path: Path, separator: str = ",") -> set[str]:
     if suffix in CSV:
         return _check_csv(path, separator)
     if suffix in TEXT:
-        _check_json(path)
-    elif suffix == ".arrow":
+        return _check_json(path)
+    if suffix == ".arrow":
         check_arrow(path)
     return set()
 
@@ -96,8 +98,8 @@ def check_text(path: Path) -> None:
 
 
 def _check_csv(path: Path, separator: str) -> set[str]:
-    """Check the rows of a CSV file; return the columns with numbers that begin with 0."""
-    padded: set[str] = set()
+    """Check the rows of a CSV file; return the columns that pandas would change."""
+    changed: set[str] = set()
     names: list[str] = []
     line, problem = 1, None
     limit = csv.field_size_limit(2**31 - 1)
@@ -109,7 +111,7 @@ def _check_csv(path: Path, separator: str) -> set[str]:
                 problem = _row_problem(row, len(names), separator)
                 if problem is not None:
                     break
-                padded.update(name for name, value in zip(names, row) if ZERO_PADDED.fullmatch(value))
+                changed.update(name for name, value in zip(names, row) if CHANGED_BY_PANDAS.fullmatch(value))
                 line = rows.line_num + 1
     except csv.Error as error:
         problem = UNCLOSED if "end of data" in str(error) else TEXT_AFTER_QUOTE
@@ -117,7 +119,7 @@ def _check_csv(path: Path, separator: str) -> set[str]:
         csv.field_size_limit(limit)
     if problem is not None:
         raise ValueError(f"{path} has a damaged row in line {line}: {problem}.")
-    return padded
+    return changed
 
 
 def _row_problem(row: list[str], columns: int, separator: str) -> str | None:
@@ -130,7 +132,9 @@ def _row_problem(row: list[str], columns: int, separator: str) -> str | None:
     return ROWS_QUOTED if any("\n" in value and rows_inside.fullmatch(value) for value in row) else None
 
 
-def _check_json(path: Path) -> None:
+def _check_json(path: Path) -> set[str]:
+    """Check the rows of a JSON file; return the columns that Arrow would change."""
+    changed: set[str] = set()
     found: dict[str, tuple[str, str]] = {}
     for place, row in _json_rows(path):
         if not isinstance(row, dict):
@@ -144,6 +148,9 @@ def _check_json(path: Path) -> None:
                 raise ValueError(
                     f"{path} has {first} in {where} and {kind} in {place} as {name!r}: use one type for all rows."
                 )
+            if isinstance(value, str) and CHANGED_BY_ARROW.fullmatch(value):
+                changed.add(name)
+    return changed
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -164,6 +171,14 @@ def _parse(path: Path, text: str, line: int | None = None) -> Any:
     except (ValueError, RecursionError) as error:
         place = "" if line is None else f"line {line}: "
         raise ValueError(f"{path} is not JSON ({place}{error}): correct it, or write one object per line.") from error
+
+
+def json_table(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of JSON files, each with the names of all rows."""
+    names = sorted(set().union(*(columns(path) for path in paths)))
+    for path in paths:
+        for _, row in _json_rows(path):
+            yield {name: row.get(name) for name in names}
 
 
 def problem(path: Path, separator: str = ",") -> str | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from .table_checks import check_table, columns, problem
+from .table_checks import check_table, columns, json_table, problem
 
 # Only empty cells are missing values: words such as "NA" and "None" may be classes and texts.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -54,11 +54,12 @@ def files_below(root: Path, above: frozenset[Path] = frozenset()) -> Iterator[Pa
             yield path
 
 
-def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
-    """Read the tables of each split. File names may have any character.
+def read_tables(files: dict[str, list[Path]], beside: Sequence[Path] = (), **hub: Any) -> DatasetDict:
+    """Read the tables of each split. File names may have any character. Values are names as they are written.
 
     Args:
         files: Paths by split.
+        beside: Other tables of the dataset, whose columns have the same types.
         hub: Keyword arguments of `datasets.load_dataset`, such as `cache_dir`.
 
     Raises:
@@ -71,13 +72,16 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
         raise ValueError(f"the files have the formats {', '.join(suffixes)}: use the same format for all files.")
     every = [path for paths in files.values() for path in paths]
     separator = settings.get("sep", ",")
-    names = sorted(set().union(*(check_table(path, separator) for path in every)))
-    if names:
-        settings = {**settings, "converters": dict.fromkeys(names, str)}
+    names = sorted(set().union(*(check_table(path, separator) for path in (*every, *beside))))
+    if names and reader == "csv":
+        settings = {**settings, "converters": dict.fromkeys(names, _as_written)}
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     try:
         with _quiet():
-            data = load_dataset(reader, data_files=patterns, **settings, **hub)
+            if names and reader == "json":
+                data = DatasetDict({split: _read_json(paths, **hub) for split, paths in files.items()})
+            else:
+                data = load_dataset(reader, data_files=patterns, **settings, **hub)
     except (DatasetsError, ArrowException, ValueError, TypeError, OSError, StopIteration) as error:
         raise ValueError(_reason(files, separator, error)) from error
     assert isinstance(data, DatasetDict)
@@ -85,6 +89,20 @@ def read_tables(files: dict[str, list[Path]], **hub: Any) -> DatasetDict:
         if not len(rows):
             raise ValueError(_without_rows(files[str(split)]))
     return data
+
+
+def _as_written(cell: str) -> str | None:
+    return cell or None
+
+
+def _read_json(paths: Sequence[Path], **hub: Any) -> Dataset:
+    """Read JSON files without the conversion of dates by Arrow. The files' times are part of the key of the cache."""
+    files = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    return cast(Dataset, Dataset.from_generator(_json_rows, gen_kwargs={"files": files}, **hub))
+
+
+def _json_rows(files: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    return json_table([Path(name) for name, _, _ in files])
 
 
 def _without_rows(paths: list[Path]) -> str:
@@ -125,13 +143,18 @@ def _quiet() -> Iterator[None]:
         datasets.logging.set_verbosity(verbosity)
 
 
+def find_metadata(folder: Path) -> list[Path]:
+    """Return the tables `metadata` in a directory."""
+    return [path for path in sorted(folder.iterdir()) if path.stem == "metadata" and path.suffix.lower() in TABLES]
+
+
 def read_metadata(folder: Path) -> Dataset | None:
     """Read the table `metadata` in a directory of images, such as `metadata.csv`; None if there is none.
 
     Raises:
         ValueError: There are several, or the table cannot be read.
     """
-    found = [path for path in sorted(folder.iterdir()) if path.stem == "metadata" and path.suffix.lower() in TABLES]
+    found = find_metadata(folder)
     if len(found) > 1:
         raise ValueError(f"{folder} has several tables {', '.join(path.name for path in found)}: keep one of them.")
     return read_tables({"train": found[:1]})["train"] if found else None

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 from transformers import AutoConfig, AutoTokenizer, EvalPrediction
 
 from mm_hf import DenseMultiMix
+from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline, offline_docs
 from mm_hf.data.build import ModelOptions, build_task
 from mm_hf.data.splits import DataOptions, as_classes
@@ -48,7 +49,28 @@ def test_class_indices_are_the_same_in_all_splits():
     assert found == {"train": [2, 1, 0, 1], "validation": [0, 2, 3], "test": [1, 3]}
     found, _, names = labels_of({"train": ["no", "yes"], "validation": ["yes", "yes"], "test": [None, None]})
     assert names == ["no", "yes"] and found == {"train": [0, 1], "validation": [1, 1], "test": None}
-    assert labels_of({"train": [True, False], "validation": [True]})[2] == ["False", "True"]
+    assert labels_of({"train": [True, False], "validation": [True]})[2] == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "train", "test"),
+    [
+        (".csv", ["01", "1"], ["1", "1"]),
+        (".csv", ["true", "no"], ["true", "true"]),
+        (".jsonl", ["2020-01-01", "2021-01-01"], ["2021-01-01", "2020-01-01"]),
+        (".jsonl", ["2020-01-01", "never"], ["2020-01-01", "2020-01-01"]),
+    ],
+)
+def test_classes_of_separate_files_are_named_as_written(suffix, train, test, tmp_path):
+    for name, values in (("train", train), ("test", test)):
+        rows = [{"text": "x", "label": value} for value in values]
+        lines = ["text,label", *(f"x,{y}" for y in values)] if suffix == ".csv" else map(json.dumps, rows)
+        (tmp_path / f"{name}{suffix}").write_text("\n".join(lines) + "\n")
+    files = {f"{name}_file": str(tmp_path / f"{name}{suffix}") for name in ("train", "test")}
+    options = text.DataTrainingArguments(**files)
+    data = texts.load_files(options, texts.ModelArguments(tokenizer_name="x", cache_dir=str(tmp_path / "cache")))
+    found = {split: list(rows["label"]) for split, rows in data.items()}
+    assert found == {"train": train, "test": test}
 
 
 def test_examples_without_a_class_are_ignored():

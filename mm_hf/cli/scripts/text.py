@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 
+from ...data.tables import read_tables
 from . import ModelArguments as CommonModelArguments
 
 MINILM, MINILM_SOURCE = "minilm", "sentence-transformers/all-MiniLM-L6-v2"
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
+FORMATS = (".csv", ".json", ".jsonl")
 
 
 @dataclass
@@ -74,11 +75,15 @@ def check_files(data_args: Any) -> None:
 
 def load_files(data_args: Any, model_args: CommonModelArguments) -> DatasetDict:
     """Load the given files. Each file is read separately, since test files need not have labels."""
+    files = {split: Path(file) for split, file in files_of(data_args).items()}
+    every = list(files.values())
     return DatasetDict(
         {
-            split: load_dataset(
-                FORMATS[Path(file).suffix], data_files=file, split="train", cache_dir=model_args.cache_dir
-            )
-            for split, file in files_of(data_args).items()
+            split: read_tables(
+                {split: [file]},
+                [other for other in every if other.suffix == file.suffix],
+                cache_dir=model_args.cache_dir,
+            )[split]
+            for split, file in files.items()
         }
     )
