@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .attachments import ModuleHooks, attach, detach
 from .attention.hook import AttentionHook
-from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention
+from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention, row_of_tokens
 from .padding import mapped_mask
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
@@ -240,7 +240,7 @@ class LocationHooks(ModuleHooks):
                     f"{type(model).__name__} did not compute the attention of {plan.attention!r} in this forward. If "
                     "its config has a layerdrop, which skips layers at random, set it to 0; or use another attention."
                 )
-            row = self.attention_hook.row[:, plan.prefix :]
+            row = row_of_tokens(self.attention_hook.row, tokens.shape[1], plan.keys)[:, plan.prefix :]
         token_logits: Tensor | None
         if plan.pool == EVERY:
             features = token_logits = logits if logits.ndim == 3 else logits.flatten(2).mT

@@ -56,6 +56,9 @@ class Plan:
         query: The query whose attention is the confidence: 0 (CLS, or the query of a head that pools by attention),
             "pool" (the one token that the head reads), or "mean" (the mean over all queries, if the head reads no
             single token).
+        keys: The tokens of the keys: "" for one token per key, in order; "first" if the tokens are those of the first
+            keys, before padding or another sequence; "repeat[k]" if each key is upsampled to k tokens (see
+            `attention.weights.row_of_tokens`).
     """
 
     model_class: str
@@ -72,6 +75,7 @@ class Plan:
     attention: str | None = None
     attention_base: str | None = None
     query: int | str | None = None
+    keys: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of JSON types."""
@@ -96,6 +100,7 @@ class Plan:
             first = "query: the one of the head" if self.pool == MODULE_POOL else "query: token 0"
             queries = {"pool": "query: the token that the head reads", "mean": "mean over all queries"}
             attention = f"{self.attention!r} ({self.attention_base}); {queries.get(str(self.query), first)}"
+            attention += f"; keys: {self.keys}" if self.keys else ""
         head = f"registered as {self.chain[0]!r}" if self.pool == REGISTERED else " -> ".join(self.chain)
         return "\n".join(
             [

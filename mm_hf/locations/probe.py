@@ -154,7 +154,7 @@ def _verify(recording: Recording, plan: Plan) -> Plan:
     if plan.pool in (EVERY, REGISTERED):
         candidate = next((c for c in candidates(recording) if (c.pool, c.chain) == (plan.pool, plan.chain)), None)
     else:
-        candidate = replace(plan, attention=None, attention_base=None, query=None)
+        candidate = replace(plan, attention=None, attention_base=None, query=None, keys="")
     pooled, tokens = next(with_pools(recording, candidate), (None, None)) if candidate else (None, None)
     if pooled is None or tokens is None:
         raise LocationError(

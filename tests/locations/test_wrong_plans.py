@@ -51,6 +51,7 @@ def test_plan_of_another_instance_is_accepted(name):
         ("vit", {"source": "vit.nothing"}, "calls, no module 'vit.nothing'"),
         ("vit", {"attention": "vit.layers.0.attention"}, "has attention='vit.layers.0.attention', but the model has"),
         ("vit", {"query": "mean"}, "has query='mean'"),
+        ("vit", {"keys": "repeat[2]"}, "has keys='repeat.2.', but the model has ''"),
         ("beit", {"pool": "mean[0:]"}, "misses its logits|are not those of the pool"),
         ("dinov2", {"pool": "token[0]"}, "misses its logits|are not those of the pool"),
         ("bert", {"chain": ("dropout", "classifier")}, "misses its logits"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from ..candidates import source_of
 from ..modes import probing_mode
 from ..plan import EVERY, Plan
 from ..pools import MODULE_POOL
@@ -25,11 +26,11 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
         plan: A plan that explains the logits.
         num_tokens: Number of tokens at the plan's source.
     """
-    call = _pooling_attention(recording, plan, num_tokens)
+    call, keys = _pooling_attention(recording, plan, num_tokens), ""
     if call is not None:
         plan = replace(plan, query=0 if call.queries == 1 else "mean")
     else:
-        call = _last_attention(recording.attention_calls, num_tokens, plan.pool.startswith("token[0]"))
+        call, keys = _last_attention(recording, num_tokens, plan)
     if call is None or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
     bases: list[str | None] = []
@@ -39,7 +40,7 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
     if call.weights is not None and len(call.weights) == examples:
         bases.append(call.base if call.base.endswith("]") else call.base + REPORTED)
     for base in filter(None, bases):
-        candidate = replace(plan, attention=call.name, attention_base=base, query=_query(plan))
+        candidate = replace(plan, attention=call.name, attention_base=base, query=_query(plan), keys=keys)
         if base.endswith("]") or _hook_keeps_logits(recording, candidate):
             return candidate
     return replace(plan, query=None)
@@ -51,22 +52,74 @@ def _pooling_attention(recording: Recording, plan: Plan, num_tokens: int) -> Att
     return calls[-1] if calls and calls[-1].queries < calls[-1].keys == num_tokens else None
 
 
-def _last_attention(calls: list[AttentionCall], num_tokens: int, reads_first: bool) -> AttentionCall | None:
-    """Return the last attention over all tokens, or None. In hybrid models it may not be in the last block.
+def _last_attention(recording: Recording, num_tokens: int, plan: Plan) -> tuple[AttentionCall | None, str]:
+    """Return the last attention over all tokens, and the tokens of its keys as in `Plan.keys`; None if there is none.
 
-    Args:
-        calls: All calls.
-        num_tokens: Number of tokens.
-        reads_first: The head reads the first token, so that a single query is this token's.
+    In hybrid models it may not be in the last block.
     """
-    queries = (num_tokens, 1) if reads_first else (num_tokens,)
+    calls = recording.attention_calls
+    if calls and calls[-1].queries == num_tokens < calls[-1].keys and _has_own_keys_first(recording, calls[-1]):
+        return calls[-1], "first"
+    # A single query is that of the first token if the head reads this token.
+    queries = (num_tokens, 1) if plan.pool.startswith("token[0]") else (num_tokens,)
     own = [i for i, call in enumerate(calls) if call.queries in queries and not call.cross]
-    if not own or calls[own[-1]].keys != num_tokens:
+    if own and (calls[own[-1]].keys == num_tokens or _is_padded(calls[own[-1]], num_tokens)):
+        # A decoder layer has one cross-attention after its self-attention. If more follow, the tokens themselves are
+        # among the keys of the cross-attention, and this self-attention is not the last attention over them.
+        crossed = sum(call.cross for call in calls[own[-1] :])
+        call = calls[own[-1]]
+        return (call if crossed <= 1 else None), ("first" if call.queries < num_tokens else "")
+    factor = None if plan.layout != "sequence" or plan.prefix or not calls else _upsampling(recording, plan, num_tokens)
+    return (None, "") if factor is None else (calls[-1], f"repeat[{factor}]")
+
+
+def _is_padded(call: AttentionCall, num_tokens: int) -> bool:
+    """Return True if a single query attends to the tokens and to keys of padding after them, which have no weight.
+
+    An example is the global attention of a model whose attention in windows pads the sequence.
+    """
+    has_more = call.queries == 1 and call.keys > num_tokens
+    return has_more and call.weights is not None and not call.weights[..., num_tokens:].any()
+
+
+def _has_own_keys_first(recording: Recording, call: AttentionCall) -> bool:
+    """Return True if the first keys are those of the module's own tokens, before those of another sequence.
+
+    Then a projection of the module's argument gives the first values.
+    """
+    argument = next((c.argument for c in reversed(recording.calls) if c.name == call.name), None)
+    if argument is None or call.values is None:
+        return False
+    first = call.values[:, :, : call.queries].transpose(1, 2).flatten(2)
+    projections = (c for c in recording.calls if c.name.startswith(f"{call.name}.") and c.argument is argument)
+    results = (c.result for c in projections if c.result is not None and c.result.shape == first.shape)
+    return any(is_close(result, first) for result in results)
+
+
+def _upsampling(recording: Recording, plan: Plan, num_tokens: int) -> int | None:
+    """Return the number of tokens to which each key of the last attention is upsampled; None if it is not.
+
+    Some encoders of audio run at a lower resolution in time. Their output is upsampled, and fewer tokens than those of
+    a key are appended. The gradient shows that each token depends on the attention at its own key only.
+    """
+    call, source = recording.attention_calls[-1], source_of(recording, plan)
+    output = next((c.result for c in reversed(recording.calls) if c.name == call.name), None)
+    if call.cross or call.queries != call.keys or source is None or output is None or output.shape[1] != call.keys:
         return None
-    # A decoder layer has one cross-attention after its self-attention. If more follow, the tokens themselves are among
-    # the keys of the cross-attention, and this self-attention is not the last attention over them.
-    crossed = sum(call.cross for call in calls[own[-1] :])
-    return calls[own[-1]] if crossed <= 1 else None
+    factor, appended = num_tokens // call.keys, num_tokens % call.keys
+    if factor < 2 or appended >= factor:
+        return None
+    is_odd = torch.arange(num_tokens, device=source.device) // factor % 2 == 1
+    direction = torch.arange(source.shape[-1], device=source.device).cos()
+    for tokens in (is_odd, ~is_odd):
+        total = (source * direction)[:, tokens].sum()
+        (gradient,) = torch.autograd.grad(total, output, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return None
+        used, own = gradient.ne(0).any(dim=-1).any(dim=0), tokens[: call.keys * factor : factor]
+        if not used.any() or (used & ~own).any():  # tokens of padding use no key
+            return None
+    return factor
 
 
 def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:

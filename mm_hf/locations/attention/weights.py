@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..plan import EVERY, LocationError, Plan
 from ..pools import MODULE_POOL
@@ -59,6 +60,25 @@ def confidence(
         index = labels.clamp(min=0)[:, None, None].expand(-1, token_logits.shape[1], 1)
         return token_logits.float().gather(2, index)[..., 0].relu()
     return tokens.new_ones(tokens.shape[:2], dtype=torch.float32)
+
+
+def row_of_tokens(row: Tensor, num_tokens: int, keys: str) -> Tensor:
+    """Return the attention (b, n) over n tokens, given that over the keys.
+
+    Args:
+        row: (b, k), attention over the keys.
+        num_tokens: n.
+        keys: The tokens of the keys, see [`Plan`]. Tokens that an upsampling appends to its output have no key.
+
+    Example:
+        >>> row_of_tokens(torch.tensor([[0.5, 0.3, 0.2]]), 7, "repeat[2]")
+        tensor([[0.5000, 0.5000, 0.3000, 0.3000, 0.2000, 0.2000, 0.0000]])
+        >>> row_of_tokens(torch.tensor([[0.5, 0.5, 0.0]]), 2, "first")
+        tensor([[0.5000, 0.5000]])
+    """
+    if keys.startswith("repeat["):
+        row = row.repeat_interleave(int(keys[7:-1]), dim=1)
+    return F.pad(row, (0, num_tokens - row.shape[1])) if keys else row
 
 
 def normalize(weights: Tensor, mask: Tensor) -> Tensor:
