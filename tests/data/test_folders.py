@@ -72,7 +72,7 @@ def test_empty_label_is_reported_with_its_row(tmp_path):
 
 @pytest.mark.parametrize("content", ['text,label\n"a,x\nb,y\n', "", "text,label\na,x\nb,y,z,w\n"])
 def test_unreadable_file_is_an_error_of_one_sentence(tmp_path, content):
-    with pytest.raises(ValueError, match=r"data/train\.csv (cannot be read \(.*\): correct|is empty: add)"):
+    with pytest.raises(ValueError, match=r"data/train\.csv (has a damaged row in line \d+: |is empty: add)"):
         load_splits(csv_files(tmp_path / "data", content))
 
 

@@ -81,7 +81,7 @@ def load_files(data_args: Any, model_args: CommonModelArguments) -> DatasetDict:
         {
             split: read_tables(
                 {split: [file]},
-                [other for other in every if other.suffix == file.suffix],
+                [other for other in every if other != file and other.suffix == file.suffix],
                 cache_dir=model_args.cache_dir,
             )[split]
             for split, file in files.items()
