@@ -143,7 +143,7 @@ def _linear_heads(recording: Recording) -> list[Call]:
     labels = recording.logits.shape[-1 if recording.logits.ndim < 4 else 1]
     results = [(c, c.results.get(None)) for c in recording.calls if c.argument is not None]
     heads = [c for c, result in results if result is not None and result.ndim < 4 and result.shape[-1] == labels]
-    return [c for c in heads if is_affine(recording, c)]
+    return [c for c in heads if is_affine(recording, c, of_inputs=c.returns(recording.logits))]
 
 
 @torch.no_grad()

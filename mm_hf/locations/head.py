@@ -39,8 +39,10 @@ def check_head(recording: Recording) -> None:
     activations = {**ACTIVATIONS, **PROBABILITIES}
     for call in recording.calls:
         for result in call.results.values():
+            if result.shape != logits.shape or is_close(result, logits):  # ReLU of positive logits is the logits
+                continue
             for label, activation in activations.items():
-                if result.shape == logits.shape and is_close(activation(result), logits):
+                if is_close(activation(result), logits):
                     raise LocationError(
                         f"The head of {name} does not end in a linear layer: its logits are {label} of the output of "
                         f"{call.name!r}. {WHY} Return the output of the linear layer as the logits."
@@ -61,15 +63,32 @@ def affine_layer(recording: Recording, target: Tensor) -> Call | None:
         result = call.results.get(None)
         if result is None or call.argument is None:
             continue
-        if (call.returns(target) if target.ndim == 2 else is_close(result, target)) and is_affine(recording, call):
+        # A linear model has its inputs as features, and their score is the logits.
+        if target.ndim == 2 and call.returns(target) and is_affine(recording, call, of_inputs=True):
+            return call
+        if target.ndim > 2 and is_close(result, target) and is_affine(recording, call):
             return call
     return None
 
 
-def is_affine(recording: Recording, call: Call) -> bool:
-    """Return True if the called module maps the midpoint of two arguments to the midpoint of their results."""
+def is_linear_model(recording: Recording) -> bool:
+    """Return True if the layer that computes the logits is called with the model's inputs."""
+    last = affine_layer(recording, recording.logits)
+    return last is not None and last.argument is not None and last.argument.data_ptr() in recording.input_pointers
+
+
+def is_affine(recording: Recording, call: Call, of_inputs: bool = False) -> bool:
+    """Return True if the called module maps the midpoint of two arguments to the midpoint of their results.
+
+    Args:
+        recording: The recorded forward.
+        call: A call of a module.
+        of_inputs: Accept a module that is called with the model's inputs. Such a module usually embeds them.
+    """
     x = call.argument
-    if x is None or call.name == "" or x.data_ptr() in recording.input_pointers:
+    if x is None or call.name == "" or not x.is_floating_point():
+        return False
+    if x.data_ptr() in recording.input_pointers and not of_inputs:
         return False
     module = recording.model.get_submodule(call.name)
     if not any(True for _ in module.parameters()):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .attention.selection import with_attention
 from .candidates import candidates, source_of, with_pools
-from .head import check_head
+from .head import check_head, is_linear_model
 from .modes import nonzero_head_weights, probing_mode
 from .operations import ForwardSize
 from .padding import find_padding_map
@@ -109,6 +109,8 @@ def _describe_failure(recording: Recording, rejected: list[tuple[float, Plan]]) 
     reason, nearest = ": nothing that its head reads was found to come from tokens", ""
     if attention and any(attention[-1].queries < attention[-1].keys == call.queries < call.keys for call in attention):
         reason = f": its head reads {attention[-1].keys} latents, which attend to all tokens"
+    elif is_linear_model(recording):
+        reason = ": it is linear in its inputs"
     elif not _has_single_head(recording):
         reason = ": its logits combine the results of several heads"
     elif rejected:
