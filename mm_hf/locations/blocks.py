@@ -1,8 +1,8 @@
 """Mix examples inside of a model's own forward, at the input of one of its blocks.
 
 The blocks are found in a recorded forward by what they do. They are the members of a list of modules, or modules of one
-module with numbered names (`stage1`, `stage2`). Such groups are tried, those with the most calls of modules inside
-first, until one is found such that the logits depend on the inputs only through its members.
+module with numbered names (`stage1`, `stage2`, or `mixed_5b`, `mixed_5c`). Such groups are tried, those with the most
+calls of modules inside first, until one is found such that the logits depend on the inputs only through its members.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tolerance import relative_error, within_rounding
 LIST_MEMBER = re.compile(
     r"((?:.*\.)?[^.\d][^.]*)((?:\.\d+)+)$"
 )  # name of a list, and the indices of one of its members
-NUMBERED_MEMBER = re.compile(r"(.*[^.\d])(\d+)$")  # common part of the names, and the number
+NUMBERED_MEMBER = re.compile(r"(.*[^.\d])(\d+[a-z]?)$")  # common part of the names, and the number
 IN_A_LIST = re.compile(r"\.\d+\.")  # a name within a member of a list
 
 
