@@ -21,7 +21,7 @@ row, the value found, and the remedy. Commands print it with exit code 2, and Py
 line alone is reported before torch and Transformers are imported. `MM_HF_DEBUG=1` shows the traceback of a command.
 
 `VIT` stands for `--model_type vit` with the configuration of a tiny model, `vit` for a model of two classes,
-`regression` for one with a single output, and `train(model, method, ...)` for
+`regression` for one with a single output, `gpt2` for a language model, and `train(model, method, ...)` for
 `MultiMixTrainer(model, ..., mixing=method).train()` with these labels or this batch size.
 """
 

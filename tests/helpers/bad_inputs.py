@@ -186,6 +186,9 @@ CASES: dict[str, list[str]] = {
         "train(vit, Mixup(), pixels=float('nan'))",
         "wrap_model(torch.compile(vit), DenseMultiMix())",
         "wrap_model(torch.nn.DataParallel(vit), DenseMultiMix())",
+        "train(gpt2, DenseMultiMix())",
+        "train(vit, DenseMultiMix()) or train(vit, DenseMultiMix(), batch_size=2, resume_from_checkpoint=True)",
+        "train(vit, DenseMultiMix()) or train(vit, Mixup(), resume_from_checkpoint=True)",
         "wrap_model(vit, MultiMix()) and wrap_model(vit, Mixup())",
         "train(regression, DenseMultiMix(attention='cam'), labels=[0.5, 1.5, 2.5, 3.5])",
     ],
@@ -306,7 +309,7 @@ def namespace() -> dict[str, Any]:
     """Return the names that the Python cases use."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForImageClassification, TrainingArguments
+    from transformers import AutoModelForImageClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
     import mm_hf
     from mm_hf import functional
@@ -314,18 +317,30 @@ def namespace() -> dict[str, Any]:
     torch.manual_seed(0)
     vit, regression = map(AutoModelForImageClassification.from_pretrained, ("vit", "regression"))
 
-    def train(model: Any, mixing: Any, labels: Any = (0, 1, 1, 0), batch_size: int = 4, pixels: float = 0.0) -> None:
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)
+
+    def train(
+        model: Any,
+        mixing: Any,
+        labels: Any = (0, 1, 1, 0),
+        batch_size: int = 4,
+        pixels: float = 0.0,
+        resume_from_checkpoint: bool = False,
+    ) -> None:
         rows = {"pixel_values": torch.full((4, 1, 8, 8), pixels).tolist(), "labels": list(labels)}
         args = TrainingArguments(
             "out", per_device_train_batch_size=batch_size, max_steps=1, use_cpu=True, disable_tqdm=True
         )
-        mm_hf.MultiMixTrainer(model, args, mixing=mixing, train_dataset=Dataset.from_dict(rows)).train()
+        mm_hf.MultiMixTrainer(model, args, mixing=mixing, train_dataset=Dataset.from_dict(rows)).train(
+            resume_from_checkpoint
+        )
 
     return {
         **{name: getattr(mm_hf, name) for name in mm_hf.__all__}, **vars(functional), "torch": torch, "vit": vit,
         "logits": torch.randn(4, 3), "token_logits": torch.randn(4, 5, 3), "labels": torch.tensor([0, 1, 2, 0]),
         "soft_labels": torch.full((4, 3), 1 / 3), "attention": torch.rand(4, 5),
         "factors": mm_hf.sample_factors(4, 8, 1.0), "train": train, "regression": regression,
+        "gpt2": GPT2LMHeadModel(config),
     }  # fmt: skip
 
 
