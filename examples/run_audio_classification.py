@@ -55,8 +55,8 @@ from transformers import (
 
 from mm_hf import Mixing, MultiMixTrainer
 from mm_hf.cli import scripts
+from mm_hf.data.classes import as_classes
 from mm_hf.data.offline_voices import OFFLINE
-from mm_hf.data.splits import as_classes
 from mm_hf.evaluation.metrics import load_metric
 
 SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())

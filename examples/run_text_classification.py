@@ -51,9 +51,10 @@ from mm_hf.cli import scripts
 from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline_docs
 from mm_hf.data.adapters import add_lora, save_classes
+from mm_hf.data.classes import class_name
 from mm_hf.data.offline import OFFLINE_TEXTS
 from mm_hf.data.options import LoraOptions
-from mm_hf.data.splits import DataOptions, class_name, input_columns
+from mm_hf.data.splits import DataOptions, input_columns
 from mm_hf.data.text import tokenize
 from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric

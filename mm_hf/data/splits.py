@@ -1,9 +1,7 @@
-"""Splits of a dataset, its classes, and its input columns."""
+"""Splits of a dataset, and its input columns."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,13 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetsError
 
 from ..methods.settings import nearest
+from .classes import as_classes, check_complete, leave_out, relabel, report_unknown_classes
 from .files import load_local
 from .folders import load_image_folders
 from .image_columns import kind_of, with_images
 from .offline import OFFLINE, load_offline
 from .options import DataOptions
 from .tables import TABLES
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,9 +95,9 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
                         "--text_column_names, or use one type in all splits."
                     )
                 if rows.data.column(column).null_count:
-                    _check_complete(split, column, rows[column], "texts")
+                    check_complete(split, column, rows[column], "texts")
     parts = _divide(data, options)
-    _report_unknown_classes(parts, label, names)
+    report_unknown_classes(parts, label, names)
     for split, most in (
         ("train", options.max_train_samples), ("validation", options.max_validation_samples),
         ("test", options.max_test_samples),
@@ -116,7 +113,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
             )
     ood = None
     if options.ood_classes:
-        parts, ood, names = _leave_out(parts, label, names, options.ood_classes)
+        parts, ood, names = leave_out(parts, label, names, options.ood_classes)
     if options.ood_dataset_name is not None:
         other = load(options.ood_dataset_name, None, None, **hub)
         rows = other["test"] if "test" in other else other[next(iter(other))]
@@ -199,19 +196,6 @@ def _divide(data: DatasetDict, options: DataOptions) -> dict[str, Dataset]:
     return {"train": parts["train"], "validation": parts["test"], "test": data[options.test_split]}
 
 
-def _report_unknown_classes(parts: dict[str, Dataset], label: str, names: Sequence[str]) -> None:
-    """Log a warning that names the classes without training examples."""
-    known = set(parts["train"][label])
-    for split in ("validation", "test"):
-        unknown = sorted({y for y in parts[split][label] if y is not None and y >= 0} - known)
-        if unknown:
-            shown = ", ".join(names[y] for y in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            logger.warning(
-                "The split %r has %d classes without training examples, which the model cannot learn: %s.",
-                split, len(unknown), shown,
-            )  # fmt: skip
-
-
 def label_column(rows: Dataset, given: str | None) -> str:
     """Return the name of the column with labels."""
     found = [given] if given is not None else [name for name in ("label", "labels") if name in rows.column_names]
@@ -255,120 +239,6 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
     )
 
 
-def as_classes(data: DatasetDict, label: str) -> DatasetDict:
-    """Convert labels to the class indices of the training split.
-
-    The classes of strings and numbers are the sorted labels of the training split, those of booleans "false" and
-    "true". Splits with a `ClassLabel` are matched by the names of the classes, whose order may differ between files.
-
-    Args:
-        data: Splits of a dataset.
-        label: Name of the column with labels.
-
-    Raises:
-        ValueError: The labels are not classes or of different types, a label is missing, or a split has labels that the
-            training split does not have.
-    """
-    feature = data["train"].features[label]
-    for split, rows in data.items():
-        if label not in rows.column_names:
-            raise ValueError(
-                f"The split {split!r} has no column {label!r}; its columns are {', '.join(rows.column_names)}: use the "
-                "same columns in all splits."
-            )
-        if kind_of(rows.features[label]) != kind_of(feature):
-            raise ValueError(
-                f"The column {label!r} is {feature} in the split 'train', and {rows.features[label]} in {split!r}: use "
-                "one type of labels in all splits."
-            )
-        _check_complete(split, label, rows[label], "labels")
-    if isinstance(feature, ClassLabel):
-        return DatasetDict({split: _as_classes_of(rows, split, label, feature) for split, rows in data.items()})
-    if kind_of(feature) not in ("string", "number", "bool"):
-        raise ValueError(
-            f"The column {label!r} must have one class per example, but its feature is {feature}: convert it to "
-            "strings or integers."
-        )
-    for split, rows in data.items():
-        part = next((y for y in set(rows[label]) if isinstance(y, float) and not y.is_integer()), None)
-        if part is not None:
-            raise ValueError(
-                f"The column {label!r} of the split {split!r} has the label {part}, which is no class: use integers or "
-                "names."
-            )
-    values = {split: [int(y) if isinstance(y, float) else y for y in rows[label]] for split, rows in data.items()}
-    found = sorted(set(values["train"]))
-    known, names = set(found), [class_name(value) for value in found]
-    for split in data:
-        other = sorted({class_name(value) for value in set(values[split]) - known if value != -1})
-        if other:
-            raise ValueError(
-                f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}."
-            )
-    index = {value: i for i, value in enumerate(found)}
-    return DatasetDict(
-        {s: _relabelled(rows, label, [index.get(v, -1) for v in values[s]], names) for s, rows in data.items()}
-    )
-
-
-def class_name(value: Any) -> str:
-    """Return the name of the class of a label. Booleans are "true" and "false", as in JSON.
-
-    Example:
-        >>> class_name(True), class_name(3), class_name("True")
-        ('true', '3', 'True')
-    """
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _as_classes_of(rows: Dataset, split: str, label: str, feature: ClassLabel) -> Dataset:
-    """Return rows whose `ClassLabel` has the classes of another one, matched by name."""
-    names = rows.features[label].names
-    if names == feature.names:
-        return rows
-    used = {names[y] for y in set(rows[label]) if y >= 0}
-    other = sorted(used - set(feature.names))
-    if other:
-        raise ValueError(f"The split {split!r} has classes that the training split does not: {', '.join(other[:5])}.")
-    index = {names.index(name): feature.names.index(name) for name in used}
-    return _relabelled(rows, label, [index.get(y, -1) for y in rows[label]], feature.names)
-
-
-def _check_complete(split: str, column: str, values: Sequence[Any], what: str) -> None:
-    missing = [i for i, value in enumerate(values) if value is None or (what == "labels" and value == "")]
-    if missing:
-        raise ValueError(
-            f"The column {column!r} of the split {split!r} is empty in {len(missing)} rows, the first of which is row "
-            f"{missing[0]}: add the {what} or remove the rows."
-        )
-
-
-def _relabelled(rows: Dataset, label: str, labels: Sequence[int], names: Sequence[str]) -> Dataset:
-    return rows.remove_columns(label).add_column(label, list(labels)).cast_column(label, ClassLabel(names=list(names)))
-
-
-def _leave_out(
-    parts: dict[str, Dataset], label: str, names: list[str], unknown: Sequence[str]
-) -> tuple[dict[str, Dataset], Dataset, list[str]]:
-    """Return the splits without the unknown classes, the test examples of these, and the names of the other classes."""
-    wrong = [name for name in unknown if name not in names]
-    if wrong:
-        raise ValueError(f"--ood_classes has {wrong[0]!r}, but the classes are {', '.join(names[:20])}.")
-    kept = [i for i, name in enumerate(names) if name not in unknown]
-    if len(kept) < 2:
-        raise ValueError(f"--ood_classes leaves {len(kept)} of {len(names)} classes: at least two must remain.")
-    index = {old: new for new, old in enumerate(kept)}
-    known_names = [names[i] for i in kept]
-    known: dict[str, Dataset] = {}
-    for split, rows in parts.items():
-        labels = np.asarray(rows[label])
-        inside = np.flatnonzero(np.isin(labels, kept))
-        known[split] = _relabelled(rows.select(inside), label, [index[int(y)] for y in labels[inside]], known_names)
-    outside = np.flatnonzero(~np.isin(np.asarray(parts["test"][label]), kept))
-    ood = parts["test"].select(outside).remove_columns(label).add_column(label, [-100] * len(outside))
-    return known, ood, known_names
-
-
 def align(splits: Splits, label2id: dict[str, int]) -> Splits:
     """Change the class indices of the splits to those of a trained model.
 
@@ -392,6 +262,6 @@ def align(splits: Splits, label2id: dict[str, int]) -> Splits:
     for split in ("train", "validation", "test"):
         rows = getattr(splits, split)
         labels = [label2id[splits.class_names[y]] for y in rows[splits.label]]
-        setattr(splits, split, _relabelled(rows, splits.label, labels, names))
+        setattr(splits, split, relabel(rows, splits.label, labels, names))
     splits.class_names = names
     return splits

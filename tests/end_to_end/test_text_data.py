@@ -16,7 +16,8 @@ from mm_hf import DenseMultiMix
 from mm_hf.cli.scripts import text as texts
 from mm_hf.data import offline, offline_docs
 from mm_hf.data.build import ModelOptions, build_task
-from mm_hf.data.splits import DataOptions, as_classes
+from mm_hf.data.classes import as_classes
+from mm_hf.data.splits import DataOptions
 from mm_hf.data.text import tokenize
 from tests.helpers.scripts import RECIPES, needs_reviews
 

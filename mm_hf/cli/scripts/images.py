@@ -8,10 +8,10 @@ from typing import Any, Literal
 from datasets import DatasetDict
 from transformers import AutoModelForImageClassification
 
+from ...data.classes import as_classes
 from ...data.folders import load_image_folders
 from ...data.models import image_processor
 from ...data.offline import OFFLINE_IMAGES
-from ...data.splits import as_classes
 from . import DataArguments, check_columns, load_from_hub, train_and_validation
 from . import ModelArguments as CommonModelArguments
 from . import load_model as load_common_model
