@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__, formatter_class=formatter)
     parser.add_argument("--parts", nargs="+", choices=list(tables.PARTS), default=list(tables.PARTS))
     parser.add_argument("--rehearse", action="store_true", help="Run in miniature on a CPU.")
+    parser.add_argument("--epochs", type=int, default=100, help="Length of the training runs. Default: 100.")
     parser.add_argument("--output_dir", type=Path, help="Directory of the CSV files. Default: benchmarks/results.")
     args = parser.parse_args(arguments)
     if not args.rehearse and not torch.cuda.is_available():
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     directory = args.output_dir or (REHEARSAL if args.rehearse else harness.RESULTS)
-    setup = Setup(torch.device("cpu" if args.rehearse else "cuda"), args.rehearse, directory)
+    setup = Setup(torch.device("cpu" if args.rehearse else "cuda"), args.rehearse, directory, args.epochs)
     print(describe(setup.device), flush=True)
     failed = [name for name in args.parts if not run_part(name, setup)]
     page = tables.PAGE

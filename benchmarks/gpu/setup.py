@@ -25,6 +25,7 @@ class Setup:
         device: The device to measure.
         rehearse: Run in miniature, on a CPU.
         directory: Directory of the CSV files.
+        epochs: Length of the training runs.
         minutes: Longest time of the current part.
         started: Beginning of the current part.
     """
@@ -32,6 +33,7 @@ class Setup:
     device: torch.device
     rehearse: bool
     directory: Path
+    epochs: int = 100
     minutes: float = 10.0
     started: float = field(default_factory=time.monotonic)
 

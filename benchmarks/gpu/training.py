@@ -1,4 +1,4 @@
-"""Training runs of a ViT on all of Fashion-MNIST: plain, CutMix and the default, three seeds, 100 epochs.
+"""Training runs of a ViT on all of Fashion-MNIST: plain, CutMix and the default, three seeds.
 
 The images stay in the device's memory. A mini-batch is shifted by up to two pixels and mirrored at random. All methods
 of a seed start from the same weights and use the same mini-batches. Several runs share the device at a time, because
@@ -11,6 +11,7 @@ import gzip
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mm_hf.evaluation.metrics.classification import accuracy, calibration_error,
 FILE, MINUTES, PROCESSES = "gpu_training.csv", 13.0, 3
 DIRECTORY = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 METHODS: dict[str, Mixing] = {"plain training": ERM(), "CutMix()": CutMix(), "DenseMultiMix()": DenseMultiMix()}
-SEEDS, EPOCHS, BATCH = (0, 1, 2), 100, 1024
+SEEDS, BATCH = (0, 1, 2), 1024
 LEARNING_RATE, WARM_UP_EPOCHS = 2e-3, 5
 SIZES = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
 MINIATURE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -125,7 +126,7 @@ def train_and_evaluate(setup: Setup, name: str, seed: int, epochs: int) -> dict[
 def run(setup: Setup) -> None:
     """Train the runs that have no row yet, several at a time. Those that do not finish in time are stopped."""
     rows = Rows(setup, FILE, ("method", "seed", "epochs"))
-    epochs, seeds = (1, SEEDS[:1]) if setup.rehearse else (EPOCHS, SEEDS)
+    epochs, seeds = (1, SEEDS[:1]) if setup.rehearse else (setup.epochs, SEEDS)
     missing = [(n, s, epochs) for s in seeds for n in METHODS if not rows.has(method=n, seed=s, epochs=epochs)]
     if not missing:
         return
@@ -147,16 +148,16 @@ def run(setup: Setup) -> None:
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the table of docs/gpu.md: means over the seeds, with standard deviations."""
-    found = [["method", "seeds", "accuracy, %", "NLL", "calibration error"]]
-    for name in METHODS:
-        runs = [row for row in rows if row["method"] == name]
+    found = [["epochs", "method", "seeds", "accuracy, %", "NLL", "calibration error"]]
+    for epochs, name in product(dict.fromkeys(row["epochs"] for row in rows), METHODS):
+        runs = [row for row in rows if row["method"] == name and row["epochs"] == epochs]
         cells = [
             _mean([scale * float(row[key]) for row in runs], digits)
             for key, scale, digits in (("accuracy", 100, 2), ("nll", 1, 3), ("calibration_error", 1, 4))
             if runs
         ]
         if runs:
-            found.append([f"`{name}`" if "(" in name else name, f"{len(runs)}", *cells])
+            found.append([epochs, f"`{name}`" if "(" in name else name, f"{len(runs)}", *cells])
     return found
 
 

@@ -1,0 +1,89 @@
+"""Loss and gradients of all mixed examples at a chunk of locations, by the mixing matrix of each location.
+
+This is the way of accelerators. The matrix has confidence times factors, divided by the mass of each mixed example. One
+product mixes the logits, one the targets, and one the gradient, so that neither logits nor mixed logits are permuted
+or scaled: they are larger than the matrix, and an accelerator takes longer to read them than to multiply. The classes
+are the innermost dimension in memory, where a softmax is fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .chunk import ChunkResult, add, location_weights, smallest_mass
+from .kernels import MixedTerms, checked, compiled_terms, mixed_terms
+from .mixers import DenseMixer
+
+if TYPE_CHECKING:
+    from .chunked_loss import Inputs
+
+
+def loss_and_grads_by_matrix(inputs: Inputs, locations: slice) -> ChunkResult:
+    """Compute the loss of all mixed examples at a chunk of locations and the gradient of the logits.
+
+    Args:
+        inputs: The inputs, with dense factors. The confidence needs no gradient.
+        locations: The locations.
+
+    Returns:
+        The result in the order of the examples.
+    """
+    options, mixer = inputs.options, inputs.mixer
+    assert isinstance(mixer, DenseMixer)
+    confidence = inputs.confidence_at(locations)
+    logits, _, targets = inputs.examples_at(locations, confidence)
+    assert targets is not None
+    factors = mixer.factors_at(locations, slice(None))
+    if inputs.permutations is not None:
+        factors = factors[0][inputs.permutations[locations]]
+    matrix = confidence[..., None] * factors
+    mass = F.threshold(matrix.sum(dim=1), smallest_mass(inputs.dtype), 0, inplace=True)
+    inverse_mass, weight, _, occupied = location_weights(mass, options.confidence_weighted)
+    problem = (inputs, matrix.mul_(inverse_mass[:, None]), weight, logits, targets.expand_as(logits))
+    eager = partial(_by_products, *problem)
+    key = (logits.device.type, options.criterion)
+    if options.kernel == "compile":
+        loss, grad = checked("compile", key, partial(_by_products, *problem, terms_of=compiled_terms), eager)
+    elif options.kernel == "triton" and options.criterion == "cross_entropy" and logits.dtype == torch.float32:
+        loss, grad = checked("triton", key, partial(_by_triton, *problem), eager)
+    else:
+        loss, grad = eager()
+    return ChunkResult(loss, occupied, grad, confidence)
+
+
+def _by_triton(
+    inputs: Inputs, matrix: Tensor, weight: Tensor, logits: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the result of `_by_products` without mixed logits in memory."""
+    from .triton_kernel import losses_and_gradient
+
+    mixed = inputs.options.columns or slice(None)
+    losses, grad = losses_and_gradient(logits, targets, matrix[..., mixed], weight[:, mixed].contiguous())
+    return (losses * weight[:, mixed]).sum(), grad
+
+
+def _by_products(
+    inputs: Inputs,
+    matrix: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    terms_of: Callable[..., MixedTerms] = mixed_terms,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the losses and the gradient of the logits (q, b, c)."""
+    loss = grad = None
+    for mixed in inputs.own_mixed_slices:
+        m = matrix[..., mixed]
+        z, y = ((m.mT @ x).mT for x in (logits, targets))
+        terms = terms_of(inputs.options.criterion, z, y, None, weight[:, None, mixed], False)
+        loss = add(loss, (terms.losses * weight[:, mixed]).sum())
+        if inputs.need_logits:
+            grad = add(grad, m @ terms.logits_grad.mT)
+        del z, y, terms  # frees memory for the next ones
+    return (weight.new_zeros(()) if loss is None else loss), (torch.zeros_like(logits) if grad is None else grad)
