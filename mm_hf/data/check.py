@@ -25,7 +25,7 @@ def find_problems(options: DataOptions, **hub: Any) -> Iterator[str]:
     """
     data = load(options.dataset_name, options.dataset_config_name, options, **hub)
     if "train" in data:
-        data = with_images(data, options, label_column(data["train"], options.label_column_name))
+        data = with_images(data, options, label_column(data["train"], options.label_column_name), check=False)
     for split, rows in data.items():
         label = label_column(rows, options.label_column_name)
         kind, inputs = input_columns(rows, options, label)

@@ -23,7 +23,7 @@ def kind_of(feature: Any) -> str:
     return next((kind for kind in ("string", "binary") if kind in feature.dtype), "number" if number else feature.dtype)
 
 
-def with_images(data: DatasetDict, options: DataOptions, label: str | None) -> DatasetDict:
+def with_images(data: DatasetDict, options: DataOptions, label: str | None, *, check: bool = True) -> DatasetDict:
     """Return the splits with images in place of paths of images or of the contents of image files.
 
     The column is the one that the options name, or else the first whose values in the training split are contents of
@@ -33,6 +33,7 @@ def with_images(data: DatasetDict, options: DataOptions, label: str | None) -> D
         data: Splits of a dataset.
         options: Data options.
         label: Name of the column with labels, or None.
+        check: Check that each path names a file.
 
     Raises:
         ValueError: A path names no file, or a split has something else than images in the column.
@@ -44,7 +45,7 @@ def with_images(data: DatasetDict, options: DataOptions, label: str | None) -> D
     root = root if root.is_dir() else root.parent
     return DatasetDict(
         {
-            split: _decode(rows, column, root, str(split)) if column in rows.column_names else rows
+            split: _decode(rows, column, root, str(split), check) if column in rows.column_names else rows
             for split, rows in data.items()
         }
     )
@@ -93,7 +94,7 @@ def _has_paths(rows: Dataset, column: str) -> bool:
     return found
 
 
-def _decode(rows: Dataset, column: str, root: Path, split: str) -> Dataset:
+def _decode(rows: Dataset, column: str, root: Path, split: str, check: bool) -> Dataset:
     feature = rows.features[column]
     if isinstance(feature, Image):
         return rows
@@ -107,10 +108,10 @@ def _decode(rows: Dataset, column: str, root: Path, split: str) -> Dataset:
         )
     paths = [None if path is None else root / str(path) for path in rows[column]]
     missing = next((i for i, path in enumerate(paths) if path is None or not path.is_file()), None)
-    if missing is not None:
+    if check and missing is not None:
         raise ValueError(
             f"The column {column!r} of the split {split!r} names no image file in row {missing} "
             f"({rows[column][missing]!r}): give paths relative to {root}, or --text_column_names to read texts."
         )
-    files = rows.remove_columns(column).add_column(column, [str(path) for path in paths])
+    files = rows.remove_columns(column).add_column(column, [path and str(path) for path in paths])
     return files.cast_column(column, Image())

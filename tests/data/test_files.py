@@ -371,6 +371,16 @@ def test_columns_of_paths_are_found_among_others(tmp_path):
         load_splits(tables(tmp_path, write_csv, rows))
 
 
+def test_all_missing_image_files_of_a_table_are_problems(tmp_path):
+    rows = [{"file": f"{i}.png", "label": "ab"[i % 2]} for i in range(4)]
+    for row in rows[:2]:
+        image(tmp_path / row["file"])
+    options = tables(tmp_path, write_csv, [*rows, {"file": "", "label": "a"}])
+    found = [problem for problem in find_problems(options) if problem.startswith("train")]
+    assert [problem.split(":")[0] for problem in found] == ["train, row 2", "train, row 3", "train, row 4"]
+    assert "2.png cannot be read" in found[0] and "there is none" in found[2]
+
+
 @pytest.mark.parametrize("first", ["images", "paths"])
 def test_splits_may_have_images_and_paths_in_one_column(first, tmp_path):
     for i in range(8):
