@@ -73,11 +73,10 @@ docs: $(VENV)/.docs  ## the documentation as a site that needs no network: outpu
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open outputs/docs/index.html"
 
-figures: $(VENV)/.dev  ## figures and printed output of docs/, and the tutorial's notebook, in half a minute
-	$(BIN)/python docs/tools/figures.py
+figures: $(VENV)/.dev $(VENV)/.evidence  ## figures and printed output of docs/, and the tutorial's notebook, in two minutes
+	PYTHONPATH=. $(BIN)/python docs/tools/figures.py
 	$(BIN)/python docs/tools/blocks.py docs/tutorial.md docs/your_model.md
 	$(BIN)/python docs/tools/notebook.py docs/tutorial.md
-	cp outputs/tutorial/attention.png docs/images
 
 errors: $(VENV)/.dev  ## docs/errors.md: every bad input is run, and its message copied
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/tools/errors.py

@@ -4,7 +4,7 @@
 all images, where plain training nearly solves the task. In a regime, all methods use the same data, number of epochs,
 schedule and seeds. The held-out images are used only for evaluation.
 
-    python examples/demo.py [--seeds 3] [--epochs 2] [--processes 2] [--output_dir outputs/demo]
+    python examples/demo.py [--seeds 4] [--epochs 2] [--processes 2] [--output_dir outputs/demo]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Regime:
     epochs: int
 
 
-REGIMES = (Regime("Few images, long training", 400, 80), Regime("Nearly solved", 1347, 20))
+REGIMES = (Regime("Few images, long training", 400, 80), Regime("Nearly solved", 1347, 10))
 
 
 def draw_attention(model: Any, path: Path) -> None:
@@ -110,7 +110,7 @@ def conclusion(results: Results) -> str:
     """Return a sentence on the differences of Dense MultiMix from plain training that the seeds show reliably."""
     seeds = len(results[PLAIN])
     if seeds == 1:
-        return "One seed shows no reliable difference: use --seeds 3."
+        return "One seed shows no reliable difference: use --seeds 4."
     found = []
     for name in ("accuracy", "nll", "calibration_error"):
         info = METRICS[name]
@@ -195,8 +195,8 @@ def train_and_show(runs: list[Run], processes: int, console: Console) -> dict[Ru
 def main() -> None:
     """Train all methods in both regimes, print and plot the results, and save the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each method")
-    parser.add_argument("--epochs", type=int, help="number of epochs of each run; default: 80 and 20")
+    parser.add_argument("--seeds", type=int, default=4, help="number of runs of each method")
+    parser.add_argument("--epochs", type=int, help="number of epochs of each run; default: 80 and 10")
     parser.add_argument(
         "--processes",
         type=int,

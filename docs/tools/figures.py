@@ -1,30 +1,40 @@
-"""Plot the figures of docs/method.md with factors, attention and logits computed by mm_hf, in half a minute.
+"""Plot the figures of docs/method.md with factors, attention and logits computed by mm_hf, in a minute.
 
-python docs/tools/figures.py [--output_dir docs/images]
+PYTHONPATH=. python docs/tools/figures.py [--output_dir docs/images]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset
 from matplotlib import pyplot as plt
 from torch import Tensor
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    Dinov2ForImageClassification,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
-from mm_hf import DenseMultiMix, LocationOutput, Mixing, MultiMix, MultiMixTrainer, extract, sample_factors
-from mm_hf.data.offline import load_digits
-from mm_hf.evaluation.plots.attention import patch_grid
+from benchmarks.evidence.data.dinov2 import to_dinov2_input
+from benchmarks.evidence.tasks.pretrained import partly_frozen_dinov2
+from mm_hf import DenseMultiMix, LocationOutput, MultiMix, MultiMixTrainer, extract, sample_factors
+from mm_hf.data.offline import FASHION_CLASSES, load_digits, load_fashion_mnist
+from mm_hf.evaluation.plots.attention import patch_grid, plot_image_attention
 from mm_hf.evaluation.plots.style import CLASS_COLORS, COLORS, WIDTH, method_styles, saved_figure
 from mm_hf.functional.factors import SparseFactors, alpha_for
 from mm_hf.methods.pairs import draw_factor, draw_partners
 
 CPU = torch.device("cpu")
+SHOWN = ("T-shirt", "trouser", "pullover", "dress", "bag", "ankle boot")
 MIXED_BY = {
     "Mixup": None,
     "MultiMix (default)": MultiMix(num_mixed=1000),
@@ -153,7 +163,9 @@ def draw_identity(path: Path, model: ViTForImageClassification, pixels: Tensor) 
         figures.append(figure)
 
 
-def draw_dense(path: Path, images: np.ndarray, labels: Tensor, output: LocationOutput) -> None:
+def draw_dense(
+    path: Path, images: np.ndarray, labels: Tensor, output: LocationOutput, class_names: Sequence[str]
+) -> None:
     """Plot a mixed example with other factors at each patch, and its label at each patch."""
     assert output.attention is not None
     b, r = output.attention.shape
@@ -175,7 +187,7 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, output: LocationO
         for i in range(b):
             cells[0, i].imshow(images[i], cmap="gray", interpolation="nearest")
             shown = cells[1, i].imshow(output.attention[i].view(side, side), interpolation="nearest", **scale)
-            cells[0, i].set_title(f"label {int(labels[i])}", color=colors[i], fontweight="bold")
+            cells[0, i].set_title(class_names[int(labels[i])], color=colors[i], fontweight="bold")
         cells[0, 0].set_ylabel("examples")
         cells[1, 0].set_ylabel("attention")
         for cell in cells.flat:
@@ -198,56 +210,87 @@ def draw_dense(path: Path, images: np.ndarray, labels: Tensor, output: LocationO
         right.set(xlim=(-0.1, side), ylim=(side - 0.4, -0.6), aspect="equal")
         right.axis("off")
         bottom.legend(
-            [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors], [f"{int(label)}" for label in labels],
+            [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors],
+            [class_names[int(label)] for label in labels],
             loc="outside right center", title="label",
         )  # fmt: skip
         figures.append(figure)
 
 
-def train_vit(data: DatasetDict, mixing: Mixing, epochs: int) -> ViTForImageClassification:
+def train(model: Any, pixels: Tensor, labels: Sequence[int], **arguments: Any) -> Any:
+    """Train a model with Dense MultiMix and return it."""
+    examples = [{"pixel_values": x, "labels": y} for x, y in zip(pixels, labels, strict=True)]
+    with tempfile.TemporaryDirectory() as directory:
+        args = TrainingArguments(
+            directory, warmup_steps=0.1, save_strategy="no", disable_tqdm=True, logging_strategy="no", **arguments
+        )
+        trainer = MultiMixTrainer(model, args, mixing=DenseMultiMix(), train_dataset=examples)
+        trainer.train()
+        trainer.mixing_handle.remove()
+    return trainer.model.eval()
+
+
+def vit_of_digits(data: Dataset, epochs: int) -> ViTForImageClassification:
     """Train a small ViT on digits of 8x8 pixels in 4x4 patches."""
     set_seed(0)
     config = ViTConfig(
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, image_size=8, patch_size=2,
         num_channels=1, initializer_range=0.1, num_labels=10,
     )  # fmt: skip
-    examples = [{"pixel_values": x, "labels": y} for x, y in zip(pixels_of(data), data["label"], strict=True)]
-    with tempfile.TemporaryDirectory() as directory:
-        args = TrainingArguments(
-            directory, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=0.1,
-            lr_scheduler_type="cosine", save_strategy="no", disable_tqdm=True, logging_strategy="no",
-        )  # fmt: skip
-        trainer = MultiMixTrainer(ViTForImageClassification(config), args, mixing=mixing, train_dataset=examples)
-        trainer.train()
-        trainer.mixing_handle.remove()
-    return trainer.model.eval()
+    return train(
+        ViTForImageClassification(config), pixels_of(data), data["label"], num_train_epochs=epochs,
+        per_device_train_batch_size=64, learning_rate=2e-3, lr_scheduler_type="cosine",
+    )  # fmt: skip
 
 
-def pixels_of(data: Any) -> Tensor:
-    """Return the images (b, 1, 8, 8) with values in [-1, 1]."""
+def dinov2_of_clothes(data: Dataset) -> Dinov2ForImageClassification:
+    """Fine-tune the last four blocks of DINOv2-small for two epochs on 200 images of Fashion-MNIST."""
+    set_seed(0)
+    chosen = data.shuffle(seed=0).select(range(200))
+    return train(
+        partly_frozen_dinov2(FASHION_CLASSES)(), clothes(chosen), chosen["label"], num_train_epochs=2,
+        per_device_train_batch_size=32, learning_rate=1e-4,
+    )  # fmt: skip
+
+
+def pixels_of(data: Dataset) -> Tensor:
+    """Return images (b, 1, h, w) with values in [-1, 1]."""
     return torch.tensor(np.stack(data["image"]), dtype=torch.float32)[:, None] / 127.5 - 1
+
+
+def clothes(data: Dataset) -> Tensor:
+    """Return images (b, 3, 112, 112), normalized, which DINOv2 divides into 8x8 patches."""
+    return to_dinov2_input(pixels_of(data) / 2 + 0.5, side=112)
+
+
+def first_of(data: Dataset, labels: Sequence[int]) -> Dataset:
+    """Return the first example of each label."""
+    found = np.array(data["label"])
+    return data.select([int(np.flatnonzero(found == label)[0]) for label in labels])
 
 
 def main() -> None:
     """Plot all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("docs/images"), help="directory for the figures")
-    parser.add_argument("--epochs", type=int, default=20, help="training epochs of the ViT whose attention is plotted")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    data = load_digits()
-    test = data["test"]
-    labels = np.array(test["label"])
-    chosen = test.select([int(np.flatnonzero(labels == digit)[0]) for digit in (0, 1, 3, 4, 6, 7)])
-    images = np.stack(chosen["image"]) / 255
-    model = train_vit(data["train"], DenseMultiMix(), args.epochs)
-    with torch.no_grad():
-        output = extract(model, pixel_values=pixels_of(chosen))
     draw_factors(args.output_dir / "factors.png")
     draw_effective(args.output_dir / "effective.png")
-    draw_simplex(args.output_dir / "simplex.png", images)
-    draw_identity(args.output_dir / "identity.png", model, pixels_of(test.select(range(32))))
-    draw_dense(args.output_dir / "dense.png", images, torch.tensor(chosen["label"]), output)
+    digits = load_digits()
+    draw_simplex(args.output_dir / "simplex.png", np.stack(first_of(digits["test"], (0, 1, 3))["image"]) / 255)
+    vit = vit_of_digits(digits["train"], epochs=20)
+    draw_identity(args.output_dir / "identity.png", vit, pixels_of(digits["test"].select(range(32))))
+
+    fashion = load_fashion_mnist()
+    dinov2 = dinov2_of_clothes(fashion["train"])
+    shown = first_of(fashion["test"], [FASHION_CLASSES.index(name) for name in SHOWN])
+    images = np.stack(shown["image"]) / 255
+    with torch.no_grad():
+        output = extract(dinov2, pixel_values=clothes(shown))
+    plot_image_attention(images, output.attention, args.output_dir / "attention_image.png", titles=SHOWN)
+    larger = images.repeat(4, axis=1).repeat(4, axis=2)  # as large as the model's input, in whole pixels per patch
+    draw_dense(args.output_dir / "dense.png", larger, torch.tensor(shown["label"]), output, FASHION_CLASSES)
 
 
 if __name__ == "__main__":

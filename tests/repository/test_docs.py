@@ -283,7 +283,7 @@ def test_figures_show_the_factors_of_the_methods(tmp_path):
     figures.draw_factors(tmp_path / "factors.png")
     figures.draw_simplex(tmp_path / "simplex.png", images)
     figures.draw_identity(tmp_path / "identity.png", model, pixels)
-    figures.draw_dense(tmp_path / "dense.png", images, torch.tensor([0, 1, 2, 3, 4, 5]), seen)
+    figures.draw_dense(tmp_path / "dense.png", images, torch.tensor([0, 1, 2, 3, 4, 5]), seen, "abcdefghij")
     for path in tmp_path.iterdir():
         assert Image.open(path).width == 2070
         assert (DOCS / "images" / path.name).exists()
