@@ -214,7 +214,7 @@ def check_arrow(path: Path) -> None:
         file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
         if file.read() != END:
             raise ValueError(f"{path} has no end, as files that were cut: copy the complete file.")
-    with contextlib.suppress(pa.ArrowInvalid), pa.memory_map(str(path)) as stream:
+    with contextlib.suppress(pa.ArrowException, OSError), pa.memory_map(str(path)) as stream:
         for _ in pa.ipc.open_stream(stream):
             pass
         if stream.tell() < stream.size():

@@ -300,6 +300,13 @@ def test_streams_that_were_cut_between_two_batches_are_errors(batches, tmp_path)
     assert len(load(tmp_path, ".arrow", good, good).test) == 8
 
 
+@pytest.mark.parametrize("position", [8, 24, 60])
+def test_streams_with_damaged_messages_are_errors(position, batches, tmp_path):
+    good, _ = batches
+    bad = good[:position] + b"\xff" * 16 + good[position + 16 :]
+    raises(tmp_path, ".arrow", good, bad, r"cannot be read \(.*\): correct or remove it|contains several streams")
+
+
 def test_saved_dataset_that_was_cut_between_two_batches_is_an_error(batches, tmp_path):
     good, ends = batches
     DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
