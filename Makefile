@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 SOURCES = mm_hf examples tests benchmarks docs/tools setup.py
 
-.PHONY: demo test test-fast test-newest test-oldest test-vision test-browser check format bench gpu model-table crash-recovery evidence docs figures errors fuzz dist clean
+.PHONY: demo test test-fast test-newest test-oldest test-vision test-browser check format bench gpu model-table crash-recovery trainer-tests evidence docs figures errors fuzz dist clean
 
 # torchvision and timm, in a directory of their own: without them everything works, too.
 VISION = $(abspath $(VENV))/vision
@@ -63,6 +63,10 @@ model-table: $(VENV)/.vision  ## checks every class of Transformers and family o
 
 crash-recovery: $(VENV)/.dev  ## half an hour: training runs interrupted at random times and resumed; benchmarks/results/crash_recovery.csv
 	$(BIN)/python -m benchmarks.crash_recovery
+
+trainer-tests: $(VENV)/.dev  ## half an hour: Transformers' tests of Trainer with MultiMixTrainer; CHECKOUT=copy of its repository
+	$(BIN)/python -m pip install --quiet parameterized sentencepiece optuna
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.trainer_tests $(CHECKOUT)
 
 evidence: $(VENV)/.evidence  ## days: all methods on eleven small tasks, three lengths, five seeds; resumable; docs/evidence.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence run --lengths 1 4 16
