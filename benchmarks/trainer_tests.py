@@ -2,11 +2,12 @@
 
     python -m benchmarks.trainer_tests CHECKOUT
 
-CHECKOUT is a copy of Transformers' repository, of which `tests/` is used. The tests need the packages parameterized,
-sentencepiece and optuna; without a network, those that load models fail with both trainers. All tests run with `ERM()`.
-With `DenseMultiMix`, a tiny BERT or ViT and a classification task replace the regression model and the dataset of the
-tests. Each run is compared with that of `Trainer`. benchmarks/results/trainer_tests.csv gets the number of tests that
-`Trainer` passes, and a row with the error of each of them that `MultiMixTrainer` does not pass.
+CHECKOUT is a copy of Transformers' repository, of which `tests/` is used; imports that the installed version lacks must
+be removed from it. The tests need the packages parameterized, sentencepiece and optuna. Without a network, those that
+load models fail with both trainers. All tests run with `ERM()`. With `DenseMultiMix`, a tiny BERT or ViT and a
+classification task replace the regression model and the dataset of the tests. Each run is compared with that of
+`Trainer`. benchmarks/results/trainer_tests.csv gets the number of tests that `Trainer` passes, and a row with the error
+of each of them that `MultiMixTrainer` does not pass.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         raise RuntimeError("The tests have not used MultiMixTrainer.")
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Replace the model and the dataset of the tests."""
     if os.environ["MODEL"] in MODELS:
-        for module in {item.module for item in items if hasattr(item.module, "RegressionDataset")}:
-            vars(module).update(classification(*MODELS[os.environ["MODEL"]]))
+        replacements = classification(*MODELS[os.environ["MODEL"]])
+        for name, module in sys.modules.items():
+            if name.startswith("tests.trainer.") and hasattr(module, "RegressionDataset"):
+                vars(module).update(replacements)
 
 
 def classification(config_class: Any, model_class: Any, sizes: dict[str, int], name: str, draw: Any) -> dict[str, Any]:
