@@ -52,19 +52,19 @@ GPUS = (8, 64, 256, 1024)
 BATCH, NUM_MIXED = 128, 1000
 SECONDS_PER_LAUNCH = 5e-6  # of a kernel: assumed, not measured
 # Kernel launches per step, per chunk of locations, and per chunk of mixed examples in it, as counted by --check.
-LAUNCHES, LAUNCHES_PER_LOCATIONS, LAUNCHES_PER_MIXED = 31, 24, 18
+LAUNCHES, LAUNCHES_PER_LOCATIONS, LAUNCHES_PER_MIXED = 17, 19, 17
 
 
 # ---- the formulas ----
 
 
-def products(b: int, r: int, c: int, n: int, processes: int = 1) -> int:
-    """Return the operations of mixing: 2 r n b c each for logits, labels and gradient, and the sums of the weights.
+def products(b: int, r: int, c: int, n: int) -> int:
+    """Return the operations of mixing: 2 r n b c each for logits, labels and gradient.
 
     With several processes, their mini-batches of b each are mixed as one, and each process computes its share of the n
     mixed examples.
     """
-    return 6 * r * n * b * c + 2 * r * n * b * processes
+    return 6 * r * n * b * c
 
 
 def head(b: int, r: int, d: int, c: int) -> int:
@@ -87,21 +87,21 @@ def kernel_launches(b: int, r: int, c: int, n: int) -> int:
 def memory(b: int, r: int, c: int, n: int, logit: int = 2, processes: int = 1) -> int:
     """Return the peak memory of the loss's tensors in bytes; a logit has 2 or 4 bytes.
 
-    It is the largest of three: the memory while all logits are gathered; the memory of the forward computation, with
-    the logits, their gradient in float32 and the tensors of the current chunk; and the memory of the backward pass,
-    with the gradient, its product with the gradient of the loss, and its copy in the type of the logits or its sum over
-    processes.
+    It is the largest of three: the memory while all logits are gathered; the memory of the forward computation at the
+    last chunk, with the logits, their gradient in float32 and the tensors of the chunk; and the memory of the backward
+    pass, with the gradient and its copy in the type of the logits, which is summed over processes.
     """
-    global_batch = b * processes * r * c
-    locations, mixed = chunk_sizes(b * processes, r, c, n)
-    inputs, outputs = locations * b * processes * c, locations * min(mixed, math.ceil(n / processes)) * c
+    global_batch, total = b * processes * r * c, b * processes
+    locations, mixed = chunk_sizes(total, r, c, n)
+    inputs, outputs = locations * total * c, locations * min(mixed, math.ceil(n / processes)) * c
+    chunk = 4 * (3 * inputs + 4 * outputs + 2 * locations * total * n + total * c)
     own = logit * b * r * c
-    forward = global_batch * (logit + 4) + 4 * (8 * inputs + 4 * outputs)
-    backward = global_batch * (4 + 4 + (logit if logit < 4 else 0))
+    forward = logit * global_batch + 4 * (global_batch - inputs) + chunk
+    backward = global_batch * (4 + logit)
     if processes == 1:
         return max(forward, own + backward)
     gathering = own + 2 * logit * global_batch
-    return own + max(gathering, forward, backward, global_batch * (4 + 2 * logit))
+    return own + max(gathering, forward, global_batch * (4 + 2 * logit))
 
 
 def received(b: int, r: int, c: int, processes: int) -> int:
@@ -110,8 +110,8 @@ def received(b: int, r: int, c: int, processes: int) -> int:
 
 
 def reduced(b: int, r: int, c: int, processes: int) -> int:
-    """Return the numbers summed over processes: the gradient of all logits, and the number of valid examples."""
-    return 1 + b * processes * r * c
+    """Return the numbers summed over processes: the gradient of all logits, and three numbers of the clean loss."""
+    return 3 + b * processes * r * c
 
 
 # ---- counted models ----
@@ -188,7 +188,7 @@ def num_mixed() -> list[list[str]]:
             cells = []
             for c in CLASSES:
                 auto = AutoNumMixed()
-                auto.count(b, ForwardSize(m["flops"], int(m["r"]), c))
+                auto.count(b, ForwardSize(m["flops"], int(m["r"]), c, 2.0 * m["d"] * c))
                 number = auto.select(DenseMultiMix(), b, torch.device(device))
                 cells.append(f"{number:,} ({auto.share:.1%})")
             table.append([name, {"cpu": "CPU", "cuda": "accelerator"}[device], f"{b}", *cells])
@@ -365,7 +365,7 @@ def check() -> None:
     for b, r, c, n, processes in [(16, 49, 1000, 96, 8), (4, 16, 1000, 1024, 1024)]:
         sizes = f"b={b}, r={r}, c={c:,}, n={n:,}, bfloat16, {processes:,} processes"
         found = count_on_meta_device(b, r, c, n, 2, processes)
-        add("operations of mixing", sizes, products(b, r, c, n, processes), found["operations"], counted_on)
+        add("operations of mixing", sizes, products(b, r, c, n), found["operations"], counted_on)
         add("peak bytes", sizes, memory(b, r, c, n, 2, processes), found["bytes"], counted_on)
     b, r, c, n = shape = (16, 256, 1000, 60)
     for processes in (1, 2, 3):

@@ -42,5 +42,11 @@ def results(report: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the table of docs/gpu.md."""
-    body = [[row["test"].replace("_", " ").removeprefix("test "), row["result"], row["message"]] for row in rows]
-    return [["test", "result", "message"], *body]
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["test"].split("[")[0].removeprefix("test_").replace("_", " "), []).append(row)
+    body = [["test", "cases", "result"]]
+    for name, found in cases.items():
+        bad = [f"{row['test']}: {row['result']}, {row['message']}" for row in found if row["result"] != "passed"]
+        body.append([name, f"{len(found)}", "; ".join(bad) or "passed"])
+    return body

@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 )
 def test_formulas_agree_with_the_code(b, r, c, n, logit, processes):
     found = scaling.count_on_meta_device(b, r, c, n, logit, processes)
-    assert found["operations"] == scaling.products(b, r, c, n, processes)
+    assert found["operations"] == scaling.products(b, r, c, n)
     assert found["bytes"] == pytest.approx(scaling.memory(b, r, c, n, logit, processes), rel=0.2)
     if processes == 1:
         assert found["launches"] == pytest.approx(scaling.kernel_launches(b, r, c, n), rel=0.1)
