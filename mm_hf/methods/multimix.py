@@ -97,7 +97,7 @@ class MultiMix(Mixing):
             always mixed.
         gather_across_devices: Mix the mini-batches of all ranks as one. Each rank computes its share of the `num_mixed`
             mixed examples. By default each rank mixes its own mini-batch, as in the paper.
-        kernel: "eager", "compile" or "triton", see [`dense_multimix_loss`]. The latter two are not measured on a GPU.
+        kernel: "eager", "compile" or "triton", see [`dense_multimix_loss`].
         preset: "paper" selects the paper's recipe: 1,000 mixed examples only, alpha from (0.5, 2), and input mixup in
             half of the mini-batches (our reading). Arguments that are given override it.
 
@@ -164,7 +164,8 @@ class MultiMix(Mixing):
     )  # fmt: skip
     gather_across_devices: bool = setting(False, "Mix the mini-batches of all ranks as one.")
     kernel: Literal["eager", "compile", "triton"] = setting(
-        "eager", "How the loss is computed. compile and triton fuse its operations; they have not been timed on a GPU."
+        "eager",
+        "How the loss is computed. compile is faster for many classes and mixed examples, triton needs less memory.",
     )
     preset: Literal["paper"] | None = field(
         default=None, compare=False, metadata={"help": "'paper' selects the paper's recipe."}

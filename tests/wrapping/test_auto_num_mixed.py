@@ -202,7 +202,7 @@ def test_number_follows_the_batch_size_that_trainer_finds(method, fails_in, tmp_
     assert size <= 12 and (len(probes) == 1 or fails_in == "probe")
     expected, first = run(size).mixing_handle, found.mixing_handle
     assert first.num_mixed == expected.num_mixed and first.mixing_share == expected.mixing_share
-    assert 0 < first.mixing_share and (first.mixing_share <= BUDGET or first.num_mixed == LEAST)
+    assert first.mixing_share > 0 and (first.mixing_share <= BUDGET or first.num_mixed == LEAST)
     terms = [entry["loss_terms"] for entry in found.state.log_history if "loss_terms" in entry]
     assert terms[-1] == size + first.num_mixed * (1 if method is MultiMix else 16)
 
