@@ -20,7 +20,7 @@ link = rf"[\1]({url}/blob/v{version}/\2)" if url else r"\1"
 readme = re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (here / "README.md").read_text("utf-8"))
 
 PLOTS = ["matplotlib>=3.8", "scikit-learn>=1.3", "scipy>=1.11.1"]
-METRICS = ["kornia>=0.7.2", "pillow>=10", "scikit-learn>=1.3", "scipy>=1.11.1"]
+METRICS = ["kornia>=0.7.2", "scikit-learn>=1.3", "scipy>=1.11.1"]
 ANALYSIS = [*PLOTS, *METRICS, "psutil>=5.9", "rich>=13"]
 # trackio is not included, since its releases require an older version of pillow.
 TRACKERS = [*PLOTS, "tensorboard>=2.21"]
@@ -62,6 +62,7 @@ setup(
         "evaluate>=0.4",
         "huggingface_hub>=1.31",
         "jinja2>=3.1",
+        "pillow>=10",
         "torch>=2.7",
         "transformers>=5.20",
     ],

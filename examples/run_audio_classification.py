@@ -41,9 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from datasets import Audio, Dataset, DatasetDict
-from scipy.signal import resample_poly
 from transformers import (
     FEATURE_EXTRACTOR_MAPPING,
     AutoFeatureExtractor,
@@ -58,8 +56,6 @@ from mm_hf.cli import scripts
 from mm_hf.data.classes import as_classes
 from mm_hf.data.offline_voices import OFFLINE
 from mm_hf.evaluation.metrics import load_metric
-
-SUFFIXES = sorted(f".{form.lower()}" for form in soundfile.available_formats())
 
 
 @dataclass
@@ -149,6 +145,9 @@ class AudioTransform:
 
 def read(recording: dict[str, Any], rate: int) -> np.ndarray:
     """Decode a recording of `datasets.Audio(decode=False)` to one float32 channel at a sampling rate in Hz."""
+    import soundfile
+    from scipy.signal import resample_poly
+
     source = recording["path"] if recording.get("bytes") is None else io.BytesIO(recording["bytes"])
     wave, own_rate = soundfile.read(source, dtype="float32", always_2d=True)
     wave = wave.mean(axis=1)
@@ -169,13 +168,16 @@ def read_folders(data_args: DataTrainingArguments) -> DatasetDict:
 
     The loader of datasets would require torchcodec.
     """
+    import soundfile
+
     splits = {}
+    suffixes = sorted(f".{form.lower()}" for form in soundfile.available_formats())
     for split, folder in {"train": data_args.train_dir, "validation": data_args.validation_dir}.items():
         if folder is not None:
-            paths = sorted(path for path in Path(folder).glob("*/**/*") if path.suffix.lower() in SUFFIXES)
+            paths = sorted(path for path in Path(folder).glob("*/**/*") if path.suffix.lower() in suffixes)
             if not paths:
                 raise ValueError(
-                    f"--{split}_dir {folder!r} has no subdirectory with recordings ({', '.join(SUFFIXES)})."
+                    f"--{split}_dir {folder!r} has no subdirectory with recordings ({', '.join(suffixes)})."
                 )
             columns = {
                 data_args.audio_column_name: [str(path) for path in paths],

@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from huggingface_hub import hf_hub_download
-from kornia import augmentation
 from torch.nn.functional import interpolate
 from transformers import (
     AutoImageProcessor,
@@ -99,12 +98,14 @@ class SegmentationTransform:
         self.augment = self._augmentation(data_args.augmentation) if train else None
 
     def _augmentation(self, name: str) -> Callable[[torch.Tensor, torch.Tensor], Any] | None:
-        steps: list[Any] = []
-        if name != "none":
-            steps.append(augmentation.RandomResizedCrop(self.size, scale=(0.6, 1.0)))
+        if name == "none":
+            return None
+        from kornia import augmentation
+
+        steps: list[Any] = [augmentation.RandomResizedCrop(self.size, scale=(0.6, 1.0))]
         if name == "crop_flip":
             steps.append(augmentation.RandomHorizontalFlip())
-        return augmentation.AugmentationSequential(*steps, data_keys=["input", "mask"]) if steps else None
+        return augmentation.AugmentationSequential(*steps, data_keys=["input", "mask"])
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Transform a batch of rows."""

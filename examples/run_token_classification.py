@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, DatasetDict, List, Value
-from seqeval.metrics import accuracy_score, classification_report
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -149,6 +148,7 @@ def most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 def entity_metrics(names: list[str], of_each: bool) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return a `compute_metrics` function: entity metrics of seqeval and the accuracy of tokens."""
+    from seqeval.metrics import accuracy_score, classification_report
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         valid = np.asarray(prediction.label_ids) != IGNORED

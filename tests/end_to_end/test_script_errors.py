@@ -5,6 +5,7 @@ import importlib
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -127,3 +128,25 @@ def test_text_script_that_is_copied_alone_trains(reviews, tmp_path, monkeypatch)
     given += ["--do_train", "--num_train_epochs", "1", "--save_strategy", "no", "--output_dir", "out"]
     assert run_alone("run_text_classification", given, monkeypatch) == 0
     assert set(AutoModelForSequenceClassification.from_pretrained("out").config.label2id) == {"up", "down"}
+
+
+def test_scripts_and_documented_imports_need_no_extra():
+    """`pip install .` installs none of these packages; a script that needs one names it when it runs."""
+    scripts = sorted(path.stem for path in EXAMPLES.glob("run_*.py"))
+    code = f"""
+import sys
+optional = "kornia matplotlib peft psutil rich scipy seqeval sklearn soundfile tensorboard torchvision".split()
+sys.modules.update(dict.fromkeys(optional))
+sys.path.insert(0, {str(EXAMPLES)!r})
+import mm_hf.data.images
+for script in {scripts!r}:
+    __import__(script)
+sys.argv = ["run_token_classification.py", "--dataset_name", "x", "--do_train"]
+import run_token_classification as script
+from mm_hf.cli import run
+print(run("run_token_classification.py", lambda: bool(script.entity_metrics([], False))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "2"
+    assert "seqeval is required but not installed: pip install 'mm-hf[examples]'." in done.stderr
