@@ -72,7 +72,7 @@ class ResumableTrainer(SafePushTrainer):
             if found is None:
                 raise ValueError(
                     f"No valid checkpoint found in output directory ({output_dir}): start without "
-                    "resume_from_checkpoint=True."
+                    "resume_from_checkpoint."
                 )
             wanted = str(found)
         error = find_checkpoint_error_on_any_rank(str(wanted), **self._checkpoint_format)
