@@ -14,8 +14,9 @@ factors Λ (b, n), it computes, for locations j and mixed examples k::
             S.grad[:, j] += weight[k] * outer(m, d criterion(z, y) / dz)
     loss = mean of loss[j] over the locations j that have any mass
 
-Confidence, permutations and normalization move from the mixing matrix to the tensors that it multiplies, so one matrix
-product with Λ mixes many locations. The gradient is computed in the forward pass, and it is all that is saved for the
+On a CPU, confidence, permutations and normalization move from the mixing matrix to the tensors that it multiplies, so one
+matrix product with Λ mixes many locations. On other devices, and with a constant confidence, the mixing matrix of each
+location is computed, because passes over the logits take longer than products (mixing_matrix.py). The gradient is computed in the forward pass, and it is all that is saved for the
 backward pass.
 
 Only ratios within a location matter, so confidence times factors may be as small as the smallest floating-point
@@ -28,10 +29,11 @@ Call tree::
     losses.dense_multimix_loss                  checks the arguments, computes targets and confidence
     └── DenseMixingLoss.forward                 loops over chunks of locations
         ├── Inputs.chunk                        takes a chunk's tensors, packs them for the mixer, computes the mass
-        └── loss_and_grads (chunk.py)           loops over chunks of mixed examples
-            ├── Mixer.mix                       mixed logits and mixed targets (mixers.py)
-            ├── mixed_terms                     losses and gradients of mixed logits (kernels.py, criteria.py)
-            └── Mixer.mix_transpose             gradients of the logits
+        ├── loss_and_grads (chunk.py)           loops over chunks of mixed examples
+        │   ├── Mixer.mix                       mixed logits and mixed targets (mixers.py)
+        │   ├── mixed_terms                     losses and gradients of mixed logits (kernels.py, criteria.py)
+        │   └── Mixer.mix_transpose             gradients of the logits
+        └── loss_and_grads_by_matrix            the same on accelerators, with mixed_terms (mixing_matrix.py)
 """
 
 from __future__ import annotations

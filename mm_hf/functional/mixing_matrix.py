@@ -1,9 +1,9 @@
 """Loss and gradients of all mixed examples at a chunk of locations, by the mixing matrix of each location.
 
-This is the way of accelerators. The matrix has confidence times factors, divided by the mass of each mixed example. One
-product mixes the logits, one the targets, and one the gradient, so that neither logits nor mixed logits are permuted
-or scaled: they are larger than the matrix, and an accelerator takes longer to read them than to multiply. The classes
-are the innermost dimension in memory, where a softmax is fastest.
+Used on accelerators. The matrix is confidence times factors, divided by the mass of each mixed example. One product
+mixes the logits, one the targets, and one the gradient. Logits and mixed logits, which are larger than the matrix, are
+neither permuted nor scaled: an accelerator takes longer to read them than to multiply them. The classes are the
+innermost dimension in memory, where a softmax is fastest.
 """
 
 from __future__ import annotations
