@@ -80,9 +80,11 @@ def sentence(length: int, comparison: Comparison) -> str:
         return f"{start} no method has a finite accuracy."
     best = max(means, key=lambda name: means[name])
     start = f"{start} {best} is best with an accuracy of {info.with_unit(means[best])}"
-    difference = comparison.differences.get(info.name, {}).get(best)
-    if difference is None:
-        return f"{start}."
+    differences = comparison.differences.get(info.name, {})
+    difference = differences.get(best)
+    if difference is None:  # of the baseline
+        unclear = differences and not any(other.excludes_zero for other in differences.values())
+        return f"{start}; no method differs reliably from it: use more seeds." if unclear else f"{start}."
     gain = f"{start}, {info.format_difference(difference)} points compared with {comparison.baseline}"
     return f"{gain}." if difference.excludes_zero else f"{gain}: no reliable difference; use more seeds."
 
