@@ -16,8 +16,8 @@ factors Λ (b, n), it computes, for locations j and mixed examples k::
 
 On a CPU, confidence, permutations and normalization move from the mixing matrix to the tensors that it multiplies, so
 one matrix product with Λ mixes many locations. On other devices, and with a constant confidence, the mixing matrix of
-each location is computed, because passes over the logits take longer than products (mixing_matrix.py). The gradient
-is computed in the forward pass, and it is all that is saved for the backward pass.
+each location is computed, because passes over the logits take longer than products (mixing_matrix.py). The gradient is
+computed in the forward pass, and it is all that is saved for the backward pass.
 
 Only ratios within a location matter, so confidence times factors may be as small as the smallest floating-point
 numbers. On a CPU, a chunk in which float32 products underflow is computed again in float64, with the confidence scaled
