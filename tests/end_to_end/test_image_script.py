@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,9 @@ def test_interrupted_demo_ends_its_processes(tmp_path, sent, to_all):
         (os.killpg if to_all else os.kill)(demo.pid, sent)
         rest = demo.communicate(timeout=60)[0]
     assert demo.returncode == 130 and rest.strip().endswith("Interrupted.") and "Traceback" not in rest
+    deadline = time.monotonic() + 10  # a terminated process is listed until it has ended
+    while training_processes(demo.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not training_processes(demo.pid)
 
 
