@@ -220,19 +220,28 @@ def train_all(runs: Sequence[Run], processes: int, report: Progress) -> Generato
     """
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
-    with ProcessPoolExecutor(min(processes, len(runs)), context, _start_process, (messages,)) as pool:
-        waiting: dict[Future[Result], Run] = {pool.submit(_train_in_process, run): run for run in runs}
-        try:
-            while waiting:
-                with contextlib.suppress(queue.Empty):
-                    report(*messages.get(timeout=0.2))
-                for done in [future for future in waiting if future.done()]:
-                    yield waiting.pop(done), done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
+    # A KeyboardInterrupt can be lost, if it is raised while Python finalizes an object: the loop checks for signals.
+    signals: list[int] = []
+    handlers = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    pool = ProcessPoolExecutor(min(processes, len(runs)), context, _start_process, (messages,))
+    waiting: dict[Future[Result], Run] = {pool.submit(_train_in_process, run): run for run in runs}
+    try:
+        while waiting:
+            if signals:
+                raise KeyboardInterrupt
+            with contextlib.suppress(queue.Empty):
+                report(*messages.get(timeout=0.2))
+            for done in [future for future in waiting if future.done()]:
+                yield waiting.pop(done), done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # a pool that waits may wait for a lock of an ended process
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    pool.shutdown()
 
 
 _messages: Any = None  # in a process that trains: queue of its progress

@@ -98,7 +98,7 @@ def operations_of_locations(
 
     Example:
         >>> operations_of_locations(num_examples=8, num_locations=196, num_classes=1000, head_operations=768_000)
-        4396672000.0
+        4396672000
     """
     cost = CPU if torch.device(device).type == "cpu" else ACCELERATOR
     return num_examples * num_locations * (3 * head_operations + ranks * num_classes * cost.logit)

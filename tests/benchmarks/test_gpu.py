@@ -35,7 +35,7 @@ def test_rehearsal_runs_every_part(tmp_path, capfd):
     capfd.readouterr()
     # Finished rows are kept when the command is started again.
     assert main(["--rehearse", "--output_dir", str(tmp_path), "--parts", "step", "growth", "kernels", "training"]) == 0
-    assert harness.read(step.FILE, tmp_path) == steps and "kernels" not in capfd.readouterr().out
+    assert harness.read(step.FILE, tmp_path) == steps and "'kernels'" not in capfd.readouterr().out
 
 
 def test_part_that_fails_does_not_stop_the_next_one(tmp_path, monkeypatch, capsys):
