@@ -1,7 +1,7 @@
 """Kernels that compute a chunk of the loss: PyTorch's operations one by one ("eager"), compiled, or written in Triton.
 
 "compile" fuses the operations between the matrix products to one pass. "triton" never writes mixed logits to memory
-(triton_kernel.py). Both are optional: on a GPU, "compile" takes 0.7 to 5 times the kernels' time of the eager
+(triton_kernel.py). Both are optional: on a GPU, "compile" takes 0.8 to 6 times the kernels' time of the eager
 operations, depending on the sizes, and "triton" takes longer and needs less memory (docs/gpu.md). At its first use on a
 kind of device, each is compared with the eager operations; if it fails or differs, a warning is given once and the
 eager operations are used instead.
