@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.gpu import step
-from benchmarks.gpu.setup import Rows, Setup, describe, measure
+from benchmarks.gpu.setup import Rows, Setup, describe, device_cell, measure, memory_cell, time_cell
 from mm_hf import DenseMultiMix
 
 FILE, MINUTES = "gpu_growth.csv", 3.0
@@ -31,9 +31,11 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     plain = next((row for row in rows if row["n"] == "0"), None)
     for row in rows:
         ratio = "" if plain is None else f"{float(row['ms']) / float(plain['ms']):.3f}x"
-        memory = f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
         n = f"{int(row['n']):,}" if row["n"] != "0" else "plain training"
-        ms = f"{row['ms']} ms ({row['quartiles']})"
-        busy = f"{row['device_ms']} ms" if row["device_ms"] else ""
-        found.append([row["model"], row["b"], f"{int(row['c']):,}", n, ms, ratio, busy, row["kernels"], memory])
+        found.append(
+            [
+                row["model"], row["b"], f"{int(row['c']):,}", n, time_cell(row), ratio, device_cell(row),
+                row["kernels"], memory_cell(row),
+            ]
+        )  # fmt: skip
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.setup import Rows, Setup, describe, measure
+from benchmarks.gpu.setup import Rows, Setup, describe, device_cell, measure, memory_cell, time_cell
 from mm_hf.functional import dense_multimix_loss, sample_factors
 from mm_hf.functional.factors import sample_permutations
 
@@ -60,9 +60,8 @@ def run(setup: Setup) -> None:
                 setup.synchronize()
             first = time.monotonic() - start
             replaced = [str(item.message) for item in caught if "is not used" in str(item.message)]
-            counts = (
-                setup.device.type == "cuda" or kernel == "eager"
-            )  # a compiled function runs under no counter on a CPU
+            # A compiled function does not run under the counter of a CPU.
+            counts = setup.device.type == "cuda" or kernel == "eager"
             found = measure(setup, step, rounds=2 if setup.rehearse else 20, counts=counts)
             note = replaced[0] if replaced else ""
             rows.add({**key, **found, "first_s": f"{first:.1f}", "note": note, "device": describe(setup.device)})
@@ -79,16 +78,15 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         base = eager.get(tuple(row[k] for k in sizes))
         ratio = "" if base is None else f"{float(row['ms']) / float(base['ms']):.2f}x"
-        busy, busy_ratio = "", ""
+        busy_ratio = ""
         if base is not None and row["device_ms"]:
-            busy, busy_ratio = f"{row['device_ms']} ms", f"{float(row['device_ms']) / float(base['device_ms']):.2f}x"
+            busy_ratio = f"{float(row['device_ms']) / float(base['device_ms']):.2f}x"
         if row["note"]:
             ratio = "replaced by eager"
-        memory = f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
         found.append(
             [
                 row["b"], row["r"], f"{int(row['c']):,}", f"{int(row['n']):,}", f"`{row['kernel']}`",
-                f"{row['ms']} ms ({row['quartiles']})", ratio, busy, busy_ratio, row["kernels"], memory,
+                time_cell(row), ratio, device_cell(row), busy_ratio, row["kernels"], memory_cell(row),
                 f"{row['first_s']} s",
             ]
         )  # fmt: skip

@@ -136,6 +136,21 @@ def measure(
     }
 
 
+def time_cell(row: Mapping[str, Any]) -> str:
+    """Return the entry of a table for the time of a step."""
+    return f"{row['ms']} ms ({row['quartiles']})"
+
+
+def device_cell(row: Mapping[str, Any]) -> str:
+    """Return the entry of a table for the time of a step's kernels; empty if it was not measured."""
+    return f"{row['device_ms']} ms" if row["device_ms"] else ""
+
+
+def memory_cell(row: Mapping[str, Any]) -> str:
+    """Return the entry of a table for the peak memory; empty if it was not measured."""
+    return f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
+
+
 def describe(device: torch.device) -> str:
     """Return the name of the device and the versions."""
     import transformers

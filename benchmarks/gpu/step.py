@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
-from benchmarks.gpu.setup import Rows, Setup, describe, measure
+from benchmarks.gpu.setup import Rows, Setup, describe, device_cell, measure, memory_cell, time_cell
 from benchmarks.step import Kornia, images, literal
 from mm_hf import DenseMultiMix, Mixing, wrap_model
 
@@ -145,28 +145,17 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     plain_rows = {tuple(row[key] for key in KEYS[:-1]): row for row in rows if row["method"] == PLAIN}
     for row in rows:
         base = plain_rows.get(tuple(row[key] for key in KEYS[:-1]))
-        ratio, ms, busy, busy_ratio = "", row["ms"], "", ""
+        time, ratio, device, device_ratio = row["ms"], "", "", ""
         if base is not None and row["kernels"] and base["kernels"]:
-            ratio, ms = f"{float(row['ms']) / float(base['ms']):.2f}x", f"{row['ms']} ms ({row['quartiles']})"
+            time, ratio = time_cell(row), f"{float(row['ms']) / float(base['ms']):.2f}x"
             if row["device_ms"]:
-                busy = f"{row['device_ms']} ms"
-                busy_ratio = f"{float(row['device_ms']) / float(base['device_ms']):.2f}x"
-        memory = f"{int(row['peak_mb']) / 1e3:.2f} GB" if row["peak_mb"] else ""
+                device = device_cell(row)
+                device_ratio = f"{float(row['device_ms']) / float(base['device_ms']):.2f}x"
         compiled = "yes" if row["compiled"] == "True" else "no"
-        classes = f"{int(row['c']):,}"
         found.append(
             [
-                row["model"],
-                row["b"],
-                classes,
-                compiled,
-                row["method"],
-                ms,
-                ratio,
-                busy,
-                busy_ratio,
-                row["kernels"],
-                memory,
+                row["model"], row["b"], f"{int(row['c']):,}", compiled, row["method"], time, ratio, device,
+                device_ratio, row["kernels"], memory_cell(row),
             ]
-        )
+        )  # fmt: skip
     return found

@@ -165,8 +165,7 @@ class Inputs:
         self.by_matrix = (self.on_accelerator or options.kernel == "triton") and not need_confidence
         # By the mixing matrix, the factors are permuted; otherwise the examples, so that one product with the factors
         # mixes many locations.
-        permutes = permutations is not None and not self.by_matrix
-        self.inverse_permutations = permutations.argsort(dim=1) if permutations is not None and permutes else None
+        self.inverse_permutations = None if permutations is None or self.by_matrix else permutations.argsort(dim=1)
         self.confidence = confidence
         if self.inverse_permutations is not None:
             self.confidence = confidence.gather(1, self.inverse_permutations)
@@ -179,11 +178,10 @@ class Inputs:
         self.mixed_slices = _slices(self.mixer.num_mixed, mixed_at_once, options.columns)
         own = options.columns or slice(0, self.mixer.num_mixed)  # other ranks compute the others
         self.own_mixed_slices = [mixed for mixed in self.mixed_slices if own.start <= mixed.start < own.stop]
-        # On a GPU, adding up by class is not deterministic, and a matrix product costs little.
-        many_classes = (self.mixer.prefers_class_indices or c > FEW_CLASSES) and not self.on_accelerator
-        self.add_up_classes = (
-            many_classes and not self.by_matrix and not targets.is_floating_point() and not need_confidence
-        )
+        # On a GPU (by_matrix), adding up by class is not deterministic, and a matrix product costs little.
+        many_classes = self.mixer.prefers_class_indices or c > FEW_CLASSES
+        with_shares = not self.by_matrix and not need_confidence
+        self.add_up_classes = many_classes and with_shares and not targets.is_floating_point()
         self.may_underflow = self._may_underflow()
         if not targets.is_floating_point() and targets.ndim == 1 and not self.add_up_classes:
             self.targets = F.one_hot(targets, c).to(dtype)
