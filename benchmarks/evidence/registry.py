@@ -69,9 +69,19 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """A task and the methods that apply to it."""
+    """A task and the methods that apply to it.
+
+    Attributes:
+        build: Function that builds the task.
+        title: Data and model in a few words, for the table of README.md.
+        description: Paragraph of docs/evidence.md.
+        methods: Methods of the study that apply to the task.
+        robustness_samples: Number of test examples for FGSM and corruptions.
+        folds: Number of folds of cross-validation.
+    """
 
     build: Callable[[TaskOptions], Task]
+    title: str
     description: str
     methods: tuple[str, ...]
     robustness_samples: int
@@ -88,11 +98,12 @@ TASKS: dict[str, BenchmarkTask] = {}
 
 
 def benchmark_task(
-    description: str, without: Sequence[str] = (), robustness_samples: int = 200, folds: int = 1
+    title: str, description: str, without: Sequence[str] = (), robustness_samples: int = 200, folds: int = 1
 ) -> Callable[[Callable[[TaskOptions], Task]], Callable[[TaskOptions], Task]]:
     """Register a function that builds a task, under the function's name.
 
     Args:
+        title: Data and model in a few words, for the table of README.md.
         description: Paragraph of docs/evidence.md that describes the task.
         without: Methods of the study that do not apply to the task.
         robustness_samples: Number of test examples for FGSM and corruptions.
@@ -102,7 +113,8 @@ def benchmark_task(
 
     def register(build: Callable[[TaskOptions], Task]) -> Callable[[TaskOptions], Task]:
         methods = tuple(name for name in METHODS if name not in without)
-        TASKS[build.__name__] = BenchmarkTask(build, " ".join(description.split()), methods, robustness_samples, folds)
+        text = " ".join(description.split())
+        TASKS[build.__name__] = BenchmarkTask(build, title, text, methods, robustness_samples, folds)
         return build
 
     return register

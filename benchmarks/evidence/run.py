@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.evidence import regimes, verdict
+from benchmarks.evidence import readme, regimes, verdict
 from benchmarks.evidence.methods import BASELINE, DERIVED, METHODS
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.results import (
@@ -95,7 +95,8 @@ def summarize(paths: Paths) -> list[Path]:
             if draw(shortest, path):
                 written.append(path)
         replace_section(paths.page, task, section(task, own, paths.docs / "images"))
-    return [*written, *verdict.summarize(paths), *regimes.summarize(paths, rows)]
+    written += [*verdict.summarize(paths), *regimes.summarize(paths, rows)]
+    return [*written, *readme.summarize(paths, rows)]
 
 
 def rows_of(directory: Path) -> Iterator[Row]:

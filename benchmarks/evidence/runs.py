@@ -55,6 +55,11 @@ class Paths:
         """Path of evidence.md."""
         return self.docs / "evidence.md"
 
+    @property
+    def readme(self) -> Path:
+        """Path of README.md."""
+        return self.docs.parent / "README.md"
+
 
 def add_common_arguments(
     parser: argparse.ArgumentParser, tasks: Sequence[str] | None = None, seeds: int | None = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.evidence import ablate, regimes, results, run, verdict
+from benchmarks.evidence import ablate, readme, regimes, results, run, verdict
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.candidates import Fitted
 from benchmarks.evidence.data import examples as data
@@ -18,8 +18,9 @@ from benchmarks.evidence.methods import DERIVED, METHODS, CenteredRegression, La
 from benchmarks.evidence.registry import TaskOptions
 from benchmarks.evidence.runs import Paths
 from benchmarks.evidence.tasks import TASKS
-from benchmarks.harness import RESULTS, read
+from benchmarks.harness import RESULTS, read, write
 from mm_hf import ERM, CutMix, DenseMultiMix, wrap_model
+from mm_hf.evaluation.statistics import Interval
 from mm_hf.locations import LocationOutput
 from tests.helpers import digits, models
 
@@ -283,6 +284,29 @@ def test_verdict_compares_with_plain_training_and_the_rival_that_is_best_on_vali
     assert verdict.judge(directory) is None
     verdict.summarize(paths)
     assert paths.page.read_text() == page
+
+
+def test_readme_shows_each_task_and_length_with_the_largest_difference_first(tmp_path):
+    paths = Paths(tmp_path, tmp_path, tmp_path / "docs")
+
+    def known(task, gain):
+        ratios = {"nll": 0.5, "calibration_error": 1.0}
+        interval = Interval(gain, gain - 0.02, gain + 0.02)
+        return verdict.Verdict(task, 4, 5, "mixup", 0.1, ratios, {"gain": interval}).to_row()
+
+    write("verdict.csv", [known("mnist1d", 0.01), known("fashion_300", 0.05)], paths.results)
+    rows = [
+        {"task": task, "length": 4.0, "method": "erm", "epochs": epochs, "train_examples": 1000.0}
+        for task, epochs in (("mnist1d", 200.0), ("fashion_300", 40.0))
+    ]
+    assert readme.summarize(paths, rows) == []  # no README.md beside the pages
+    paths.readme.write_text("# Title\n\n<!-- begin: differences -->\nold\n<!-- end: differences -->\n\nend\n")
+    assert readme.summarize(paths, rows) == [paths.readme]
+    text = paths.readme.read_text()
+    first, second = (line for line in text.splitlines() if "0.50x" in line)
+    assert "DINOv2" in first and "| 1,000 | 40 | 5 | **+5.00 [+3.00, +7.00]** |" in first
+    assert "mnist1d" in second and "**" not in second
+    assert "old" not in text and text.endswith("\n\nend\n")
 
 
 def test_map_shows_the_best_method_and_none_without_a_significant_gain():

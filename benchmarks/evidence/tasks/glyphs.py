@@ -41,9 +41,10 @@ def glyphs(
 
 
 @benchmark_task(
+    "capital letters, tested on unseen fonts, a small ViT",
     """Capital letters A to Z, rendered at 28x28 pixels from 15 text fonts of Debian; the 10 fonts for validation and
     the 35 test fonts are others. The demo's ViT (7x7 patches of 4x4 pixels) from scratch, random crops, 40 epochs.
-    Unknown class: twelve symbols in the test fonts."""
+    Unknown class: twelve symbols in the test fonts.""",
 )
 def glyphs_vit(options: TaskOptions) -> Task:
     """Build the task of capital letters and a ViT."""
@@ -60,6 +61,7 @@ def glyphs_vit(options: TaskOptions) -> Task:
 
 
 @benchmark_task(
+    "letters and digits, tested on unseen fonts, a small ResNet",
     """62 letters and digits, rendered at 28x28 pixels from 10 text fonts of Debian; the 10 fonts for validation and the
     35 test fonts are others. A ResNet of Transformers with three stages from scratch, random crops, 30 epochs. TransMix
     is left out, since it needs a CLS token. Unknown class: twelve symbols in the test fonts.""",

@@ -29,9 +29,10 @@ DIGITS = [str(digit) for digit in range(10)]
 
 
 @benchmark_task(
+    "8x8 digits, a small ViT",
     """scikit-learn's 8x8 digits and the demo's ViT (0.14 million parameters, 4x4 patches of 2x2 pixels) from scratch:
     400 training images, 200 for validation, 450 for the test. Random crops (one pixel), 80 epochs. Unknown class: 500
-    patches of scikit-learn's two photographs."""
+    patches of scikit-learn's two photographs.""",
 )
 def digits_vit(options: TaskOptions) -> Task:
     """Build the task of digits and a ViT."""
@@ -78,8 +79,9 @@ def fashion_from_scratch(
 
 
 @benchmark_task(
+    "clothing, a small ViT",
     """Fashion-MNIST, 1,000 training images, 500 for validation, 2,000 of the test split; the demo's ViT from scratch
-    (7x7 patches of 4x4 pixels). Random crops and flips, 25 epochs. Unknown class: 450 digits."""
+    (7x7 patches of 4x4 pixels). Random crops and flips, 25 epochs. Unknown class: 450 digits.""",
 )
 def fashion_vit(options: TaskOptions) -> Task:
     """Build the task of Fashion-MNIST and a ViT."""

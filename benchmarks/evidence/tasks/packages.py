@@ -16,6 +16,7 @@ MAX_LENGTH = 24  # tokens
 
 
 @benchmark_task(
+    "package descriptions, MiniLM fine-tuned",
     """Section of a Debian package (20 classes) from its short description without the package's name: 1,000
     descriptions for training, 300 for validation, 2,000 for the test, at most 24 tokens. All packages of a source are
     in one split. Labels are noisy, since many descriptions fit several sections. MiniLM is fine-tuned for 5 epochs.

