@@ -1,0 +1,93 @@
+"""Names of classes: as they are written, and matched between splits."""
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from mm_hf.data.options import DataOptions
+from mm_hf.data.splits import load_splits
+from tests.helpers.data_files import csv, labels, lines, write_csv, write_json, write_jsonl
+
+
+@pytest.mark.parametrize("names", [("false", "true"), ("FALSE", "TRUE"), ("False", "True"), ("no", "true")])
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_booleans_of_text_files_are_named_as_written(names, separator, tmp_path):
+    suffix = {",": ".csv", "\t": ".tsv"}[separator]
+
+    def write(rows, path):
+        path.with_suffix(suffix).write_text(csv(rows, separator))
+
+    assert load_splits(labels(names, write)(tmp_path)).class_names == list(names)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_booleans_are_false_and_true_in_all_files_that_have_them(suffix, tmp_path):
+    write = {".json": write_json, ".jsonl": write_jsonl}.get(
+        suffix, lambda rows, path: Dataset.from_list(rows).to_parquet(path.with_suffix(suffix))
+    )
+    splits = load_splits(labels((True, False), write)(tmp_path))
+    assert [splits.class_names[y] for y in splits.test["label"]] == ["true", "false"] * 4
+
+
+DATES = [
+    ("2020-01-01", "2021-01-01"),
+    ("2020-01-01T10:00:00Z", "2020-01-01 10:00:00Z"),
+    ("2020-01-01 10:00", "2020-01-01 10:00:00"),
+    ("2020-01-01", "unknown"),
+]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_json, write_jsonl])
+@pytest.mark.parametrize("names", DATES)
+def test_dates_are_named_as_written(names, write, tmp_path):
+    assert load_splits(labels(names, write)(tmp_path)).class_names == sorted(names)
+
+
+def test_dates_in_one_split_and_rows_without_a_field_are_read(tmp_path):
+    (tmp_path / "train.jsonl").write_text(
+        lines([{"label": "a", "text": "2020-01-01"}, {"label": "b", "text": "x"}] * 8)
+    )
+    rows = [{"label": "a", "text": "x"}, {"label": "b", "text": "2020-01-02", "note": "y"}]
+    (tmp_path / "test.jsonl").write_text(lines(rows))
+    options = DataOptions(str(tmp_path))
+    splits = load_splits(options)
+    assert splits.test["text"][:] == ["x", "2020-01-02"] and set(splits.train["text"]) == {"2020-01-01", "x"}
+    (tmp_path / "test.jsonl").write_text(lines([*rows, {"label": "a", "text": "2020-01-03"}]))
+    assert load_splits(options).test["text"][-1] == "2020-01-03"
+
+
+def split_labels(root, train, test):
+    """Save splits of different labels: a list of names is that of a `ClassLabel` of the values 0 and 1."""
+    rows = {}
+    for split, values in (("train", train), ("test", test)):
+        named = isinstance(values, ClassLabel)
+        rows[split] = Dataset.from_dict(
+            {"text": [f"text {i}" for i in range(8)], "label": [0, 1] * 4 if named else values * 4}
+        )
+        rows[split] = rows[split].cast_column("label", values) if named else rows[split]
+    DatasetDict(rows).save_to_disk(root)
+    return DataOptions(dataset_name=str(root))
+
+
+@pytest.mark.parametrize("names", [["bad", "good"], ["good", "bad"], ["good", "fine"], ["good", "bad", "unused"]])
+def test_class_labels_of_splits_are_matched_by_name(names, tmp_path):
+    splits = load_splits(split_labels(tmp_path, ClassLabel(names=["bad", "fine", "good"]), ClassLabel(names=names)))
+    assert splits.class_names == splits.test.features["label"].names == ["bad", "fine", "good"]
+    assert [splits.class_names[y] for y in splits.test["label"]] == names[:2] * 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (ClassLabel(names=["a", "b"]), ClassLabel(names=["x", "b"]), "'test' has classes that the training .* not: x"),
+        (ClassLabel(names=["a", "b"]), ["a", "b"], "is ClassLabel.* in the split 'train', and Value.* in 'test'"),
+        (ClassLabel(names=["a", "b"]), [0, 1], "use one type of labels in all splits"),
+        (["a", "b"], ClassLabel(names=["a", "b"]), "use one type of labels in all splits"),
+        ([0, 1], [True, False], "use one type of labels in all splits"),
+        ([0, 1], ["0", "1"], "use one type of labels in all splits"),
+        ([0.5, 1.0], [0.0, 1.0], r"split 'train' has the label 0\.5, which is no class: use integers or names"),
+        ([0.0, 1.0], [0.0, float("nan")], "split 'test' has the label nan, which is no class"),
+    ],
+)  # fmt: skip
+def test_labels_of_different_types_and_classes_are_rejected(train, test, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_splits(split_labels(tmp_path, train, test))
