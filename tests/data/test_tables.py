@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from mm_hf.data.folders import load_image_folders
 from mm_hf.data.options import DataOptions
 from mm_hf.data.splits import load_splits
-from tests.data.test_files import csv, image, lines
+from tests.helpers.data_files import csv, image, lines
 
 ROWS = [{"text": f"tëxt {i}", "label": ("bad", "good")[i % 2]} for i in range(8)]
 TEXT = {
