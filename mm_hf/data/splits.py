@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,34 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     data = load(options.dataset_name, options.dataset_config_name, options, **hub)
     if options.test_fraction is not None:
         data = _split_off_test(data, options)
+    _check_splits(data, options)
+    label = label_column(data["train"], options.label_column_name)
+    data = with_images(as_classes(data, label), options, label)
+    kind, inputs = input_columns(data["train"], options, label)
+    _check_inputs(data, kind, inputs)
+    names = data["train"].features[label].names
+    if len(names) < 2:
+        where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"
+        raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
+    parts = _divide(data, options)
+    report_unknown_classes(parts, label, names)
+    most = {
+        "train": options.max_train_samples, "validation": options.max_validation_samples,
+        "test": options.max_test_samples,
+    }  # fmt: skip
+    parts = {split: _limit(rows, most[split]) for split, rows in parts.items()}
+    _check_labels(parts, label, options.test_split)
+    ood = None
+    if options.ood_classes:
+        parts, ood, names = leave_out(parts, label, names, options.ood_classes)
+    if options.ood_dataset_name is not None:
+        ood = _load_unknown(options.ood_dataset_name, kind, inputs, label, **hub)
+        ood = _limit(ood, options.max_test_samples)
+    return Splits(kind, parts["train"], parts["validation"], parts["test"], ood, inputs, label, list(names))
+
+
+def _check_splits(data: DatasetDict, options: DataOptions) -> None:
+    """Raise a ValueError if there is no training or no test split."""
     if options.test_split not in data or options.test_split == "train":
         others = [split for split in data if split != "train"]
         hint = (
@@ -72,9 +101,10 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         )
     if "train" not in data:
         raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}.")
-    label = label_column(data["train"], options.label_column_name)
-    data = with_images(as_classes(data, label), options, label)
-    kind, inputs = input_columns(data["train"], options, label)
+
+
+def _check_inputs(data: DatasetDict, kind: str, inputs: list[str]) -> None:
+    """Raise a ValueError if a split lacks an input column, or has something else than texts in a column of texts."""
     for split, rows in data.items():
         other = next((name for name in inputs if name not in rows.column_names), None)
         if other is not None:
@@ -82,53 +112,45 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
                 f"The split {split!r} has no column {other!r}; its columns are {', '.join(rows.column_names)}: use the "
                 "same columns in all splits."
             )
-    names = data["train"].features[label].names
-    if len(names) < 2:
-        where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"
-        raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
-    if kind == "text":
-        for split, rows in data.items():
-            for column in inputs:
-                if kind_of(rows.features[column]) != "string":
-                    raise ValueError(
-                        f"The column {column!r} of the split {split!r} has no texts, but {rows.features[column]}: give "
-                        "--text_column_names, or use one type in all splits."
-                    )
-                if rows.data.column(column).null_count:
-                    check_complete(split, column, rows[column], "texts")
-    parts = _divide(data, options)
-    report_unknown_classes(parts, label, names)
-    for split, most in (
-        ("train", options.max_train_samples), ("validation", options.max_validation_samples),
-        ("test", options.max_test_samples),
-    ):  # fmt: skip
-        if most is not None and most < len(parts[split]):
-            parts[split] = parts[split].shuffle(seed=0).select(range(most))
+        for column in inputs if kind == "text" else ():
+            if kind_of(rows.features[column]) != "string":
+                raise ValueError(
+                    f"The column {column!r} of the split {split!r} has no texts, but {rows.features[column]}: give "
+                    "--text_column_names, or use one type in all splits."
+                )
+            if rows.data.column(column).null_count:
+                check_complete(split, column, rows[column], "texts")
+
+
+def _check_labels(parts: Mapping[str, Dataset], label: str, test_split: str) -> None:
+    """Raise a ValueError if a split has no labels, as the test splits of public benchmarks."""
     for split, rows in parts.items():
         labels = np.asarray(rows[label])
         if len(labels) and (labels < 0).all():
             raise ValueError(
-                f"The split {options.test_split if split == 'test' else split!r} has no labels (all are {labels[0]}): "
+                f"The split {test_split if split == 'test' else split!r} has no labels (all are {labels[0]}): "
                 "choose another test split, such as --test_split validation."
             )
-    ood = None
-    if options.ood_classes:
-        parts, ood, names = leave_out(parts, label, names, options.ood_classes)
-    if options.ood_dataset_name is not None:
-        other = load(options.ood_dataset_name, None, None, **hub)
-        rows = other["test"] if "test" in other else other[next(iter(other))]
-        rows = with_images(DatasetDict(train=rows), DataOptions(options.ood_dataset_name), None)["train"]
-        other_kind, other_inputs = input_columns(rows, DataOptions(), None)
-        if (other_kind, len(other_inputs)) != (kind, len(inputs)):
-            raise ValueError(
-                f"--ood_dataset_name {options.ood_dataset_name} has {other_kind} inputs ({len(other_inputs)} columns), "
-                f"but the dataset has {kind} inputs ({len(inputs)} columns): they must be the same."
-            )
-        renamed = rows.select_columns(other_inputs).rename_columns(dict(zip(other_inputs, inputs, strict=True)))
-        ood = renamed.add_column(label, [-100] * len(rows))
-        if options.max_test_samples is not None and options.max_test_samples < len(ood):
-            ood = ood.shuffle(seed=0).select(range(options.max_test_samples))
-    return Splits(kind, parts["train"], parts["validation"], parts["test"], ood, inputs, label, list(names))
+
+
+def _limit(rows: Dataset, most: int | None) -> Dataset:
+    """Return at most `most` rows, drawn at random with a fixed seed."""
+    return rows if most is None or most >= len(rows) else rows.shuffle(seed=0).select(range(most))
+
+
+def _load_unknown(name: str, kind: str, inputs: list[str], label: str, **hub: Any) -> Dataset:
+    """Return the rows of another dataset as examples of unknown classes, with the label -100."""
+    data = load(name, None, None, **hub)
+    rows = data["test"] if "test" in data else data[next(iter(data))]
+    rows = with_images(DatasetDict(train=rows), DataOptions(name), None)["train"]
+    other_kind, other_inputs = input_columns(rows, DataOptions(), None)
+    if (other_kind, len(other_inputs)) != (kind, len(inputs)):
+        raise ValueError(
+            f"--ood_dataset_name {name} has {other_kind} inputs ({len(other_inputs)} columns), but the dataset has "
+            f"{kind} inputs ({len(inputs)} columns): they must be the same."
+        )
+    renamed = rows.select_columns(other_inputs).rename_columns(dict(zip(other_inputs, inputs, strict=True)))
+    return renamed.add_column(label, [-100] * len(rows))
 
 
 def load(name: str | None, config: str | None, options: DataOptions | None, **hub: Any) -> DatasetDict:
