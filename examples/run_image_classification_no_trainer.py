@@ -7,7 +7,7 @@
 #     "torch>=2.7",
 # ]
 # ///
-r"""Fine-tune an image classification model with MultiMix or Dense MultiMix in a custom training loop with Accelerate.
+r"""Fine-tune an image classifier with MultiMix or Dense MultiMix in a custom loop with Accelerate.
 
 Two lines differ from Transformers' script of the same name: `wrap_model(model, mixing)` before `accelerator.prepare`,
 and `handle.epoch = epoch` at the start of each epoch. Run it in one process or with `accelerate launch`

@@ -80,7 +80,7 @@ class DataTrainingArguments(scripts.DataArguments):
         default=False, metadata={"help": "Ignore class 0, the background, and subtract 1 from the other classes."}
     )
     augmentation: Literal["none", "crop", "crop_flip"] = field(
-        default="none", metadata={"help": "Augmentation of training images with kornia."}
+        default="none", metadata={"help": "Augmentation of training images. With kornia."}
     )
 
     def __post_init__(self) -> None:

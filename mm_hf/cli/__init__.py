@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     known = commands()
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given or given[0] in ("-h", "--help", "--help-all", "help"):
         print(_overview(known))
         return 0
     name, rest = given[0], given[1:]

@@ -8,9 +8,8 @@ from collections.abc import Collection, Sequence
 
 from ..methods.settings import Setting, nearest, read_methods
 
-METHOD_NAMES = textwrap.fill(", ".join(read_methods()), 100, initial_indent="methods: ", subsequent_indent="  ")
-METHODS_HELP = f"""{METHOD_NAMES}
-  --mixing METHOD --help shows the settings of a method; erm is plain training."""
+METHOD_NAMES = f"methods: {', '.join(read_methods())}"
+METHODS_HELP = textwrap.fill(f"{METHOD_NAMES}; --mixing METHOD --help shows its settings", 100)
 DEFAULT_METHOD = "dense_multimix"
 
 

@@ -22,28 +22,29 @@ from typing import Any
 from ..methods.settings import Setting, read_classes, read_settings, setting, settings_of
 
 OPTION_FILES = (".yaml", ".yml", ".json")
-TRAINING = """training: all fields of transformers.TrainingArguments
-  --num_train_epochs 20 --per_device_train_batch_size 64 --learning_rate 1e-3 --warmup_steps 0.1 --bf16 ..."""
+TRAINING = "training: fields of TrainingArguments, such as --num_train_epochs 20 --learning_rate 1e-3 --bf16"
 SMALL_VIT = """--model_type vit --config_overrides \\
-    hidden_size=64,num_hidden_layers=4,num_attention_heads=4,intermediate_size=128,image_size=8,patch_size=2,num_channels=1"""
+  hidden_size=48,num_hidden_layers=4,intermediate_size=96,image_size=8,patch_size=2,num_channels=1"""
 # Options that --help omits and --help-all includes.
 ADVANCED_OPTIONS = frozenset(
     (
         *("dataset_config_name", "validation_dir", "test_dir", "max_length", "ood_dataset_name", "ood_classes"),
-        *("attention_map_steps", "test_split", "allow_changed_settings"),
+        *("attention_map_steps", "test_split", "allow_changed_settings", "check_data"),
         *("image_column_name", "text_column_names", "label_column_name"),
         *("max_train_samples", "max_validation_samples", "max_test_samples"),
         *("tokenizer_name", "image_processor_name", "ignore_mismatched_sizes", "model_revision", "cache_dir", "token"),
         *("robustness_samples", "epsilon"),
         *("examples_per_mix", "detach_attention", "confidence_weighted", "gather_across_devices"),
-        *("kernel", "input_mixing_prob", "input_mixing_start", "min_fit"),
+        *("kernel", "input_mixing_prob", "input_mixing", "input_mixing_start", "min_fit"),
+        *("clean_weight", "pooled_weight", "dense_weight", "class_weights", "train_val_split"),
         # of the example scripts
         *("max_eval_samples", "max_predict_samples", "pad_to_max_length", "padding_side", "do_regression"),
         *("label_all_tokens", "return_entity_level_metrics", "id2label", "do_reduce_labels", "eval_split_name"),
         *("feature_extractor_name", "feature_extractor_overrides", "freeze_feature_encoder", "attention_mask"),
         *("audio_column_name", "text_column_name", "lora_dropout", "lora_alpha", "lora_target_modules", "merge_lora"),
         *("with_tracking", "report_to", "hub_model_id", "hub_token", "dataloader_num_workers", "weight_decay"),
-        *("lr_scheduler_type", "num_warmup_steps", "max_train_steps", "gradient_accumulation_steps"),
+        *("lr_scheduler_type", "num_warmup_steps", "max_train_steps", "gradient_accumulation_steps", "seed"),
+        *("per_device_eval_batch_size",),
     )
 )
 # Fields of TrainingArguments that a comparison sets itself (`comparison.task.FIXED_ARGUMENTS`), with the remedy.
@@ -73,8 +74,10 @@ class RobustnessOptions:
 class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help with one spelling of each option, a short metavar, and the default value."""
 
+    COLUMN = 32  # of the help texts
+
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32, width=min(shutil.get_terminal_size().columns, 110))
+        super().__init__(prog, max_help_position=self.COLUMN, width=min(shutil.get_terminal_size().columns, 110))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -82,12 +85,20 @@ class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
         one: Setting = action.setting  # type: ignore[attr-defined]
         several = " ..." if action.nargs in ("+", "*") else ""
         kind = "X" if "str" in one.types or not one.types else "N"
-        if 0 < len(one.choices) < 6:
+        if one.choices and self._fits_with_choices(action.option_strings[0], one.choices):
             kind = "|".join(map(str, one.choices))
         return f"{action.option_strings[0]} {'[yes|no]' if one.is_flag else f'{kind}{several}'}"
 
+    def _fits_with_choices(self, name: str, choices: Sequence[Any]) -> bool:
+        """Return True if the choices of an option fit between its name and its help text."""
+        return len(f"  {name} {'|'.join(map(str, choices))}  ") <= self.COLUMN
+
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
+        choices = action.setting.choices if hasattr(action, "setting") else ()
+        if choices and not self._fits_with_choices(action.option_strings[0], choices):
+            first, end, rest = text.partition(".")
+            text = f"{first}: {', '.join(map(str, choices))}{end}{rest}"
         default = action.setting.default if hasattr(action, "setting") else None
         if default in (None, argparse.SUPPRESS, "", False) or "efault" in text or not action.option_strings:
             return text
@@ -95,14 +106,26 @@ class CompactHelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} [{shown}]".replace("%", "%%") if "%%" not in text else f"{text} [{shown}]"
 
 
+class ShortHelpFormatter(CompactHelpFormatter):
+    """Help with the first sentences on each option, as many as fit a line, and its default value."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        sentences = re.split(r"(?<=\.) ", text)
+        while len(sentences) > 1 and len(" ".join(sentences)) > width:
+            sentences.pop(-2 if sentences[-1].startswith("[") and len(sentences) > 2 else -1)
+        return super()._split_lines(" ".join(sentences), width)
+
+
 class CommandParser(argparse.ArgumentParser):
     """Parser that raises ValueError for invalid command lines and has a short and a complete help text.
 
     Attributes:
         trains: True if the fields of TrainingArguments are options, too.
+        more: The options that the short help omits, as the end of a sentence.
     """
 
     trains = False
+    more = ""
 
     def error(self, message: str) -> Any:
         """Raise a ValueError for an invalid command line."""
@@ -110,15 +133,18 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(message if message.endswith(".") else f"{message}. --help lists the options.")
 
     def format_help(self) -> str:
-        """Return the help text without the advanced options."""
-        hidden = {}
+        """Return the help text without the advanced options, which fits one screen."""
+        hidden, complete = {}, self.formatter_class
         for action in self._actions:
             # The help shows a flag as --NAME [yes|no], without --no_NAME.
-            if action.dest in ADVANCED_OPTIONS or action.option_strings[:1] == [f"--no_{action.dest}"]:
+            advanced = action.dest in ADVANCED_OPTIONS or action.option_strings[:1] == [f"--no_{action.dest}"]
+            if advanced or action.dest in ("help", argparse.SUPPRESS):
                 hidden[action], action.help = action.help, argparse.SUPPRESS
+        self.formatter_class = ShortHelpFormatter
         try:
-            return super().format_help()
+            return f"{super().format_help()}--help-all shows all options{self.more}.\n"
         finally:
+            self.formatter_class = complete
             for action, text in hidden.items():
                 action.help = text
 
@@ -168,13 +194,13 @@ def make_parser(
         own |= set(settings)
     more = [f"{len(own & ADVANCED_OPTIONS)} more"] if own & ADVANCED_OPTIONS else []
     more += [f"the {len(training_settings())} fields of TrainingArguments"] if trains else []
+    parser.more = f": {' and '.join(more)}" if more else ""
     shown = parser.add_argument_group("help")
-    shown.add_argument("-h", "--help", action="help", help="Show this help.")
-    if more:
-        shown.add_argument(
-            "--help-all", nargs=0, action=_HelpAll, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-            help=f"Show all options: {' and '.join(more)}.",
-        )  # fmt: skip
+    shown.add_argument("-h", "--help", action="help", help="Show the main options.")
+    shown.add_argument(
+        "--help-all", nargs=0, action=_HelpAll, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
+        help="Show all options.",
+    )  # fmt: skip
     return parser
 
 

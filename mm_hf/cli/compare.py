@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,18 +30,16 @@ if TYPE_CHECKING:
 USAGE = """mm-hf compare [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
                      --methods erm mixup dense_multimix --seeds 5 --output_dir DIR [options]"""
 DESCRIPTION = f"""\
-Trains each method with several seeds, evaluates it on the test set, and writes DIR/report.html: accuracy,
-calibration, robustness, unknown classes, embedding space and cost, with confidence intervals of all differences.
-The same command resumes an interrupted comparison. OPTIONS.yaml contains options as lines `name: value`.
+Trains each method with several seeds, evaluates it on the test set, and writes DIR/report.html with
+confidence intervals of all differences. The same command resumes an interrupted comparison.
+OPTIONS.yaml contains options as lines `name: value`.
 
 example without downloads:
   mm-hf compare --dataset_name digits {SMALL_VIT} \\
-    --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3"""
-EPILOG = f"""{METHOD_NAMES}
+  --methods erm mixup dense_multimix --seeds 3 --num_train_epochs 10 --learning_rate 2e-3"""
+EPILOG = f"""{textwrap.fill(METHOD_NAMES, 100)}
   with settings and a custom name:  --methods erm 'few=dense_multimix:num_mixed=100,attention=gap'
-
-{TRAINING}
-  --save_strategy epoch  resume an interrupted run from its last epoch"""
+{TRAINING}"""
 FIXED = {**FIXED_OPTIONS, "seed": "use --seeds", "data_seed": "use --seeds"}
 
 
@@ -60,12 +59,12 @@ class CompareOptions:
     )
     lengths: list[int] | None = setting(
         None,
-        "Train at these multiples of the epochs, such as 1 4 16, and draw a map of the best methods.",
+        "Train at these multiples of the epochs, such as 1 4 16. Draws a map of the best methods.",
         within="[1, inf)",
     )
     output_dir: str = field(default="comparison", metadata={"help": "Directory for the report and the runs."})
     keep_models: Literal["best", "none", "all"] = field(
-        default="best", metadata={"help": "best: keep one model of each method, chosen by validation accuracy."}
+        default="best", metadata={"help": "Models to keep. best: one of each method, by validation accuracy."}
     )
 
 

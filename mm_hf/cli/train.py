@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions, LoraOptions, ModelOptions
-from ..methods.settings import check_required
+from ..methods.settings import check_required, settings_of
 from ._methods import DEFAULT_METHOD, METHODS_HELP, check_method, method_name, other_settings
 from ._options import (
     SMALL_VIT,
@@ -30,31 +30,22 @@ if TYPE_CHECKING:
 
     from ..methods import Mixing
 
-USAGE = """mm-hf train [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME
-                   [--mixing METHOD and its settings] [--output_dir DIR] [options]"""
+USAGE = "mm-hf train [OPTIONS.yaml] --dataset_name NAME --model_name_or_path NAME [options]"
 DESCRIPTION = f"""\
-Trains an image or text classifier with a mixing method, evaluates it on the test set once, and saves to DIR a plain
-Transformers model with its processor or tokenizer and mixing.json. OPTIONS.yaml contains options as lines
-`name: value`.
+Trains an image or text classifier with a mixing method, evaluates it on the test set once, and saves
+a plain Transformers model. OPTIONS.yaml contains options as lines `name: value`.
 
 example without downloads:
   mm-hf train --dataset_name digits {SMALL_VIT} \\
-    --mixing dense_multimix --num_mixed 1000 --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
-EPILOG = f"""{METHODS_HELP}
-
-{TRAINING}
-  --resume_from_checkpoint   resume from the newest complete checkpoint in DIR
-  --report_to tensorboard    log the loss terms, metrics and attention maps; also trackio, wandb, ...
-  --push_to_hub --hub_model_id NAME"""
+  --mixing dense_multimix --num_train_epochs 10 --learning_rate 2e-3 --output_dir digits"""
+EPILOG = f"{METHODS_HELP}\n{TRAINING}"
 
 
 @dataclass
 class TrainOptions:
     """Method and output of a training run."""
 
-    mixing: str = field(
-        default=DEFAULT_METHOD, metadata={"help": "Mixing method, or erm for plain training. See below."}
-    )
+    mixing: str = field(default=DEFAULT_METHOD, metadata={"help": "Mixing method, or erm for plain training."})
     output_dir: str = field(default="trained", metadata={"help": "Directory for the model and its checkpoints."})
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -82,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     method = method_name(given)
     settings = check_method(method)
     groups: dict[str, Any] = {f"settings of {method}": settings}
-    groups |= {"data": DataOptions, "model": ModelOptions, "LoRA": LoraOptions}
+    groups |= {"data": DataOptions, "model": {**settings_of(ModelOptions), **settings_of(LoraOptions)}}
     parser = make_parser("mm-hf train", USAGE, DESCRIPTION, EPILOG, training=TrainOptions, **groups)
     values = parse(parser, given, "mm-hf train", {}, other_settings(method, settings))
     check_required(method, settings, values)

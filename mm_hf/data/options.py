@@ -21,7 +21,7 @@ class DataOptions:
     """Data to train and evaluate on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"Hub name, directory, or offline dataset: {', '.join(OFFLINE_NAMES)}."}
+        default=None, metadata={"help": f"Hub name, directory, or one of {', '.join(OFFLINE_NAMES)}."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_dir: str | None = field(
@@ -33,7 +33,9 @@ class DataOptions:
         default="test", metadata={"help": "Split for the final evaluation after training. It is used once."}
     )
     test_fraction: float | None = setting(
-        None, "Share of each class of the training set for testing, if there is no test split.", within="(0, 1)"
+        None,
+        "Share of the training set for testing, if there is no test split. The same share of each class.",
+        within="(0, 1)",
     )
     train_val_split: float = setting(
         0.15, "Share of the training set for validation if there is no validation split.", within="(0, 1)"
@@ -96,7 +98,7 @@ class ModelOptions:
     )
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "Configuration of a model trained from scratch: hidden_size=64,image_size=8,... or JSON."},
+        metadata={"help": "Its configuration: hidden_size=64,image_size=8,... or JSON."},
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the model's."})
     image_processor_name: str | None = field(default=None, metadata={"help": "Image processor. Default: the model's."})

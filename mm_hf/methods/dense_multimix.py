@@ -61,7 +61,7 @@ class DenseMultiMix(MultiMix):
         None, "Weight of the loss of mixed features at every location. Default: 1.", within="[0, inf)"
     )
     attention: Literal["auto", "cls", "mean", "gap", "cam", "uniform"] = setting(
-        "auto", "Weight of an example's label at a location."
+        "auto", "Weight of labels at a location."
     )
     detach_attention: bool = setting(True, "Treat the attention as a constant.")
     confidence_weighted: bool = setting(

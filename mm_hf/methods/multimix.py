@@ -121,12 +121,12 @@ class MultiMix(Mixing):
     # None selects the value of the preset or else of `defaults`. No setting in `defaults` is None after construction.
     num_mixed: Count = setting(
         None,
-        "Mixed examples per step and rank, or 'auto': 32 to 1,000, by counted operations at most 3 percent of a step. "
-        "Default: auto.",
+        "Mixed examples per step and rank, or 'auto'. auto: 32 to 1,000, by counted operations at most 3 percent of a "
+        "step. Default: auto.",
         within="[1, inf)", words=("auto",),
     )  # fmt: skip
     alpha: Alpha | None = setting(
-        None, "Concentration of the Dirichlet distribution of the factors: a number, or the two ends of an interval.",
+        None, "Concentration of the Dirichlet distribution of the factors. A number, or the two ends of an interval.",
         nargs="+", within="(1e-30, 1e30)",
         requirement="must be a positive number or an interval (low, high) with 1e-30 < low <= high < 1e30",
     )  # fmt: skip

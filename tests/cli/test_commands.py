@@ -12,11 +12,13 @@ from rich.console import Console
 
 from mm_hf import cli
 from mm_hf.cli import commands, main
+from mm_hf.cli._options import ADVANCED_OPTIONS, ShortHelpFormatter
 from mm_hf.cli._progress import ProgressTable
 from mm_hf.comparison import Run, as_methods
 from mm_hf.data import offline
 from mm_hf.data.splits import DataOptions, align, load_splits
-from tests.helpers.commands import OPTIONS, command_error, read_results
+from mm_hf.methods.settings import read_methods
+from tests.helpers.commands import COLUMNS, OPTIONS, SCREEN, command_error, read_results, screen_lines
 
 
 def test_help_lists_all_commands_without_importing_torch():
@@ -29,25 +31,46 @@ def test_help_lists_all_commands_without_importing_torch():
 
 @pytest.mark.parametrize("name", commands())
 def test_command_help_is_short_and_help_all_is_complete(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    lines = text.splitlines()
-    assert len(lines) < 75 and max(map(len, lines)) <= 125
-    for word in ("example", "help:", "--help", "mm-hf " + name):
+    assert screen_lines(text) <= SCREEN
+    for word in ("example", "--help-all", "mm-hf " + name):
         assert word in text
     trains = name in ("analyze", "compare", "train")
     if trains:
         assert "data:" in text and "model:" in text and "--dataset_name X" in text and "--dataset-name" not in text
         assert "--max_test_samples" not in text and "--weight_decay" not in text
-    if "--help-all" in text:
+    with pytest.raises(SystemExit):
+        main([name, "--help-all"])
+    everything = capsys.readouterr().out
+    assert everything.startswith(text[: text.index("\n\n")]) and len(everything) > len(text)
+    assert ("--max_test_samples N" in everything and "--weight_decay N" in everything) == trains
+
+
+@pytest.mark.parametrize("method", read_methods())
+def test_help_with_each_method_fits_one_screen_and_shows_its_main_settings(method, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    texts = []
+    for option in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
-            main([name, "--help-all"])
-        everything = capsys.readouterr().out
-        assert everything.startswith(text[: text.index("\n\n")]) and len(everything) > len(text)
-        assert ("--max_test_samples N" in everything and "--weight_decay N" in everything) == trains
+            main(["train", "--mixing", method, option])
+        texts.append(capsys.readouterr().out)
+    short, everything = texts
+    settings = set(read_methods()[method])
+    assert screen_lines(short) <= SCREEN and all(f"\n  --{name} " in everything for name in settings)
+    assert all(f"\n  --{name} " in short for name in settings - ADVANCED_OPTIONS)
+    assert f"settings of {method}:" in short or settings == {"class_weights"}
+
+
+def test_short_help_shows_as_many_sentences_as_fit_a_line_and_the_default():
+    formatter = ShortHelpFormatter("program")
+    assert formatter._split_lines("One two. Three four. [5]", 24) == ["One two. Three four. [5]"]
+    assert formatter._split_lines("One two. Three four. [5]", 23) == ["One two. [5]"]
+    assert formatter._split_lines("One two. Three four.", 19) == ["One two."]
+    assert formatter._split_lines("One two three.", 8) == ["One two", "three."]
 
 
 def test_invalid_command_lines_print_one_sentence(capsys, tmp_path):

@@ -14,12 +14,11 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from mm_hf.cli.scripts import options
 from mm_hf.methods import DenseMultiMix
-from tests.helpers.commands import TINY
+from tests.helpers.commands import COLUMNS, SCREEN, TINY, screen_lines
 from tests.helpers.scripts import EXAMPLES
 
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("run_*.py"))
 WITH_TRAINER = [script for script in SCRIPTS if not script.endswith("no_trainer")]
-SCREEN = 70  # lines
 
 
 def run_alone(script, arguments, monkeypatch):
@@ -66,7 +65,7 @@ def test_nothing_to_do_is_an_error(script, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_fits_one_screen_and_help_all_has_all_options(script, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
     module = importlib.import_module(script)
     shutil.copy(EXAMPLES / f"{script}.py", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -74,7 +73,7 @@ def test_help_fits_one_screen_and_help_all_has_all_options(script, capsys, monke
     short = capsys.readouterr().out
     assert run_alone(script, ["--help-all"], monkeypatch) == 0
     listed = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, flags=re.MULTILINE))
-    assert short.count("\n") <= SCREEN and "--help-all" in short
+    assert screen_lines(short) <= SCREEN and "--help-all" in short
     classes = [module.ModelArguments, module.DataTrainingArguments, DenseMultiMix]
     classes += [getattr(module, "LoopArguments", TrainingArguments)]
     expected = {field.name for one in classes for field in dataclasses.fields(one) if field.init}

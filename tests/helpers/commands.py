@@ -15,6 +15,7 @@ OPTIONS = (
     "--per_device_train_batch_size 32 --learning_rate 3e-3 --per_device_eval_batch_size 40 --use_cpu "
     "--robustness_samples 20"
 ).split()
+SCREEN, COLUMNS = 40, 100  # lines and columns of a terminal
 # Metrics that differ between two runs with the same seed.
 COSTS = ("train_seconds", "peak_memory_mib")
 
@@ -23,6 +24,11 @@ def read_results(path):
     """Read the rows of results.csv except those of `COSTS`."""
     with Path(path).open() as file:
         return [row for row in csv.DictReader(file) if row["metric"] not in COSTS]
+
+
+def screen_lines(text):
+    """Return the number of lines that a text takes on a screen, whose width wraps long lines."""
+    return sum(max(1, -(-len(line) // COLUMNS)) for line in text.rstrip("\n").split("\n"))
 
 
 def command_error(capsys, *arguments):

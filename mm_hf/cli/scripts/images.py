@@ -45,7 +45,7 @@ class DataTrainingArguments(DataArguments):
     image_column_name: str = field(default="image", metadata={"help": "Column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "Column with the classes."})
     augmentation: Literal["none", "crop", "crop_flip", "randaugment"] = field(
-        default="crop_flip", metadata={"help": "Augmentation of training images with kornia."}
+        default="crop_flip", metadata={"help": "Augmentation of training images. With kornia."}
     )
 
     def __post_init__(self) -> None:

@@ -31,8 +31,8 @@ class ModelArguments:
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "Configuration of a model trained from scratch: hidden_size=192,num_hidden_layers=6, or JSON for "
-            'lists: {"depths": [1, 1]}'
+            "help": "Its configuration, such as hidden_size=192,num_hidden_layers=6. JSON for lists: "
+            '{"depths": [1, 1]}.'
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})

