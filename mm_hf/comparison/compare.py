@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -195,10 +196,76 @@ def run_comparison(
     """
     chosen = as_methods(methods)
     reference = baseline_of(chosen, baseline)
-    taken = {name for plain, method in chosen.items() if type(method) is ERM for name in derived_names(plain).values()}
-    if taken & chosen.keys():
+    which = _check_arguments(chosen, seeds, keep_models)
+    evaluation = evaluation or EvaluationOptions()
+    check_packages(task, evaluation)
+    directory = Path(output_dir)
+    settings = describe(task, chosen, evaluation)
+    check_settings(directory, settings, task)
+    # The baseline comes first in every table and has the first color in every plot.
+    chosen = {reference: chosen[reference], **chosen}
+    runs: dict[str, list[Run]] = {name: [] for name in chosen}
+    failed: dict[str, str] = {}
+    is_warm = False
+    for seed, name in itertools.product(which, chosen):
+        if name in failed:
+            continue
+        where = directory / "runs" / slug(name) / f"seed-{seed}"
+        run = Run.read(where)
+        if run is None:
+            if not is_warm:
+                warm_up(task, directory / "runs")
+                is_warm = True
+            try:
+                run = train_run(
+                    task, name, chosen[name], seed, where,
+                    evaluation=evaluation, progress=progress, callbacks=list(callbacks),
+                )  # fmt: skip
+            except (LocationError, ValueError) as error:
+                if name == reference or isinstance(error, DamagedFileError):
+                    raise
+                failed[name] = str(error)
+                if progress is not None:
+                    progress(name, seed, f"not possible: {error}")
+                continue
+            if keep_models != "all":
+                remove_checkpoints(where)
+        _check_start(run, runs[reference])
+        runs[name].append(run)
+        if on_run is not None:
+            on_run(run)
+    finished = {name: runs[name] for name in chosen if name not in failed}
+    _remove_models(finished, keep_models)
+    derived: dict[str, list[Run]] = {}
+    for name in finished:
+        if type(chosen[name]) is ERM:
+            derived |= derived_runs(directory, name, which)
+    comparison = Comparison(
+        name=task.name,
+        methods={name: chosen[name] for name in finished},
+        runs={**finished, **derived},
+        baseline=reference,
+        settings=settings,
+        failed=failed,
+        derived=list(derived),
+        class_names=task.class_names,
+        replicates=replicates,
+        test_image=None if task.normalization is None else task.test_image,
+    )
+    comparison.write_csv(directory / "results.csv")
+    if report:
+        from .report.write import write_report
+
+        write_report(comparison, directory)
+    return comparison
+
+
+def _check_arguments(methods: Mapping[str, Mixing], seeds: int | Sequence[int], keep_models: str) -> list[int]:
+    """Check arguments of `run_comparison`, and return the seeds."""
+    taken = {name for plain, method in methods.items() if type(method) is ERM for name in derived_names(plain).values()}
+    if taken & methods.keys():
         raise ValueError(
-            f"methods has {min(taken & chosen.keys())!r}, the name of a baseline that is derived from plain training: "
+            f"methods has {min(taken & methods.keys())!r}, the name of a baseline that is derived from plain training: "
             "choose another name."
         )
     which = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
@@ -209,67 +276,7 @@ def run_comparison(
         )
     if keep_models not in ("best", "none", "all"):
         raise ValueError(f"keep_models must be best, none or all, got {keep_models!r}.")
-    evaluation = evaluation or EvaluationOptions()
-    check_packages(task, evaluation)
-    directory = Path(output_dir)
-    settings = describe(task, chosen, evaluation)
-    check_settings(directory, settings, task)
-    runs: dict[str, list[Run]] = {name: [] for name in chosen}
-    warm = False
-    failed: dict[str, str] = {}
-    order = [reference, *(name for name in chosen if name != reference)]
-    for seed in which:
-        for name in order:
-            if name in failed:
-                continue
-            where = directory / "runs" / slug(name) / f"seed-{seed}"
-            run = Run.read(where)
-            if run is None:
-                if not warm:
-                    warm_up(task, directory / "runs")
-                    warm = True
-                try:
-                    run = train_run(
-                        task, name, chosen[name], seed, where,
-                        evaluation=evaluation, progress=progress, callbacks=list(callbacks),
-                    )  # fmt: skip
-                except (LocationError, ValueError) as error:
-                    if name == reference or isinstance(error, DamagedFileError):
-                        raise
-                    failed[name] = str(error)
-                    if progress is not None:
-                        progress(name, seed, f"not possible: {error}")
-                    continue
-                if keep_models != "all":
-                    remove_checkpoints(where)
-            _check_start(run, runs[reference])
-            runs[name].append(run)
-            if on_run is not None:
-                on_run(run)
-    # The baseline comes first in every table and has the first color in every plot.
-    finished = {name: runs[name] for name in order if name not in failed}
-    _remove_models(finished, keep_models)
-    derived: dict[str, list[Run]] = {}
-    for name in [name for name in finished if type(chosen[name]) is ERM]:
-        derived |= derived_runs(directory, name, which)
-    comparison = Comparison(
-        task.name,
-        {name: chosen[name] for name in finished},
-        {**finished, **derived},
-        reference,
-        settings,
-        failed,
-        list(derived),
-        task.class_names,
-        replicates,
-        None if task.normalization is None else task.test_image,
-    )
-    comparison.write_csv(directory / "results.csv")
-    if report:
-        from .report.write import write_report
-
-        write_report(comparison, directory)
-    return comparison
+    return which
 
 
 def _check_start(run: Run, reference: Sequence[Run]) -> None:
