@@ -34,7 +34,7 @@ from transformers import AutoModelForImageClassification
 import mm_hf
 from mm_hf import extract, sample_factors
 from mm_hf.evaluation.metrics.registry import METRICS
-from mm_hf.evaluation.statistics import mean_interval
+from mm_hf.evaluation.statistics import has_interval, mean_interval
 from mm_hf.functional.factors import alpha_for
 
 Results = dict[str, list[dict[str, float]]]  # metrics per seed by method
@@ -81,7 +81,7 @@ def draw_attention(model: Any, path: Path) -> None:
 
 
 def show_table(console: Console, title: str, results: Results) -> None:
-    """Print the mean and standard deviation of each metric over seeds, and the difference from plain training."""
+    """Print each metric's mean and standard deviation (of two seeds: range), and the difference from plain training."""
     seeds = len(results[PLAIN])
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     columns = (
@@ -99,8 +99,10 @@ def show_table(console: Console, title: str, results: Results) -> None:
         cells = []
         for metric, (scale, places) in formats.items():
             values = scale * np.array([run[metric] for run in runs])
-            deviation = f"±{values.std(ddof=1):.{places}f}" if seeds > 1 else ""
-            cells.append(f"{values.mean():.{places}f}{deviation}")
+            spread = f"±{values.std(ddof=1):.{places}f}" if has_interval(seeds) else ""
+            if seeds > 1 and not spread:
+                spread = f" ({values.min():.{places}f} to {values.max():.{places}f})"
+            cells.append(f"{values.mean():.{places}f}{spread}")
         table.add_row(name, *cells, f"{np.mean([run['loss_terms_per_step'] for run in runs]):,.0f}")
     console.print(table)
     console.print(conclusion(results))
@@ -187,7 +189,8 @@ def train_and_show(runs: list[Run], processes: int, console: Console) -> dict[Ru
             if all(other in results for other in ours):
                 seeds = len({other.seed for other in ours})
                 title = f"{run.regime}: {run.images:,} images, {run.epochs} epochs"
-                title += f"; mean ± SD of {seeds} seeds" if seeds > 1 else "; one seed"
+                spread = "mean ± SD" if has_interval(seeds) else "mean and range"
+                title += f"; {spread} of {seeds} seeds" if seeds > 1 else "; one seed"
                 show_table(console, title, metrics_of(regime, results))
     return results
 

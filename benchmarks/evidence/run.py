@@ -42,7 +42,7 @@ from benchmarks.evidence.tasks import STUDY, TASKS
 from benchmarks.markdown import replace_section, table_lines, wrap_text
 from mm_hf.evaluation.metrics.registry import METRICS, compared_metrics
 from mm_hf.evaluation.plots import plot_alignment_uniformity
-from mm_hf.evaluation.statistics import mean_interval
+from mm_hf.evaluation.statistics import Range, mean_and_spread, mean_interval
 
 DEFAULT_TASKS, DEFAULT_SEEDS = STUDY, 5
 FIELDS = (
@@ -102,9 +102,10 @@ def summarize(paths: Paths) -> list[Path]:
 def rows_of(directory: Path) -> Iterator[Row]:
     """Yield a row per method and metric from the finished runs of a task.
 
-    `half_width` belongs to Student's 95 % interval over seeds. Differences of accuracy, NLL, Brier score and
-    calibration error have intervals of the paired bootstrap over seeds and test examples. Differences of other metrics
-    have Student's interval of the differences per seed, which does not generalize to other test examples.
+    `half_width` belongs to Student's 95 % interval over seeds, which two seeds do not have. Differences of accuracy,
+    NLL, Brier score and calibration error have intervals of the paired bootstrap over seeds and test examples.
+    Differences of other metrics have Student's interval of the differences per seed, which does not generalize to other
+    test examples.
     """
     runs = finished_runs(directory, [*METHODS, *DERIVED])
     if BASELINE not in runs:
@@ -120,12 +121,13 @@ def rows_of(directory: Path) -> Iterator[Row]:
             values = comparison.values(metric)
             if method not in values or info.group == "cost":
                 continue
-            mean = mean_interval(values[method])
+            mean = mean_and_spread(values[method])
             row: Row = dict.fromkeys(FIELDS, "")
             row |= {"task": directory.name, "length": length_of(directory), "method": method, "metric": metric}
             row |= {"epochs": epochs, "train_examples": settings[0]["training_examples"]}
             row["mean"] = round_number(mean.value)
-            row |= {"half_width": round_number((mean.high - mean.low) / 2), "seeds": len(comparison.seeds)}
+            half = math.nan if isinstance(mean, Range) else (mean.high - mean.low) / 2
+            row |= {"half_width": round_number(half), "seeds": len(comparison.seeds)}
             row["test_examples"] = sum(fold["test_examples"] for fold in settings)
             row["measured_on"] = settings[0].get("measured_on", "test examples")
             if method != BASELINE:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from ..evaluation.files import write_text
 from ..evaluation.metrics import compared_metrics, example_scores
-from ..evaluation.statistics import REPLICATES, Interval, mean_interval, paired_bootstrap
+from ..evaluation.statistics import REPLICATES, Interval, mean_and_spread, paired_bootstrap
 from ..evaluation.templates import csv_cell
 from ..locations import LocationError
 from ..methods import ERM, Mixing
@@ -79,8 +79,11 @@ class Comparison:
         }
 
     def mean(self, metric: str) -> dict[str, Interval]:
-        """Return the mean over seeds and Student's 95 % interval of a metric, for each method that has it."""
-        return {name: mean_interval(values) for name, values in self.values(metric).items()}
+        """Return the mean over seeds and Student's 95 % interval of a metric, for each method that has it.
+
+        With two seeds, the mean has a [`Range`] and no interval.
+        """
+        return {name: mean_and_spread(values) for name, values in self.values(metric).items()}
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Interval]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+INTERVAL_SEEDS = 3  # Student's interval of the mean of two seeds is 13 times as wide as their range
 REPLICATES = 2000
 NUM_BINS = 15
 CHUNK = 2**23  # resampled counts per chunk, 64 MB
@@ -38,6 +39,16 @@ class Interval:
     def excludes_zero(self) -> bool:
         """True if zero lies outside of the interval; False without an interval."""
         return bool(self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Range(Interval):
+    """The mean of a few values, and the smallest and the largest of them, which are no confidence interval."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """False: a range is not evidence of a difference."""
+        return False
 
 
 def confidence_half_width(values: Any, level: float = LEVEL) -> np.ndarray | None:
@@ -82,6 +93,56 @@ def mean_interval(values: Any, level: float = LEVEL) -> Interval:
     half = confidence_half_width(values, level)
     mean = float(values.mean())
     return Interval(mean) if half is None else Interval(mean, mean - float(half), mean + float(half))
+
+
+def has_interval(seeds: int) -> bool:
+    """Return True if the spread of this number of seeds is an interval, and not the range of their values."""
+    return seeds >= INTERVAL_SEEDS
+
+
+def seed_spread(values: Any, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the lower and upper ends of the spread to display with a mean over seeds, the first dimension.
+
+    From three seeds on, the spread is Student's interval of [`confidence_half_width`]. With two seeds, it is the range
+    of the two values, since that interval has one degree of freedom and states nothing.
+
+    Args:
+        values: (seeds, ...), in any unit.
+        level: Confidence level of an interval, in (0, 1).
+
+    Returns:
+        Two arrays without the first dimension, or None for a single seed.
+
+    Example:
+        >>> seed_spread([[1.0], [2.0]])
+        (array([1.]), array([2.]))
+        >>> [end.round(4).tolist() for end in seed_spread([[1.0], [2.0], [3.0]])]
+        [[-0.4841], [4.4841]]
+    """
+    values = np.asarray(values, dtype=float)
+    half = confidence_half_width(values, level)
+    if half is None:
+        return None
+    if not has_interval(len(values)):
+        return values.min(axis=0), values.max(axis=0)
+    return values.mean(axis=0) - half, values.mean(axis=0) + half
+
+
+def mean_and_spread(values: Any, level: float = LEVEL) -> Interval:
+    """Return the mean over seeds (seeds,) and its [`seed_spread`]: an Interval, or the Range of two seeds.
+
+    Raises:
+        ValueError: `values` is empty or has more than one dimension.
+
+    Example:
+        >>> mean_and_spread([1.0, 2.0])
+        Range(value=1.5, low=1.0, high=2.0)
+    """
+    interval, ends = mean_interval(values, level), seed_spread(values, level)
+    if ends is None:
+        return interval
+    kind = Interval if has_interval(len(values)) else Range
+    return kind(interval.value, float(ends[0]), float(ends[1]))
 
 
 def weighted_mean(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from mm_hf import ERM, Mixup
 from mm_hf.comparison import Comparison, Run, write_report
 from mm_hf.comparison.report import figures, tables
 from mm_hf.comparison.report.findings import findings
+from mm_hf.comparison.report.lengths import rows_of
 from mm_hf.comparison.report.tables import class_scores, class_table, confusion_counts
 from mm_hf.evaluation.metrics import classification_metrics
 from mm_hf.evaluation.metrics.registry import METRICS, MetricInfo, register_metric
@@ -51,6 +52,19 @@ def test_findings_state_significant_differences_only(tmp_path):
     )
     assert found[1] == "equal: no reliable difference from erm; use more seeds to detect a smaller one."
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_means_have_an_interval_from_three_seeds_on_and_the_range_of_two(tmp_path, seeds):
+    comparison = comparison_of(tmp_path, {"erm": 0.5, "mixup": 0.6}, seeds=seeds)
+    write_report(comparison, tmp_path)
+    assert all(np.isfinite(row.get("low", np.nan)) == (seeds == 3) for row in rows_of({1: comparison}))
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert ("±" in text) == (seeds == 3)
+        assert ("(range " in text) == ("their range, which is no confidence interval" in text) == (seeds == 2)
+    (single,) = findings(comparison_of(tmp_path, {"erm": 0.5}, seeds=seeds))
+    assert ("(range " in single) == (seeds == 2)
 
 
 def test_findings_of_one_seed_name_their_limit(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 import yaml
 from demo_training import Run, train
 from PIL import Image
+from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
 
 from mm_hf import DenseMultiMix, MultiMix, extract
@@ -167,6 +169,20 @@ def test_missing_data_set_names_its_package(monkeypatch):
         offline.load_fashion_mnist()
     with pytest.raises(ValueError, match="no offline dataset 'cifar'"):
         offline.load_offline("cifar")
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_demo_prints_the_range_of_two_seeds_and_the_deviation_of_more(seeds):
+    import demo
+
+    runs = [
+        {"accuracy": 0.9 + 0.01 * i, "nll": 0.3, "calibration_error": 0.05, "seconds": 2.0, "loss_terms_per_step": 64}
+        for i in range(seeds)
+    ]
+    console = Console(file=io.StringIO(), width=120)
+    demo.show_table(console, "table", {demo.PLAIN: runs, demo.OURS: runs})
+    cell = {1: "90.0 ", 2: "90.5 (90.0 to 91.0)", 3: "91.0±1.0"}[seeds]
+    assert f" {cell.strip()} " in console.file.getvalue()
 
 
 def test_demo_on_a_small_budget(tmp_path):

@@ -17,10 +17,14 @@ from mm_hf.evaluation.metrics import (
 )  # fmt: skip
 from mm_hf.evaluation.statistics import (
     Interval,
+    Range,
     binned_gap,
     confidence_half_width,
+    has_interval,
+    mean_and_spread,
     mean_interval,
     paired_bootstrap,
+    seed_spread,
     weighted_mean,
 )
 
@@ -39,6 +43,24 @@ def test_one_seed_has_no_interval():
     assert not interval.excludes_zero and confidence_half_width([[1.0]]) is None
     with pytest.raises(ValueError, match="one or more seeds"):
         mean_interval([])
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6))
+def test_spread_of_a_mean_is_its_interval_from_three_seeds_on_and_the_range_of_two(values):
+    found, array = mean_and_spread(values), np.array(values)
+    assert found.value == array.mean()
+    ends = seed_spread(np.stack([array, 2 * array], axis=1))
+    if len(values) == 1:
+        assert np.isnan([found.low, found.high]).all() and ends is None and not isinstance(found, Range)
+        return
+    assert isinstance(found, Range) == (len(values) == 2) == (not has_interval(len(values)))
+    if len(values) == 2:
+        assert (found.low, found.high) == (min(values), max(values)) and not found.excludes_zero
+    else:
+        independent = scipy.stats.t.interval(0.95, len(values) - 1, array.mean(), scipy.stats.sem(array))
+        if array.std() > 0:
+            np.testing.assert_allclose((found.low, found.high), independent, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(ends, [[found.low, 2 * found.low], [found.high, 2 * found.high]], atol=1e-9)
 
 
 def test_excludes_zero():

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...evaluation.metrics.registry import MetricInfo, compared_metrics, get_metric
 from ...evaluation.plots import plot_lengths
+from ...evaluation.statistics import Range
 from ...evaluation.templates import render
 from ..compare import Comparison
 from ..lengths import duration
@@ -62,7 +63,9 @@ def rows_of(comparisons: Mapping[int, Comparison]) -> list[dict[str, Any]]:
         for info in compared_metrics():
             for name, mean in comparison.mean(info.name).items():
                 row = {"length": length, "duration": duration(comparison), "method": name, "metric": info.name}
-                row |= {"mean": mean.value, "low": mean.low, "high": mean.high}
+                row |= {"mean": mean.value}
+                if not isinstance(mean, Range):
+                    row |= {"low": mean.low, "high": mean.high}
                 difference = comparison.differences.get(info.name, {}).get(name)
                 if difference is not None:
                     row |= {"difference": difference.value}

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...evaluation.metrics.registry import Group, MetricInfo, compared_metrics, metrics_of
-from ...evaluation.statistics import Interval
+from ...evaluation.statistics import INTERVAL_SEEDS, Interval, has_interval
 from ...evaluation.templates import escape_markdown, markdown_table
 from ..compare import Comparison
 
@@ -83,9 +83,18 @@ def mean_table(comparison: Comparison, group: Group) -> Table | None:
         [Cell(name), *(Cell(info.format_mean(mean[name]) if name in mean else "n/a") for info, mean in means.items())]
         for name in (comparison.runs if group == "classification" else comparison.trained)
     ]
-    seeds = len(comparison.seeds)
-    caption = f"Mean over {seeds} seeds ± half-width of Student's 95 % interval." if seeds > 1 else ""
-    return _metric_table(list(means), rows, caption)
+    return _metric_table(list(means), rows, mean_caption(len(comparison.seeds)))
+
+
+def mean_caption(seeds: int) -> str:
+    """Describe the cells of a table of means over this number of seeds."""
+    if has_interval(seeds):
+        return f"Mean over {seeds} seeds ± half-width of Student's 95 % interval."
+    if seeds == 1:
+        return ""
+    return (
+        f"Mean over {seeds} seeds and their range, which is no confidence interval: it requires {INTERVAL_SEEDS} seeds."
+    )
 
 
 def difference_table(comparison: Comparison) -> Table | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from ..statistics import ExampleStatistic, Interval
+from ..statistics import ExampleStatistic, Interval, Range
 from . import classification, ood, representation
 
 Group = Literal["classification", "robustness", "ood", "representation", "cost", "task"]
@@ -93,9 +93,11 @@ class MetricInfo:
         return f"{self.format(value)} {self.unit}".rstrip()
 
     def format_mean(self, interval: Interval) -> str:
-        """Return a mean and half the width of its interval; the mean alone if there is no interval."""
+        """Return a mean and half the width of its interval, or the ends of its range; the mean alone without both."""
         if interval.low != interval.low:
             return self.format(interval.value)
+        if isinstance(interval, Range):
+            return f"{self.format(interval.value)} (range {self.format(interval.low)} to {self.format(interval.high)})"
         return f"{self.format(interval.value)} ± {self.format((interval.high - interval.low) / 2)}"
 
     def format_difference(self, interval: Interval) -> str:

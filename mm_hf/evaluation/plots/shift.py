@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics import confidence_half_width
+from ..statistics import has_interval, seed_spread
 from .style import check_not_empty, legend_below, method_styles, panel_grid, panel_layout, plain_text, saved_figure
 
 Curves = Mapping[str, Sequence[float]]
@@ -21,7 +21,8 @@ def plot_corruptions(
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     each: bool = True,
 ) -> Figure:
-    """Plot accuracy against the severity of corruptions: the mean over seeds with its 95 % confidence interval.
+    """Plot accuracy against the severity of corruptions: the mean over seeds with its 95 % confidence interval, or
+    with the range of two seeds.
 
     Args:
         runs: For each method, the result of [`~mm_hf.evaluation.metrics.corruption_accuracy`] for each seed. All must
@@ -31,7 +32,7 @@ def plot_corruptions(
         each: Add a panel for each corruption after the panel with the mean over all corruptions.
 
     Returns:
-        The figure, written and closed. Bands are Student's t intervals of the mean and need at least two seeds.
+        The figure, written and closed. Bands are Student's t intervals of the mean, or the range of two seeds.
 
     Raises:
         ValueError: There are no methods, a method has no seeds, or corruptions or severities differ.
@@ -66,10 +67,10 @@ def plot_corruptions(
         for i, (cell, (title, members)) in enumerate(zip(cells, panels.items(), strict=True)):
             for method, (color, marker) in method_styles(runs).items():
                 accuracy = 100 * np.array([np.mean([curves[m] for m in members], axis=0) for curves in runs[method]])
-                mean, half = accuracy.mean(axis=0), confidence_half_width(accuracy)
+                mean, ends = accuracy.mean(axis=0), seed_spread(accuracy)
                 cell.plot(x, mean, color=color, marker=marker, markersize=3.5, linewidth=1.3, label=plain_text(method))
-                if half is not None:
-                    low, high = np.clip([mean - half, mean + half], 0, 100)  # the range of an accuracy
+                if ends is not None:
+                    low, high = np.clip(ends, 0, 100)  # the limits of an accuracy
                     cell.fill_between(x, low, high, color=color, alpha=0.2 if len(runs) < 4 else 0.08, linewidth=0)
             cell.set_title(title, fontweight="bold" if len(members) > 1 else "normal")
             cell.set_xticks(x)
@@ -83,7 +84,9 @@ def plot_corruptions(
         counts = sorted({len(seeds) for seeds in runs.values()})
         seeds_text = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
         joint = "; " if len(panels) > 1 else "\n"
-        title = f"mean of {seeds_text}{joint}bands: 95 % confidence interval of the mean"
+        bands = ["95 % confidence interval of the mean"] * has_interval(counts[-1])
+        bands += ["range of two seeds"] * (2 in counts)
+        title = f"mean of {seeds_text}{joint}bands: {' or '.join(bands)}"
         legend_below(figure, *cells[0].get_legend_handles_labels())
         figure.suptitle(title if counts[-1] > 1 else "one seed", fontsize=7.5)
     return figure
