@@ -31,6 +31,7 @@ from mm_hf import DenseMultiMix, ManifoldMixup, MultiMix, extract, wrap_model  #
 from mm_hf.data.supported_models import TABLE, SupportedModel, write_supported_models  # noqa: E402
 from mm_hf.evaluation.model_check import pooled_error  # noqa: E402
 from mm_hf.locations import LocationError, probe, resolve_attention  # noqa: E402
+from mm_hf.locations.attention.weights import num_groups, row_of_tokens  # noqa: E402
 from mm_hf.locations.candidates import source_of  # noqa: E402
 from mm_hf.locations.plan import as_tokens  # noqa: E402
 from mm_hf.locations.pools import MODULE_POOL, pool_rows  # noqa: E402
@@ -151,10 +152,12 @@ def attention_error(model, plan, kind, inputs, output):
         return None
     b, n = len(output.mask), output.mask.shape[1] + plan.prefix
     reported = expected_output.get("decoder_attentions") or expected_output.get("attentions") or ()
-    # Each key is upsampled to as many tokens, or a decoder attends to the tokens of its encoder, too.
-    repeat = int(plan.keys[7:-1]) if plan.keys.startswith("repeat") else 1
-    shapes = [(n // repeat, n // repeat), (n, 2 * n)]
-    layers = [a for a in reported if isinstance(a, torch.Tensor) and a.shape[-2:] in shapes and len(a) == b]
+    # Each key is upsampled to as many tokens, or stands for one in each group with a copy of the first token, or a
+    # decoder attends to the tokens of its encoder, too.
+    repeat, groups = int(plan.keys[7:-1]) if plan.keys.startswith("repeat") else 1, num_groups(plan.keys)
+    own = n // repeat if groups == 1 else (n - 1) // groups + 1
+    shapes = [(own, own), (n, 2 * n)]
+    layers = [a for a in reported if isinstance(a, torch.Tensor) and a.shape[-2:] in shapes and len(a) == b * groups]
     if not layers or (layers[-1].sum(-1) - 1).abs().max() > 1e-3:  # SqueezeBERT returns scores
         return None
     weights = layers[-1].flatten(1, -3).mean(dim=1)
@@ -166,8 +169,7 @@ def attention_error(model, plan, kind, inputs, output):
         expected = weights[torch.arange(len(weights)), rows]
     else:
         expected = weights[:, plan.query]
-    rows = [expected[:, i] if i < expected.shape[1] else 0 * expected[:, 0] for i in (j // repeat for j in range(n))]
-    expected = torch.stack(rows, dim=1)[:, plan.prefix :] * output.mask
+    expected = row_of_tokens(expected[:, :own], n, plan.keys)[:, plan.prefix :] * output.mask
     expected = expected / expected.sum(dim=1, keepdim=True).clamp(min=1e-30)
     return float((output.attention - expected).abs().max())
 

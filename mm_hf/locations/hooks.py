@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .attachments import ModuleHooks, attach, detach
 from .attention.hook import AttentionHook
-from .attention.weights import READ_KINDS, confidence, normalize, resolve_attention, row_of_tokens
+from .attention.weights import READ_KINDS, confidence, normalize, num_groups, resolve_attention, row_of_tokens
 from .padding import mapped_mask
 from .plan import EVERY, LocationError, Plan, as_tokens, pooled_logits, score_tokens
 from .pools import attended, pool_rows, pool_tokens
@@ -174,7 +174,8 @@ class LocationHooks(ModuleHooks):
         self.active = True
         try:
             if hook is not None:
-                hook.begin(batch_size(inputs), None if kind == "mean" else self._query_index(inputs), detach)
+                index = None if kind == "mean" else self._query_index(inputs)
+                hook.begin(batch_size(inputs) * num_groups(self.plan.keys), index, detach)
             yield
         finally:
             self.active, self.source = False, None

@@ -57,8 +57,9 @@ class Plan:
             "pool" (the one token that the head reads), or "mean" (the mean over all queries, if the head reads no
             single token).
         keys: The tokens of the keys: "" for one token per key, in order; "first" if the tokens are those of the first
-            keys, before padding or another sequence; "repeat[k]" if each key is upsampled to k tokens (see
-            `attention.weights.row_of_tokens`).
+            keys, before padding or another sequence; "repeat[k]" if each key is upsampled to k tokens; "chunks[k]" and
+            "strided[k]" for attention inside of k groups, each of a copy of the CLS token and of consecutive tokens or
+            every k-th token, whose mean is read (see `attention.weights.row_of_tokens`).
     """
 
     model_class: str

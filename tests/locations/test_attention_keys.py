@@ -1,4 +1,4 @@
-"""Attention whose keys are not one for each token: upsampled keys, keys of padding, and keys of another sequence."""
+"""Attention whose keys are not one for each token: upsampled, of padding, of another sequence, or inside of groups."""
 
 import copy
 
@@ -112,6 +112,85 @@ def position_of_logits(model, inputs):
         logits = model(**inputs).logits
     handle.remove()
     return (found[0] - logits[:, None]).abs().amax(dim=-1).argmin(dim=1)
+
+
+class GroupedAttention(nn.Module):
+    def forward(self, x):
+        return (x @ x.mT / 4).softmax(dim=-1) @ x
+
+
+class GroupedModel(nn.Module):
+    """A video model with attention inside of each of three groups, and a CLS token that is the mean of its copies."""
+
+    def __init__(self, order="chunks", copies="mean", neighbors=False):
+        super().__init__()
+        self.order, self.copies, self.neighbors = order, copies, neighbors
+        self.embed, self.cls = nn.Linear(6, 16), nn.Parameter(torch.randn(1, 1, 16))
+        self.attention, self.norm, self.classifier = GroupedAttention(), nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, pixel_values, labels=None):
+        b = len(pixel_values)
+        x = self.embed(pixel_values)
+        tokens = x.unflatten(1, (3, -1)) if self.order == "chunks" else x.unflatten(1, (-1, 3)).transpose(1, 2)
+        grouped = torch.cat([self.cls[:, None].expand(b, 3, 1, 16), tokens], dim=2)
+        grouped = grouped + self.attention(grouped.flatten(0, 1)).unflatten(0, (b, 3))
+        cls = grouped[:, :, 0].mean(dim=1) if self.copies == "mean" else grouped[:, 0, 0]
+        tokens = grouped[:, :, 1:] if self.order == "chunks" else grouped[:, :, 1:].transpose(1, 2)
+        tokens = tokens.flatten(1, 2)
+        if self.neighbors:
+            tokens = tokens + tokens.roll(1, dims=1)
+        logits = self.classifier(self.norm(torch.cat([cls[:, None], tokens], dim=1))[:, 0])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def in_token_order(weights, groups, order):
+    """Return the CLS rows (b g, h, 1 + p, 1 + p) of all groups over the g p tokens, by a loop."""
+    rows = weights.mean(dim=1)[:, 0].unflatten(0, (-1, groups))
+    size = rows.shape[2] - 1
+    expected = torch.zeros(len(rows), groups * size)
+    for group in range(groups):
+        for i in range(size):
+            expected[:, group * size + i if order == "chunks" else i * groups + group] = rows[:, group, 1 + i]
+    return expected / expected.sum(dim=1, keepdim=True)
+
+
+def test_attention_of_divided_space_and_time_weighs_each_location_by_its_frame():
+    name = "TimesformerForVideoClassification"
+    model = zoo.build(name)
+    plan = probe(model, zoo.batch(name, model))
+    assert (plan.keys, plan.query) == (f"strided[{model.config.num_frames}]", 0)
+    assert probe(model, zoo.batch(name, model), plan=Plan.from_dict(plan.to_dict())) == plan
+    inputs = zoo.batch(name, model, b=3, seed=5)
+    with torch.no_grad():
+        output = extract(model, attention="cls", **inputs)
+        reported = model(**inputs, output_attentions=True).attentions[-1]
+    expected = in_token_order(reported, model.config.num_frames, "strided")
+    torch.testing.assert_close(output.attention, expected, atol=1e-6, rtol=1e-5)
+    check_training(model, inputs)
+
+
+@pytest.mark.parametrize("order", ["chunks", "strided"])
+def test_attention_inside_of_groups_is_read_in_the_order_of_the_tokens(order):
+    torch.manual_seed(0)
+    model, found = GroupedModel(order).eval(), []
+    plan = probe(model, {"pixel_values": torch.randn(4, 12, 6)})
+    assert (plan.keys, plan.query) == (f"{order}[3]", 0)
+    inputs = {"pixel_values": torch.randn(2, 15, 6)}  # groups of another size
+    handle = model.attention.register_forward_hook(lambda module, args, result: found.append(args[0]))
+    with torch.no_grad():
+        output = extract(model, attention="cls", **inputs)
+    handle.remove()
+    weights = (found[0] @ found[0].mT / 4).softmax(dim=-1)[:, None]
+    torch.testing.assert_close(output.attention, in_token_order(weights, 3, order), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"copies": "first"}, {"neighbors": True}])
+@pytest.mark.parametrize("order", ["chunks", "strided"])
+def test_attention_inside_of_groups_is_not_read_if_the_groups_mix(order, change):
+    torch.manual_seed(0)
+    model = GroupedModel(order, **change).eval()
+    assert probe(model, {"pixel_values": torch.randn(4, 12, 6)}).attention is None
 
 
 def test_attention_keeps_its_order_over_the_tokens():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..candidates import source_of
 from ..modes import probing_mode
@@ -14,6 +15,7 @@ from ..recording import Recording, logits_of, original_forward
 from ..tolerance import is_close
 from .hook import REPORTED, AttentionHook
 from .recording import AttentionCall, calls_within
+from .weights import num_groups
 
 
 def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
@@ -34,7 +36,7 @@ def with_attention(recording: Recording, plan: Plan, num_tokens: int) -> Plan:
     if call is None or (plan.layout != "sequence" and plan.pool == EVERY):
         return replace(plan, query=None)
     bases: list[str | None] = []
-    examples = len(recording.logits)  # Attention inside of parts of an image has more.
+    examples = len(recording.logits) * num_groups(keys)  # Attention inside of parts of an image has more.
     if call.values is not None and len(call.values) == examples and call.rows_are_exact():
         bases += [call.base, call.inner]
     if call.weights is not None and len(call.weights) == examples:
@@ -69,8 +71,11 @@ def _last_attention(recording: Recording, num_tokens: int, plan: Plan) -> tuple[
         crossed = sum(call.cross for call in calls[own[-1] :])
         call = calls[own[-1]]
         return (call if crossed <= 1 else None), ("first" if call.queries < num_tokens else "")
-    factor = None if plan.layout != "sequence" or plan.prefix or not calls else _upsampling(recording, plan, num_tokens)
-    return (None, "") if factor is None else (calls[-1], f"repeat[{factor}]")
+    if plan.layout != "sequence" or not calls or calls[-1].cross or calls[-1].queries != calls[-1].keys:
+        return None, ""
+    grouped = plan.pool == "token[0]" and plan.prefix == 1
+    keys = _grouping(recording, plan, num_tokens) if grouped else _upsampling(recording, plan, num_tokens)
+    return (calls[-1] if keys else None), keys
 
 
 def _is_padded(call: AttentionCall, num_tokens: int) -> bool:
@@ -96,30 +101,82 @@ def _has_own_keys_first(recording: Recording, call: AttentionCall) -> bool:
     return any(is_close(result, first) for result in results)
 
 
-def _upsampling(recording: Recording, plan: Plan, num_tokens: int) -> int | None:
-    """Return the number of tokens to which each key of the last attention is upsampled; None if it is not.
+def _upsampling(recording: Recording, plan: Plan, num_tokens: int) -> str:
+    """Return the keys of `Plan.keys` if each key of the last attention is upsampled to several tokens, else "".
 
     Some encoders of audio run at a lower resolution in time. Their output is upsampled, and fewer tokens than those of
-    a key are appended. The gradient shows that each token depends on the attention at its own key only.
+    a key are appended, which depend on no key.
     """
-    call, source = recording.attention_calls[-1], source_of(recording, plan)
-    output = next((c.result for c in reversed(recording.calls) if c.name == call.name), None)
-    if call.cross or call.queries != call.keys or source is None or output is None or output.shape[1] != call.keys:
-        return None
+    source, output = source_of(recording, plan), _last_output(recording)
+    call = recording.attention_calls[-1]
+    if plan.prefix or source is None or output is None or output.shape[1] != call.keys:
+        return ""
     factor, appended = num_tokens // call.keys, num_tokens % call.keys
     if factor < 2 or appended >= factor:
-        return None
-    is_odd = torch.arange(num_tokens, device=source.device) // factor % 2 == 1
-    direction = torch.arange(source.shape[-1], device=source.device).cos()
-    for tokens in (is_odd, ~is_odd):
-        total = (source * direction)[:, tokens].sum()
-        (gradient,) = torch.autograd.grad(total, output, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return None
-        used, own = gradient.ne(0).any(dim=-1).any(dim=0), tokens[: call.keys * factor : factor]
-        if not used.any() or (used & ~own).any():  # tokens of padding use no key
-            return None
-    return factor
+        return ""
+    own = torch.arange(num_tokens, device=source.device) // factor
+    return f"repeat[{factor}]" if _tokens_use_own_key(source, output, own) else ""
+
+
+def _grouping(recording: Recording, plan: Plan, num_tokens: int) -> str:
+    """Return the keys of `Plan.keys` if the last attention is inside of groups of tokens, else "".
+
+    Each group, such as a frame of a video, begins with a copy of the first token, and the mean of the copies is the
+    first token of the output. The gradient at all copies of an example is then the same.
+    """
+    source, output = source_of(recording, plan), _last_output(recording)
+    if source is None or output is None or output.ndim != 3 or output.shape[1] != recording.attention_calls[-1].keys:
+        return ""
+    groups, size = len(output) // len(recording.logits), output.shape[1] - 1
+    if groups < 2 or groups * size != num_tokens - 1 or len(output) != groups * len(recording.logits):
+        return ""
+    gradient = _gradient(source[:, :1], output)
+    copies = None if gradient is None else gradient.unflatten(0, (-1, groups))
+    if (
+        copies is None
+        or copies[:, :, 1:].any()
+        or not is_close(copies[:, :, 0], copies[:, :1, 0].expand(-1, groups, -1))
+    ):
+        return ""
+    key = torch.arange(groups * (size + 1), device=source.device).reshape(groups, size + 1)[:, 1:]
+    for name, own in (("chunks", key.flatten()), ("strided", key.mT.flatten())):
+        if _tokens_use_own_key(source[:, 1:], output, own):
+            return f"{name}[{groups}]"
+    return ""
+
+
+def _last_output(recording: Recording) -> Tensor | None:
+    """Return the output of the module that computed the last attention."""
+    name = recording.attention_calls[-1].name
+    return next((call.result for call in reversed(recording.calls) if call.name == name), None)
+
+
+def _tokens_use_own_key(source: Tensor, output: Tensor, own: Tensor) -> bool:
+    """Return True if each token of the source depends on the attention's output at its own key only.
+
+    Args:
+        source: (b, n, d).
+        output: (b, k, d), or (b g, k / g, d) for attention inside of g groups.
+        own: (n,) the key of each token; a token without a key has a number of at least k.
+    """
+    keys = torch.arange(output.shape[0] * output.shape[1] // len(source), device=source.device)
+    all_used = torch.zeros_like(keys, dtype=torch.bool)
+    for bit in range(int(own.max()).bit_length()):  # Two numbers differ in one of their bits.
+        for tokens in ((own >> bit) % 2 == 0, (own >> bit) % 2 == 1):
+            gradient = _gradient(source[:, tokens], output)
+            if gradient is not None:
+                used = gradient.reshape(len(source), len(keys), -1).any(dim=-1).any(dim=0)
+                if (used & ~torch.isin(keys, own[tokens])).any():
+                    return False
+                all_used |= used
+    return bool(all_used.any())  # Tokens of padding use no key.
+
+
+def _gradient(tokens: Tensor, output: Tensor) -> Tensor | None:
+    """Return the gradient, at a module's output, of the sum of tokens in one direction; None if there is none."""
+    direction = torch.arange(tokens.shape[-1], device=tokens.device).cos()
+    (gradient,) = torch.autograd.grad((tokens * direction).sum(), output, retain_graph=True, allow_unused=True)
+    return gradient
 
 
 def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:
@@ -133,7 +190,7 @@ def _hook_keeps_logits(recording: Recording, plan: Plan) -> bool:
         return False
     hook = AttentionHook(module, plan.attention_base)
     try:
-        hook.begin(len(recording.logits), index=0, detach=True)
+        hook.begin(len(recording.logits) * num_groups(plan.keys), index=0, detach=True)
         with probing_mode(recording.model), torch.no_grad():
             logits = logits_of(original_forward(recording.model, recording.inputs))
     finally:

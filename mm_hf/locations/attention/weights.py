@@ -66,7 +66,7 @@ def row_of_tokens(row: Tensor, num_tokens: int, keys: str) -> Tensor:
     """Return the attention (b, n) over n tokens, given that over the keys.
 
     Args:
-        row: (b, k), attention over the keys.
+        row: (b, k), attention over the keys; (b g, k) for attention inside of g groups.
         num_tokens: n.
         keys: The tokens of the keys, see [`Plan`]. Tokens that an upsampling appends to its output have no key.
 
@@ -75,10 +75,22 @@ def row_of_tokens(row: Tensor, num_tokens: int, keys: str) -> Tensor:
         tensor([[0.5000, 0.5000, 0.3000, 0.3000, 0.2000, 0.2000, 0.0000]])
         >>> row_of_tokens(torch.tensor([[0.5, 0.5, 0.0]]), 2, "first")
         tensor([[0.5000, 0.5000]])
+        >>> row_of_tokens(torch.tensor([[0.4, 0.1, 0.5], [0.2, 0.6, 0.2]]), 5, "strided[2]")
+        tensor([[0.3000, 0.0500, 0.3000, 0.2500, 0.1000]])
     """
+    groups = num_groups(keys)
+    if groups > 1:
+        grouped = row.unflatten(0, (-1, groups)) / groups
+        own = grouped[:, :, 1:] if keys.startswith("chunks[") else grouped[:, :, 1:].mT
+        return torch.cat([grouped[:, :, 0].sum(dim=1, keepdim=True), own.flatten(1)], dim=1)
     if keys.startswith("repeat["):
         row = row.repeat_interleave(int(keys[7:-1]), dim=1)
     return F.pad(row, (0, num_tokens - row.shape[1])) if keys else row
+
+
+def num_groups(keys: str) -> int:
+    """Return the number of groups of tokens inside of which the attention is computed, from the keys of a plan."""
+    return int(keys.split("[")[1].removesuffix("]")) if keys.startswith(("chunks[", "strided[")) else 1
 
 
 def normalize(weights: Tensor, mask: Tensor) -> Tensor:
