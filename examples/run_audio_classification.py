@@ -238,6 +238,7 @@ def main() -> None:
     training_args.remove_unused_columns = False
     for split, rows in data.items():
         rows.set_transform(AudioTransform(extractor, data_args, train=split == "train"))
+        rows[0]  # what decoding requires is an error before the training
 
     metric = load_metric("classification", cache_dir=model_args.cache_dir)
 

@@ -193,6 +193,7 @@ def main() -> None:
         f"{len(train)} examples, {accelerator.num_processes} processes, batch size {args.per_device_train_batch_size} "
         f"per process, {args.gradient_accumulation_steps} mini-batches per step, steps {done} to {total}; {mixing}"
     )
+    metric = load_metric("classification", cache_dir=model_args.cache_dir)
     progress = tqdm(total=total, initial=done, disable=not accelerator.is_local_main_process)
     metrics: dict[str, float] = {}
     for epoch in range(done // steps_per_epoch, math.ceil(total / steps_per_epoch)):
@@ -219,7 +220,7 @@ def main() -> None:
             if done >= total:
                 break
 
-        metrics = evaluate(accelerator, model, eval_loader)
+        metrics = evaluate(accelerator, model, eval_loader, metric)
         train_loss = accelerator.gather(torch.stack(losses)).mean().item() if losses else float("nan")
         log = {"epoch": epoch + 1, "train_loss": train_loss, **metrics, **handle.pop_logs()}
         logger.info(", ".join(f"{name} {value:.4g}" for name, value in log.items()))
@@ -228,7 +229,7 @@ def main() -> None:
         if args.checkpointing_steps == "epoch":
             save_checkpoint(accelerator, args, f"epoch_{epoch}", mixing, handle)
     progress.close()
-    metrics = metrics or evaluate(accelerator, model, eval_loader)  # the resumed run had finished all steps
+    metrics = metrics or evaluate(accelerator, model, eval_loader, metric)  # the resumed run had finished all steps
     save(accelerator, model, processor, handle, mixing, {**metrics, "steps": done}, args)
     if accelerator.is_main_process and args.push_to_hub:
         push_to_hub(args, mixing, model_args)
@@ -338,10 +339,10 @@ def resume(
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> dict[str, float]:
+def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader, metric: Any) -> dict[str, float]:
     """Compute metrics over all examples, counting each once."""
     model.eval()
-    metric, examples = load_metric("classification"), 0
+    examples = 0
     for batch in loader:
         logits, labels = accelerator.gather_for_metrics((model(**batch).logits, batch["labels"]))
         metric.add_batch(predictions=logits.float().cpu(), references=labels.cpu())

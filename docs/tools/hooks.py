@@ -23,6 +23,7 @@ PUBLIC = [
     "mm_hf", "mm_hf.functional", "mm_hf.locations", "mm_hf.methods", "mm_hf.evaluation.metrics",
     "mm_hf.evaluation.plots", "mm_hf.comparison",
 ]  # fmt: skip
+TABLE_ROW = re.compile(r"^\|.*$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()[\w./-]+")
 
 
@@ -60,7 +61,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     page.meta["hide"] = [part for part, empty in hidden.items() if empty]
     source, start = page.file.src_uri, posixpath.dirname(page.file.src_uri) or "."
     markdown = markdown.replace("<details>", '<details markdown="1">')  # GitHub renders Markdown in it, too
+    markdown = TABLE_ROW.sub(lambda match: _unescape(match[0]), markdown)
     return LINK.sub(lambda match: posixpath.relpath(_in_site(source, match[0])[0], start), markdown)
+
+
+def _unescape(row: str) -> str:
+    """Remove escapes of a row of a table that GitHub needs and MkDocs prints."""
+    parts = re.split(r"(`[^`\n]+`)", row)
+    texts, codes = parts[::2], parts[1::2]
+    found = [text.replace("\\<", "&lt;") for text in texts]
+    return "".join(a + b for a, b in zip(found, [*(code.replace("\\|", "|") for code in codes), ""], strict=True))
 
 
 def _in_site(page: str, target: str) -> tuple[str, str]:

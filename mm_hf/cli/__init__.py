@@ -94,7 +94,8 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
         package = (error.name or "mm_hf").partition(".")[0]
         if package == "mm_hf":
             return _print_error(program, str(error))
-        return _print_error(program, f"{package} is required but not installed: {_install_hint(package)}.")
+        name = IMPORTED_AS.get(package, package)
+        return _print_error(program, f"{name} is required but not installed: {_install_hint(name)}.")
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
@@ -104,9 +105,8 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
         return 130
 
 
-def _install_hint(package: str) -> str:
+def _install_hint(name: str) -> str:
     """Return the command that installs a package: the extra of mm-hf that contains it, or the package."""
-    name = IMPORTED_AS.get(package, package)
     try:
         requirements = metadata.requires("mm-hf") or []
     except metadata.PackageNotFoundError:  # not installed, but on the path
@@ -116,6 +116,15 @@ def _install_hint(package: str) -> str:
         if any(re.match(pattern, requirement) for requirement in requirements):
             return f"pip install 'mm-hf[{extra}]'"
     return f"pip install {name}"
+
+
+def _end_progress_bars() -> None:
+    """Complete the line of each open progress bar, after which a message starts a new one."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def _overview(known: dict[str, str]) -> str:
@@ -132,6 +141,7 @@ mm-hf COMMAND --help shows the options of a command. MM_HF_DEBUG=1 shows the tra
 
 
 def _print_error(program: str, message: str) -> int:
+    _end_progress_bars()
     line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # names in it may have line breaks
     print(f"{program}: {line}", file=sys.stderr)
     return 2

@@ -309,6 +309,27 @@ def check_output_dir(directory: Path, checkpoints: Sequence[Path]) -> None:
         )
 
 
+def check_trackers(report_to: str | Sequence[str] | None) -> None:
+    """Raise a ValueError if a tracker is not installed.
+
+    Args:
+        report_to: The field of TrainingArguments.
+    """
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ())
+    if not set(names) - {"all", "none"}:
+        return
+
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in (*installed, "all", "none"):
+            raise ValueError(
+                f"--report_to {name} is not an installed tracker. Installed trackers: "
+                f"{', '.join(installed) or 'none'} (pip install tensorboard or trackio)."
+            )
+
+
 @functools.cache
 def training_settings() -> dict[str, Setting]:
     """Return the fields of TrainingArguments by name, read from its source."""

@@ -11,6 +11,7 @@ from ..data.options import DataOptions, ModelOptions
 from ._options import (
     FIXED_OPTIONS,
     RobustnessOptions,
+    check_trackers,
     expand_arguments,
     make_parser,
     parse,
@@ -73,6 +74,7 @@ def _analyze(
     from ..evaluation.metrics import metrics_of
     from ._progress import quiet
 
+    check_trackers(training.get("report_to"))
     quiet()
     mixing = _mixing(str(model.model_name_or_path), model.hub)
     directory = Path(options.output_dir)

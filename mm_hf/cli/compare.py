@@ -16,6 +16,7 @@ from ._options import (
     SMALL_VIT,
     TRAINING,
     RobustnessOptions,
+    check_trackers,
     expand_option_file,
     make_parser,
     parse,
@@ -117,6 +118,7 @@ def _compare(
 
     methods = as_methods(options.methods)
     evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)
+    check_trackers(training.get("report_to"))
     quiet()
     task = build_task(data, model, training)
     if training.get("log_level") is None:

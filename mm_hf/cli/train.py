@@ -17,6 +17,7 @@ from ._options import (
     SMALL_VIT,
     TRAINING,
     check_output_dir,
+    check_trackers,
     expand_option_file,
     make_parser,
     parse,
@@ -209,7 +210,6 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     """
     import torch
     from transformers import TrainingArguments
-    from transformers.integrations import get_available_reporting_integrations
 
     for name in ("do_train", "do_eval", "do_predict"):  # option files for the example scripts contain them
         if not given.pop(name, True):
@@ -223,13 +223,7 @@ def training_arguments(options: TrainOptions, given: dict[str, Any]) -> Training
     for event in ("logging", "eval", "save"):
         defaults[f"{event}_strategy"] = "steps" if f"{event}_steps" in given else "epoch"
     args = TrainingArguments(output_dir=options.output_dir, **{**defaults, **given})
-    for tracker in args.report_to or ():
-        installed = get_available_reporting_integrations()
-        if tracker not in installed:
-            raise ValueError(
-                f"--report_to {tracker} is not an installed tracker. Installed trackers: "
-                f"{', '.join(installed) or 'none'} (pip install tensorboard or trackio)."
-            )
+    check_trackers(args.report_to)
     return args
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from ..evaluation.metrics import Normalization, classification_metrics
+from ..evaluation.metrics import Normalization, classification_metrics, metrics_of
+from ..evaluation.metrics.compute import check_packages
 from ..methods import ERM, Mixing, get_method
 from ..methods.settings import parse_specification, parse_values, settings_of
 from ..training.trainer import MultiMixTrainer
@@ -115,6 +116,7 @@ class Task:
             kind: Class of the trainer.
             callbacks: Trainer callbacks.
         """
+        check_packages([info.name for info in metrics_of("classification")])
         set_seed(args.seed)
         return kind(
             self.model_init(),

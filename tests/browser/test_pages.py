@@ -16,6 +16,7 @@ from tests.helpers import browser
 ROOT = Path(__file__).parents[2]
 WIDTHS = (1400, 1900, 420)
 RAW = re.compile(r"\*\*|`[^`\n]+`|\|\s*:?-{3,}|^#{2,6} \w|\]\([\w./#:-]+\)|```", re.MULTILINE)
+ESCAPE = re.compile(r"\\[|<>*`]")
 pytestmark = [
     pytest.mark.skipif(browser.CHROMIUM is None, reason="needs chromium"),
     pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs"),
@@ -42,6 +43,11 @@ def test_pages_are_not_wider_than_the_window(measured):
 def test_no_markdown_is_left(measured):
     rows = [row for row in measured if row["page"] != "/errors.html"]  # messages as they are printed
     found = {(row["page"], text) for row in rows for text in row["raw"] if RAW.search(text)}
+    assert not found
+
+
+def test_no_escape_of_markdown_is_left(measured):
+    found = {(row["page"], text) for row in measured for text in [*row["raw"], *row["codes"]] if ESCAPE.search(text)}
     assert not found
 
 

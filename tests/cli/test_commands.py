@@ -9,6 +9,7 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 from rich.console import Console
+from tqdm import tqdm
 
 from mm_hf import cli
 from mm_hf.cli import commands, main
@@ -135,6 +136,23 @@ def test_missing_package_error_names_the_extra(capsys, monkeypatch):
     assert "kornia is required but not installed: pip install 'mm-hf[analysis]'" in message
 
 
+def test_error_message_starts_a_new_line_after_a_progress_bar(capsys):
+    def start():
+        bar = tqdm(total=2)
+        bar.update()
+        raise ValueError("The data are damaged.")
+
+    assert cli.run("mm-hf train", start) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "mm-hf train: The data are damaged."
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "analyze"])
+def test_trackers_that_are_not_installed_are_an_error_before_training(command, capsys, tmp_path):
+    given = ["unused_model", *OPTIONS[:2]] if command == "analyze" else OPTIONS[:6]
+    message = command_error(capsys, command, *given, "--output_dir", tmp_path / "out", "--report_to", "wandb")
+    assert "--report_to wandb is not an installed tracker. Installed trackers: " in message
+
+
 @pytest.mark.parametrize(
     ("package", "install"),
     [
@@ -154,7 +172,7 @@ def test_missing_package_error_names_an_extra_that_contains_the_package(package,
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     assert cli.run("mm-hf predict", start) == 2
-    name = package.partition(".")[0]
+    name = {"sklearn.metrics": "scikit-learn"}.get(package, package)
     assert capsys.readouterr().err == f"mm-hf predict: {name} is required but not installed: pip install {install}.\n"
 
 

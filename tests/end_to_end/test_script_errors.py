@@ -2,14 +2,18 @@
 
 import dataclasses
 import importlib
+import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
+from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, TrainingArguments
 
 from mm_hf.cli.scripts import options
@@ -19,6 +23,29 @@ from tests.helpers.scripts import EXAMPLES
 
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("run_*.py"))
 WITH_TRAINER = [script for script in SCRIPTS if not script.endswith("no_trainer")]
+
+
+AUDIO = (
+    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,num_mel_bins=32,max_length=32,"
+    "frequency_stride=16,time_stride=16"
+)
+SCENES = "--max_train_samples 4 --max_eval_samples 4 --image_size 48"
+
+
+def write_data(directory):
+    """Write images, recordings, texts and tokens of two classes."""
+    random = np.random.default_rng(0)
+    for i in range(8):
+        for folder in ("images", "recordings"):
+            (directory / folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(255, size=(8, 8), dtype=np.uint8)).save(
+            f"{directory}/images/{'ab'[i % 2]}/{i}.png"
+        )
+        soundfile.write(f"{directory}/recordings/{'ab'[i % 2]}/{i}.wav", random.normal(size=800) / 9, 8000)
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
+    (directory / "texts.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    tokens = json.dumps({"tokens": ["John", "sleeps"], "ner_tags": ["B-PER", "O"]}) + "\n"
+    (directory / "tokens.jsonl").write_text(8 * tokens)
 
 
 def run_alone(script, arguments, monkeypatch):
@@ -61,6 +88,47 @@ def test_user_errors_are_one_sentence(script, capsys, monkeypatch, tmp_path):
 def test_nothing_to_do_is_an_error(script, capsys, monkeypatch, tmp_path):
     message = error_of(script, ["--dataset_name", "digits", "--output_dir", str(tmp_path)], capsys, monkeypatch)
     assert "There is nothing to do: give --do_train, --do_eval or both." in message
+
+
+@pytest.mark.parametrize("script", WITH_TRAINER)
+def test_trackers_that_are_not_installed_are_an_error(script, capsys, monkeypatch, tmp_path):
+    given = ["--do_train", "--output_dir", str(tmp_path), "--report_to", "wandb"]
+    assert "--report_to wandb is not an installed tracker." in error_of(script, given, capsys, monkeypatch)
+
+
+MISSING = [  # script, package, extra, options
+    ("run_image_classification", "sklearn", "analysis", f"--config_overrides {TINY} --train_dir images"),
+    ("run_image_classification", "kornia", "analysis", f"--config_overrides {TINY} --augmentation randaugment"),
+    ("run_image_classification_no_trainer", "sklearn", "analysis", f"--config_overrides {TINY}"),
+    ("run_audio_classification", "soundfile", "examples", "--train_dir recordings"),
+    ("run_audio_classification", "scipy", "analysis", f"--config_overrides {AUDIO} --train_dir recordings"),
+    ("run_text_classification", "sklearn", "analysis", "--train_file texts.csv --model_name_or_path MODEL"),
+    ("run_text_classification", "peft", "", "--train_file texts.csv --model_name_or_path MODEL --lora_r 2"),
+    ("run_token_classification", "seqeval", "examples", "--train_file tokens.jsonl --model_name_or_path MODEL"),
+    ("run_semantic_segmentation", "kornia", "analysis", f"--dataset_name digit_scenes --augmentation crop {SCENES}"),
+]
+
+
+@pytest.mark.parametrize(("script", "package", "extra", "options"), MISSING)
+def test_missing_packages_are_an_error_before_training(
+    script, package, extra, options, reviews, capsys, monkeypatch, tmp_path
+):
+    """Each error is one sentence with the command that installs the package."""
+    if "--train" not in options and "--dataset" not in options:
+        options += " --train_dir images"
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("transformers.Trainer.train", lambda *_, **__: pytest.fail("the training started"))
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda *_, **__: pytest.fail("the training started"))
+    given = ["--output_dir", "out", *options.replace("MODEL", str(reviews[1])).split()]
+    given += ["--do_train", "--do_eval"] if script in WITH_TRAINER else []
+    message = error_of(script, given, capsys, monkeypatch)
+    name = {"sklearn": "scikit-learn", "peft": "--lora_r requires PEFT, which"}.get(package, package)
+    assert message.startswith(f"{script}.py: {name} is ")
+    assert f"pip install 'mm-hf[{extra}]'" in message if extra else "pip install peft" in message
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,16 +1,19 @@
 """One entry of the registry adds a metric to results, reports, commands, model cards and progress lines."""
 
+import contextlib
 import csv
 import io
+import sys
 
 import evaluate
 import numpy as np
 import pytest
 from rich.console import Console
 
+from mm_hf import ERM
 from mm_hf.cli import main
 from mm_hf.cli._progress import ProgressTable
-from mm_hf.comparison import Run
+from mm_hf.comparison import Run, Task
 from mm_hf.evaluation.metrics import (
     METRICS,
     MetricInfo,
@@ -92,6 +95,36 @@ def test_new_metric_loads_as_an_evaluate_metric(top2):
 @pytest.mark.parametrize("name", ["macro_f1", "balanced_accuracy"])
 def test_metrics_without_a_statistic_are_entries_only(name):
     assert METRICS[name] in metrics_of("classification") and METRICS[name].statistic is None
+
+
+def block(monkeypatch, package):
+    """Make imports of a package fail, as if it were not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize("package", ["sklearn", "scipy", "kornia", "matplotlib", "psutil", "rich", "torchmetrics"])
+def test_metrics_name_the_packages_that_they_import(package, monkeypatch):
+    logits, labels = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 3
+    block(monkeypatch, package)
+    for info in METRICS.values():
+        if info.compute is None or (package == "scipy" and "sklearn" in info.packages):  # which requires it
+            continue
+        arguments = (logits, logits + 1) if info.group == "ood" else (logits, labels)
+        with pytest.raises(ImportError) if package in info.packages else contextlib.nullcontext():
+            info.compute(*arguments)
+
+
+def test_missing_packages_of_metrics_are_an_error_before_their_use(monkeypatch):
+    task = Task("noise", lambda: pytest.fail("a model was made"), [0], [0])
+    block(monkeypatch, "sklearn")
+    for name in ("classification", "macro_f1"):
+        with pytest.raises(ImportError, match="sklearn"):
+            load_metric(name)
+    assert load_metric("nll").compute(predictions=[[0.0, 0.0]], references=[0])["nll"] == pytest.approx(np.log(2))
+    with pytest.raises(ImportError, match="sklearn"):
+        task.trainer(task.arguments("unused", 0), ERM())
 
 
 def test_values_are_formatted_by_their_entry():

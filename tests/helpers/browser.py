@@ -35,10 +35,11 @@ function measure(frame, page, width) {
     const node = walker.currentNode;
     if (!node.parentElement.closest("pre, code, script, style, math")) raw.push(node.data);
   }
+  const codes = [...doc.querySelectorAll("article :not(pre) > code")].map(e => e.innerText);
   const signatures = [...doc.querySelectorAll(".doc-signature")].map(e => e.innerText);
   const images = [...doc.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src);
   const overflow = root.scrollWidth - root.clientWidth;
-  results.push({page, width, overflow, wide: wide.slice(0, 3), cut, raw, signatures, images});
+  results.push({page, width, overflow, wide: wide.slice(0, 3), cut, raw, codes, signatures, images});
 }
 async function run() {
   for (const [page, width] of jobs) {
@@ -86,12 +87,13 @@ def chromium(*options, **arguments):
     )
 
 
-def measure(site, widths, timeout=300):
+def measure(site, widths, timeout=600):
     """Measure each HTML page of a directory at each width.
 
     Returns:
         One dictionary per page and width: the pixels by which the page is too wide, the elements that are too wide,
-        tables and code that are cut off, texts outside of code, signatures, and images that did not load.
+        tables and code that are cut off, texts outside of code, code within texts,
+        signatures, and images that did not load.
     """
     pages = sorted(str(path.relative_to(site)) for path in Path(site).rglob("*.html") if path.name != "404.html")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site)))

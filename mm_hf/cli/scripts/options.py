@@ -15,7 +15,7 @@ from ...methods import Mixing, get_method
 from ...methods.settings import check_required, settings_of
 from .. import run
 from .._methods import METHODS_HELP, method_name, other_settings
-from .._options import expand_option_file, make_parser, parse, take
+from .._options import check_trackers, expand_option_file, make_parser, parse, take
 from ..train import EPILOG, TrainOptions
 
 
@@ -147,6 +147,8 @@ def parse_arguments(
     training_args = training_class(**{"output_dir": own["output_dir"].default, **training})
     if trains and not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("There is nothing to do: give --do_train, --do_eval or both.")
+    if trains:
+        check_trackers(training_args.report_to)
     mixing = mixing_class(**{name: values[name] for name in settings if name in values})
     return take(values, model_class), take(values, data_class), training_args, mixing
 

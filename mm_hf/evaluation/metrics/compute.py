@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +59,19 @@ def compute_metrics(
                 continue
             values |= value if isinstance(value, Mapping) else {info.name: value}
     return {info.name: values[info.name] for info in wanted if info.name in values}
+
+
+def check_packages(names: Collection[str]) -> None:
+    """Raise an ImportError if a package of these metrics is not installed, before a training run that ends with them.
+
+    Args:
+        names: Names of registered metrics.
+
+    Example:
+        >>> check_packages(["accuracy"])
+    """
+    for package in dict.fromkeys(package for name in names for package in METRICS[name].packages):
+        importlib.import_module(package)
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -125,6 +139,7 @@ def load_metric(name: str, **kwargs: Any) -> evaluate.Metric:
 
     Raises:
         ValueError: The name is not registered, or the metric is not computed from predictions and references.
+        ImportError: A metric requires a package that is not installed.
 
     Example:
         >>> metric = load_metric("accuracy")
@@ -138,8 +153,10 @@ def load_metric(name: str, **kwargs: Any) -> evaluate.Metric:
 
     computed = {info.name: info for info in METRICS.values() if info.compute is not None}
     if name in computed:
-        return RegisteredMetric(name, computed[name].group, [name], **kwargs)
-    if name in LOADABLE_GROUPS:
-        metrics = [info.name for info in computed.values() if info.group == name]
-        return RegisteredMetric(name, cast(Group, name), metrics, **kwargs)
-    raise ValueError(f"name must be one of {', '.join(LOADABLE_GROUPS)} or of {', '.join(computed)}, got {name!r}.")
+        group, metrics = computed[name].group, [name]
+    elif name in LOADABLE_GROUPS:
+        group, metrics = cast(Group, name), [info.name for info in computed.values() if info.group == name]
+    else:
+        raise ValueError(f"name must be one of {', '.join(LOADABLE_GROUPS)} or of {', '.join(computed)}, got {name!r}.")
+    check_packages(metrics)
+    return RegisteredMetric(name, group, metrics, **kwargs)

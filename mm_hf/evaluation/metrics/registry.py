@@ -36,6 +36,7 @@ class MetricInfo:
         compute: Function of logits and labels (group "classification"), of the logits of examples of known and of
             unknown classes ("ood"), or of features and labels ("representation"). It returns a number, or a dictionary
             of numbers if several entries share it. None for metrics that are measured while a model trains or runs.
+        packages: Optional packages that `compute` imports, by the names of the imports.
 
     Raises:
         ValueError: `better` or `group` is unknown.
@@ -55,6 +56,7 @@ class MetricInfo:
     statistic: ExampleStatistic | None = None
     group: Group = "classification"
     compute: Callable[[Any, Any], float | Mapping[str, float]] | None = None
+    packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower", ""):
@@ -115,7 +117,7 @@ def _ood(score: str, prefix: str, known: Any, unknown: Any) -> dict[str, float]:
 
 
 _SOFTMAX, _ENERGY = partial(_ood, "max_softmax", "ood"), partial(_ood, "energy", "ood_energy")
-_SPREAD = representation.class_spread
+_SPREAD, _OOD = representation.class_spread, ("scipy",)
 
 METRICS: dict[str, MetricInfo] = {
     info.name: info
@@ -131,16 +133,23 @@ METRICS: dict[str, MetricInfo] = {
             "calibration_error", "calibration error", "%", 100, 2, "lower", classification.CALIBRATION,
             compute=classification.calibration_error,
         ),
-        MetricInfo("macro_f1", "macro F1", "%", 100, 2, "higher", compute=classification.macro_f1),
         MetricInfo(
-            "balanced_accuracy", "balanced accuracy", "%", 100, 2, "higher", compute=classification.balanced_accuracy
+            "macro_f1", "macro F1", "%", 100, 2, "higher", compute=classification.macro_f1, packages=("sklearn",)
+        ),
+        MetricInfo(
+            "balanced_accuracy", "balanced accuracy", "%", 100, 2, "higher", compute=classification.balanced_accuracy,
+            packages=("sklearn",),
         ),
         MetricInfo("fgsm_accuracy", "FGSM accuracy", "%", 100, 1, "higher", group="robustness"),
         MetricInfo("corruption_accuracy", "corrupted accuracy", "%", 100, 1, "higher", group="robustness"),
-        MetricInfo("ood_auroc", "AUROC, softmax", "%", 100, 1, "higher", group="ood", compute=_SOFTMAX),
-        MetricInfo("ood_fpr95", "FPR95, softmax", "%", 100, 1, "lower", group="ood", compute=_SOFTMAX),
-        MetricInfo("ood_energy_auroc", "AUROC, energy", "%", 100, 1, "higher", group="ood", compute=_ENERGY),
-        MetricInfo("ood_energy_fpr95", "FPR95, energy", "%", 100, 1, "lower", group="ood", compute=_ENERGY),
+        MetricInfo("ood_auroc", "AUROC, softmax", "%", 100, 1, "higher", group="ood", compute=_SOFTMAX, packages=_OOD),
+        MetricInfo("ood_fpr95", "FPR95, softmax", "%", 100, 1, "lower", group="ood", compute=_SOFTMAX, packages=_OOD),
+        MetricInfo(
+            "ood_energy_auroc", "AUROC, energy", "%", 100, 1, "higher", group="ood", compute=_ENERGY, packages=_OOD
+        ),
+        MetricInfo(
+            "ood_energy_fpr95", "FPR95, energy", "%", 100, 1, "lower", group="ood", compute=_ENERGY, packages=_OOD
+        ),
         MetricInfo(
             "alignment", "alignment", better="lower", group="representation", compute=representation.alignment
         ),
