@@ -213,7 +213,7 @@ def test_demo_on_a_small_budget(tmp_path):
 @pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_interrupted_demo_ends_its_processes(tmp_path, sent, to_all):
     """Ctrl-C reaches all processes of a terminal; `kill` and `timeout` reach the first one."""
-    command = [sys.executable, "-u", "examples/demo.py", "--processes", "2", "--epochs", "40", "--output_dir", tmp_path]
+    command = [sys.executable, "-u", "examples/demo.py", "--processes", "2", "--epochs", "8", "--output_dir", tmp_path]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
