@@ -17,7 +17,7 @@ from .cutmix import can_cut
 from .input_mixing import INPUT_METHODS
 from .multimix import DEFAULTS, PAPER, MultiMix
 from .settings import setting
-from .terms import Term
+from .terms import Examples, Term, mean_entropy
 
 
 @dataclass
@@ -103,20 +103,15 @@ class DenseMultiMix(MultiMix):
         return INPUT_METHODS["cutmix" if can_cut(inputs) else "mixup"]
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
+        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, **options: Any
     ) -> dict[str, Term]:
-        terms = super()._terms(output, labels, options, batch)
+        terms = super()._terms(output, labels, batch, **options)
         if self.dense_weight:
             assert output.token_logits is not None and output.attention is not None
             if output.labels is not None:  # one label per location
                 labels = output.labels
-            options = {**options, "confidence_weighted": self.confidence_weighted}
-            terms["dense"] = self._mixed_term(output.token_logits, labels, output.attention, options, batch, dense=True)
-            terms["dense"].logs["attention_entropy"] = mean_entropy(output.attention.detach())
+            options["confidence_weighted"] = self.confidence_weighted
+            examples = Examples(output.token_logits, labels, output.attention)
+            terms["dense"] = term = self._mixed_term(examples, batch, permute=True, **options)
+            term.logs["attention_entropy"] = mean_entropy(output.attention.detach())
         return terms
-
-
-def mean_entropy(attention: Tensor) -> Tensor:
-    """Return the mean over the examples of the entropy of their attention (b, r) over the locations, in nats."""
-    attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    return torch.special.entr(attention).sum(dim=1).mean()

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import GlobalBatch, is_distributed, rank_generator
-from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss, sample_factors
+from ..functional import Criterion, sample_factors
 from ..functional.cost import operations_per_mixed_example
-from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_permutations, sample_sparse_factors
+from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_sparse_factors
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
 from .class_weights import check_class_weights
 from .fit import START, RunningMean, misfit, mixing_weight
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 from .settings import check_settings, setting, settings_of
-from .terms import Term, mean_largest_factor
+from .terms import Examples, Term, clean_term, mixed_term
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -254,12 +254,11 @@ class MultiMix(Mixing):
         criterion: Criterion = "cross_entropy",
     ) -> MixingLoss:
         """Return the weighted sum of the clean and the mixed loss."""
-        options = {"label_smoothing": label_smoothing, "criterion": criterion}
         batch = None
         if self.gathers:
             locations = 0 if output.token_logits is None else output.token_logits.shape[1]
             batch = GlobalBatch.gather_sizes(len(labels), locations, output.logits.device)
-        terms = self._terms(output, labels, options, batch)
+        terms = self._terms(output, labels, batch, label_smoothing=label_smoothing, criterion=criterion)
         logs: dict[str, Tensor | float] = {}
         for name, term in terms.items():
             logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
@@ -274,68 +273,25 @@ class MultiMix(Mixing):
         return MixingLoss(sum(weights[name] * term.loss for name, term in terms.items()), logs)
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, options: dict[str, Any], batch: GlobalBatch | None
+        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, **options: Any
     ) -> dict[str, Term]:
-        """Return the terms of the loss whose weights are not zero, by name.
-
-        With the mini-batches of all ranks as one, the mean of a term over the ranks is the loss of all examples: data
-        parallel training averages the gradients of the ranks.
-        """
+        """Return the terms of the loss whose weights are not zero, by name."""
         terms = {}
         if self.clean_weight:
-            # The training step has checked the labels; on a GPU, each check is several kernels.
-            on_cpu = labels.device.type == "cpu"
-            loss = clean_loss(output.logits, labels, **options, validate_args=on_cpu)
-            if batch is not None:
-                valid = count_valid(labels, output.logits, options["criterion"])
-                loss = loss * batch.world_size * valid / batch.total(valid).clamp(min=1e-9)
-            terms["clean"] = Term(loss, len(labels))
+            terms["clean"] = clean_term(output.logits, labels, batch, **options)
         if self.pooled_weight:
             ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
-            unweighted = {**options, "confidence_weighted": self.class_weights is not None}
-            terms["pooled"] = self._mixed_term(output.logits[:, None], labels, ones, unweighted, batch)
+            examples = Examples(output.logits[:, None], labels, ones)
+            options["confidence_weighted"] = self.class_weights is not None
+            terms["pooled"] = self._mixed_term(examples, batch, **options)
         return terms
 
     def _mixed_term(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        attention: Tensor,
-        options: dict[str, Any],
-        batch: GlobalBatch | None,
-        dense: bool = False,
+        self, examples: Examples, batch: GlobalBatch | None, *, permute: bool = False, **options: Any
     ) -> Term:
-        """Return the loss of mixed logits (b, 1, c), or (b, r, c) if `dense`, with labels of examples or locations."""
-        device, generator = logits.device, None
-        if self.class_weights is not None:  # targets sum to the weight of their example
-            weights = labels.sum(dim=-1)
-            labels = labels / weights.clamp(min=torch.finfo(labels.dtype).tiny)[..., None]
-            attention = attention * weights.view(len(labels), -1)
-        if batch is None:
-            factors = self.sample(len(logits), device)
-        else:
-            r, generator = batch.num_locations if dense else 1, batch.generator
-            is_index = options["criterion"] == "cross_entropy" and not labels.is_floating_point()
-            per_location = dense and ((is_index and labels.ndim == 2) or labels.ndim == 3)
-            fill = IGNORE_INDEX if is_index else 0
-            labels = batch.gather(labels, r, fill) if per_location else batch.gather(labels)
-            logits, attention = batch.gather(logits, r), batch.gather(attention, r)
-            factors = self.sample(len(logits), device, generator)
-            options = {**options, "columns": batch.columns(factors.shape[1])}
-        permutations = None
-        if dense:
-            # All locations share one draw, each with its own permutation of the examples: the distribution at a
-            # location and the variance of the gradient are those of one draw per location (benchmarks/sampling.py), for
-            # 1/r of the draws.
-            b, r, _ = logits.shape
-            permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
-        # The draws are valid. On a GPU, an assertion would stop a training run whose gradient scaler skips the step.
-        options = {**options, "permutations": permutations, "kernel": self.kernel, "validate_args": False}
-        loss = dense_multimix_loss(logits, labels, attention, factors, **options)
-        if batch is not None:
-            loss = loss * batch.world_size
-        count = (attention.detach() > 0).any(dim=0).sum() * factors.shape[1]
-        return Term(loss, count, {"mean_largest_factor": mean_largest_factor(factors)})
+        if self.class_weights is not None:
+            examples = examples.with_normalized_targets()
+        return mixed_term(examples, self.sample, batch, permute=permute, kernel=self.kernel, **options)
 
     def sample(
         self, num_examples: int, device: torch.device, generator: torch.Generator | None = None

@@ -36,7 +36,8 @@ def test_formulas_agree_with_the_code(b, r, c, n, logit, processes):
 def test_mixing_launches_at_most_400_kernels_per_step(monkeypatch):
     """Sizes of ViT-B/16: counted for a complete step on the meta device, minus a plain step of the same model."""
     monkeypatch.setattr("mm_hf.functional.mixers.chunk_elements", lambda device: 1 << 25)  # an accelerator's
-    monkeypatch.setattr("mm_hf.methods.multimix.rank_generator", lambda device: None)  # the meta device has none
+    for module in ("multimix", "terms"):  # the meta device has none
+        monkeypatch.setattr(f"mm_hf.methods.{module}.rank_generator", lambda device: None)
     monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())
     b, r, c = 128, 196, 1000
     launches = []

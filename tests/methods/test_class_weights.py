@@ -26,7 +26,7 @@ from mm_hf import (
 from mm_hf.data.images import ImageDataset
 from mm_hf.functional import clean_loss, weight_targets
 from mm_hf.locations import LocationOutput
-from mm_hf.methods import METHODS, balanced_weights, default_methods, multimix
+from mm_hf.methods import METHODS, balanced_weights, default_methods, terms
 from mm_hf.training.dataset_labels import iterate_labels
 from tests.functional import literal
 from tests.helpers import digits, models
@@ -106,7 +106,7 @@ def test_multimix_multiplies_the_factors_of_the_examples_by_the_weights(monkeypa
     b, r, c, n = 6, 3, 5, 7
     factors = torch.rand(b, n, generator=generator).softmax(dim=0)
     monkeypatch.setattr(MultiMix, "sample", lambda self, *args: factors)
-    monkeypatch.setattr(multimix, "sample_permutations", lambda r, b, **more: torch.arange(b).expand(r, b).contiguous())
+    monkeypatch.setattr(terms, "sample_permutations", lambda r, b, **more: torch.arange(b).expand(r, b).contiguous())
     attention = torch.rand(b, r, generator=generator)
     logits = torch.randn(b, r, c, generator=generator)
     pooled = logits if local else torch.randn(b, c, generator=generator)

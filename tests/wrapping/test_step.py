@@ -45,7 +45,8 @@ def test_training_step_does_not_synchronize_the_device(name, method, monkeypatch
         model = zoo.build(name).train()
         inputs = zoo.batch(name, model, b=16)
     # The meta device has no generators and no autocast.
-    monkeypatch.setattr("mm_hf.methods.multimix.rank_generator", lambda device: None)
+    for module in ("multimix", "terms"):
+        monkeypatch.setattr(f"mm_hf.methods.{module}.rank_generator", lambda device: None)
     with wrap_model(model, method, example_inputs={**inputs, "labels": models.labels(16)}):
         model.to("meta")
         for name_ in (
