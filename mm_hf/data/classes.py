@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,6 +136,19 @@ def leave_out(
     outside = np.flatnonzero(~np.isin(np.asarray(parts["test"][label]), kept))
     ood = parts["test"].select(outside).remove_columns(label).add_column(label, [-100] * len(outside))
     return known, ood, known_names
+
+
+def report_similar_classes(names: Sequence[str]) -> None:
+    """Log a warning that names classes which differ only in spaces or in the encoding of accents."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), []).append(name)
+    similar = next((same for same in found.values() if len(same) > 1), None)
+    if similar is not None:
+        logger.warning(
+            "The classes %s differ only in spaces or the encoding of accents: use one spelling if they are the same.",
+            " and ".join(map(ascii, similar)),
+        )
 
 
 def report_unknown_classes(parts: dict[str, Dataset], label: str, names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Image, Value
 from PIL import Image as Pillow
 
@@ -36,7 +37,8 @@ def with_images(data: DatasetDict, options: DataOptions, label: str | None, *, c
         check: Check that each path names a file.
 
     Raises:
-        ValueError: A path names no file, or a split has something else than images in the column.
+        ValueError: A path names no file, an image is missing or on another machine, or a split has something else than
+            images in the column.
     """
     column = options.image_column_name or _find_images(data["train"], options, label)
     if column is None:
@@ -66,8 +68,10 @@ def _find_images(rows: Dataset, options: DataOptions, label: str | None) -> str 
 
 
 def _is_content(feature: Any) -> bool:
-    """Return True for the bytes of files, or bytes beside their path as `datasets` stores images."""
-    return kind_of(feature) == "binary" or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+    """Return True for the bytes of files, or bytes and their path as `datasets` stores images."""
+    return kind_of(feature) == "binary" or (
+        isinstance(feature, dict) and {"bytes"} <= set(feature) <= {"bytes", "path"}
+    )
 
 
 def _has_image(rows: Dataset, column: str) -> bool:
@@ -88,7 +92,7 @@ def _has_paths(rows: Dataset, column: str) -> bool:
     extensions, found = image_extensions(), False
     for value in rows[column]:
         if value is not None:
-            found = Path(value).suffix.lower() in extensions
+            found = Path(value.strip()).suffix.lower() in extensions
             if not found:
                 return False
     return found
@@ -96,11 +100,11 @@ def _has_paths(rows: Dataset, column: str) -> bool:
 
 def _decode(rows: Dataset, column: str, root: Path, split: str, check: bool) -> Dataset:
     feature = rows.features[column]
-    if isinstance(feature, Image):
-        return rows
-    if _is_content(feature):
-        stored = rows if isinstance(feature, dict) else rows.cast_column(column, Value("binary"))
-        return stored.cast_column(column, Image())
+    if isinstance(feature, Image) or _is_content(feature):
+        stored = rows if kind_of(feature) != "binary" else rows.cast_column(column, Value("binary"))
+        images = stored.cast_column(column, Image(decode=False))
+        _check_stored(images, column, split, check)
+        return rows if isinstance(feature, Image) else images.cast_column(column, Image())
     if kind_of(feature) != "string":
         raise ValueError(
             f"The column {column!r} of the split {split!r} has no images, but {feature}: give --image_column_name, or "
@@ -115,3 +119,33 @@ def _decode(rows: Dataset, column: str, root: Path, split: str, check: bool) -> 
         )
     files = rows.remove_columns(column).add_column(column, [path and str(path) for path in paths])
     return files.cast_column(column, Image())
+
+
+def _check_stored(rows: Dataset, column: str, split: str, check: bool) -> None:
+    """Check that images without contents have the path of a file: `datasets` downloads other ones when they are read.
+
+    Args:
+        rows: A split whose images are not decoded.
+        column: Name of the column.
+        split: Name of the split, for the message.
+        check: Check that no image is missing.
+    """
+    first = 0
+    for images in rows.data.column(column).chunks:
+        paths = pc.struct_field(images, "path")
+        for i in pc.indices_nonzero(pc.struct_field(images, "bytes").is_null()).to_pylist():
+            _check_path(paths[i].as_py(), first + i, column, split, check)
+        first += len(images)
+
+
+def _check_path(path: str | None, row: int, column: str, split: str, check: bool) -> None:
+    if path is None and check:
+        raise ValueError(
+            f"The column {column!r} of the split {split!r} has no image in row {row}: add it or remove the row."
+        )
+    # A file in an archive has a path such as "zip://0.png::images.zip".
+    if path is not None and "://" in path.rpartition("::")[2] and not path.startswith("file://"):
+        raise ValueError(
+            f"The column {column!r} of the split {split!r} has {path!r} in row {row}, which is no file of this "
+            "machine: download the images and give their paths."
+        )

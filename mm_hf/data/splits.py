@@ -10,15 +10,23 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DataFilesNotFoundError, DatasetsError
 
 from ..methods.settings import nearest
-from .classes import as_classes, check_complete, leave_out, relabel, report_unknown_classes
-from .files import load_local
+from .classes import (
+    as_classes,
+    check_complete,
+    leave_out,
+    relabel,
+    report_similar_classes,
+    report_unknown_classes,
+)
+from .files import SPLITS, load_local
 from .folders import load_image_folders
 from .image_columns import kind_of, with_images
 from .offline import OFFLINE, load_offline
 from .options import DataOptions
+from .table_checks import has_words
 from .tables import TABLES
 
 
@@ -57,7 +65,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
     Raises:
         ValueError: The dataset has no test split or lacks a column, or its labels are not classes.
     """
-    data = load(options.dataset_name, options.dataset_config_name, options, **hub)
+    data = _with_usual_names(load(options.dataset_name, options.dataset_config_name, options, **hub), options)
     if options.test_fraction is not None:
         data = _split_off_test(data, options)
     _check_splits(data, options)
@@ -70,6 +78,7 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
         where = "the directory with one subdirectory per class" if options.train_dir else "a dataset with two classes"
         raise ValueError(f"The labels have only one class, {', '.join(names)}: give {where}.")
     parts = _divide(data, options)
+    report_similar_classes(names)
     report_unknown_classes(parts, label, names)
     most = {
         "train": options.max_train_samples, "validation": options.max_validation_samples,
@@ -88,6 +97,8 @@ def load_splits(options: DataOptions, **hub: Any) -> Splits:
 
 def _check_splits(data: DatasetDict, options: DataOptions) -> None:
     """Raise a ValueError if there is no training or no test split."""
+    if "train" not in data:
+        raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}: rename the one for training.")
     if options.test_split not in data or options.test_split == "train":
         others = [split for split in data if split != "train"]
         hint = (
@@ -163,7 +174,7 @@ def load(name: str | None, config: str | None, options: DataOptions | None, **hu
             return local
         try:
             data = load_dataset(name, config, **hub)
-        except EmptyDatasetError as error:
+        except (EmptyDatasetError, DataFilesNotFoundError) as error:
             raise ValueError(
                 f"The directory {name} has no data: give a directory of tables ({', '.join(TABLES)}), or one with the "
                 "subdirectories train and test of images."
@@ -187,6 +198,16 @@ def load(name: str | None, config: str | None, options: DataOptions | None, **hu
     if "train" not in given:
         raise ValueError(f"The dataset is missing: give --dataset_name (offline: {', '.join(OFFLINE)}) or --train_dir.")
     return load_image_folders(given)
+
+
+def _with_usual_names(data: DatasetDict, options: DataOptions) -> DatasetDict:
+    """Return the splits, where a split such as "Train" or "testing" has the name "train" or "test" if there is none."""
+    names = {str(split): str(split) for split in data}
+    for usual in ("train", "test"):
+        found = [split for split in names if SPLITS.get(split.lower()) == usual and split != options.test_split]
+        if usual not in names and len(found) == 1:
+            names[found[0]] = usual
+    return DatasetDict({names[str(split)]: rows for split, rows in data.items()})
 
 
 def _split_off_test(data: DatasetDict, options: DataOptions) -> DatasetDict:
@@ -253,6 +274,8 @@ def input_columns(rows: Dataset, options: DataOptions, label: str | None) -> tup
         return "image", images[:1]
     texts = [n for n, f in rows.features.items() if isinstance(f, Value) and "string" in f.dtype and n != label]
     usual = [name for name in ("text", "sentence") if name in texts]
+    if not usual and len(texts) > 1:
+        texts = [name for name in texts if has_words(rows[name])]
     if usual or len(texts) in (1, 2):
         return "text", usual[:1] or texts
     raise ValueError(

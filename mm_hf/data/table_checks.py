@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from pyarrow import parquet
 
 CSV = (".csv", ".tsv")
 TEXT = (*CSV, ".json", ".jsonl", ".ndjson")
-# Numbers such as 007, integers of more than 64 bits, and booleans: pandas changes their spelling or rejects them.
-CHANGED_BY_PANDAS = re.compile(r"\s*(-?0[0-9]+|-?[0-9]{20,}|true|True|TRUE|false|False|FALSE)\s*")
+# Numbers such as 007, +1, 1e5 and inf, integers of more than 64 bits, and booleans: pandas changes their spelling or
+# rejects them.
+CHANGED_BY_PANDAS = re.compile(
+    r"\s*([+-]?0[0-9]+|\+[0-9.]+|-?[0-9]{20,}|[+-]?[0-9.]+e[+-]?[0-9]+|[+-]?inf(inity)?|true|false)\s*", re.IGNORECASE
+)
 CHANGED_BY_ARROW = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}([ T].{0,30})?")  # dates, which become timestamps
+NO_WORDS = re.compile(rf"{CHANGED_BY_PANDAS.pattern}|{CHANGED_BY_ARROW.pattern}|[\s\d.,:+-]*", CHANGED_BY_PANDAS.flags)
 JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 UNCLOSED = "a quote is never closed; double the quotes inside a field, and enclose the field in quotes"
 TEXT_AFTER_QUOTE = (
@@ -28,7 +33,9 @@ TEXT_AFTER_QUOTE = (
     '"He said ""yes"" again"'
 )
 ROWS_QUOTED = 'a quoted field contains other rows; write a field that is one quote as """"'
+CHUNK = 10_000  # rows
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow
+SEPARATORS = (",", ";", "\t", "|")
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the first is also the beginning of UTF-32's
 
 
@@ -44,9 +51,10 @@ def check_table(path: Path, separator: str = ",") -> set[str]:
         a JSON file. They are names of classes or files, and are read as text.
 
     Raises:
-        ValueError: It is empty, has another encoding or NUL bytes; a CSV file has a row with more fields than there are
-            columns, or quotes that pandas would misread; the rows of a JSON file are no objects, or have a field of
-            several types, which `datasets` would convert to JSON strings; or an Arrow stream has no end.
+        ValueError: It is empty, has another encoding or NUL bytes. A CSV file has another separator, two columns with
+            one name, a row with more fields than there are columns, or quotes that pandas would misread. The rows of a
+            JSON file are no objects, or have a field of several types, which `datasets` would convert to JSON strings,
+            or an integer of more than 64 bits. An Arrow stream has no end.
     """
     suffix = path.suffix.lower()
     if suffix in TEXT:
@@ -107,7 +115,9 @@ def _check_csv(path: Path, separator: str) -> set[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=separator, strict=True)
             for row in rows:
-                names = names or row
+                if not names:
+                    names = row
+                    _check_names(path, names, separator)
                 problem = _row_problem(row, len(names), separator)
                 if problem is not None:
                     break
@@ -120,6 +130,19 @@ def _check_csv(path: Path, separator: str) -> set[str]:
     if problem is not None:
         raise ValueError(f"{path} has a damaged row in line {line}: {problem}.")
     return changed
+
+
+def _check_names(path: Path, names: list[str], separator: str) -> None:
+    """Raise a ValueError if the fields of the first line have another separator, or two columns have one name."""
+    other = next((s for s in SEPARATORS if len(names) == 1 and s != separator and s in names[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} has one column, {names[0][:100]!r}: separate the fields with {separator!r} in place of {other!r}"
+            + (", or name the file .tsv." if other == "\t" else ".")
+        )
+    double = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+    if double is not None:
+        raise ValueError(f"{path} has several columns with the name {double!r}: rename or remove all but one.")
 
 
 def _row_problem(row: list[str], columns: int, separator: str) -> str | None:
@@ -148,6 +171,10 @@ def _check_json(path: Path) -> set[str]:
                 raise ValueError(
                     f"{path} has {first} in {where} and {kind} in {place} as {name!r}: use one type for all rows."
                 )
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(
+                    f"{path} has an integer of more than 64 bits in {place} as {name!r}: write it as a string."
+                )
             if isinstance(value, str) and CHANGED_BY_ARROW.fullmatch(value):
                 changed.add(name)
     return changed
@@ -173,9 +200,24 @@ def _parse(path: Path, text: str, line: int | None = None) -> Any:
         raise ValueError(f"{path} is not JSON ({place}{error}): correct it, or write one object per line.") from error
 
 
-def json_table(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of JSON files, each with the names of all rows."""
-    names = sorted(set().union(*(columns(path) for path in paths)))
+def has_words(values: Iterable[str | None]) -> bool:
+    """Return True if a value is another text than a number, a boolean or a date."""
+    return any(value is not None and not NO_WORDS.fullmatch(value) for value in values)
+
+
+def json_schema(paths: Sequence[Path]) -> pa.Schema:
+    """Return the names and types of all rows of JSON files, where dates are strings."""
+    rows = (row for path in paths for _, row in _json_rows(path))
+    schemas = [pa.schema([])]
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        names = dict.fromkeys(name for row in chunk for name in row)
+        columns = {name: pa.array([row.get(name) for row in chunk]) for name in names}
+        schemas = [pa.unify_schemas([*schemas, pa.table(columns).schema], promote_options="permissive")]
+    return schemas[0]
+
+
+def json_table(paths: Sequence[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of JSON files, each with all names."""
     for path in paths:
         for _, row in _json_rows(path):
             yield {name: row.get(name) for name in names}

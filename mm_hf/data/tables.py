@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException
 
-from .table_checks import check_table, columns, json_table, problem
+from .table_checks import check_table, columns, json_schema, json_table, problem
 
 # Only empty cells are missing values: words such as "NA" and "None" may be classes and texts.
 CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -79,7 +79,8 @@ def read_tables(files: dict[str, list[Path]], beside: Sequence[Path] = (), **hub
     try:
         with _quiet():
             if names and reader == "json":
-                data = DatasetDict({split: _read_json(paths, **hub) for split, paths in files.items()})
+                types = Features.from_arrow_schema(json_schema([*every, *beside]))
+                data = DatasetDict({split: _read_json(paths, types, **hub) for split, paths in files.items()})
             else:
                 data = load_dataset(reader, data_files=patterns, **settings, **hub)
     except (DatasetsError, ArrowException, ValueError, TypeError, OSError, StopIteration) as error:
@@ -95,14 +96,15 @@ def _as_written(cell: str) -> str | None:
     return cell or None
 
 
-def _read_json(paths: Sequence[Path], **hub: Any) -> Dataset:
+def _read_json(paths: Sequence[Path], types: Features, **hub: Any) -> Dataset:
     """Read JSON files without the conversion of dates by Arrow. The files' times are part of the key of the cache."""
     files = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
-    return cast(Dataset, Dataset.from_generator(_json_rows, gen_kwargs={"files": files}, **hub))
+    given = {"files": files, "names": tuple(types)}
+    return cast(Dataset, Dataset.from_generator(_json_rows, features=types, gen_kwargs=given, **hub))
 
 
-def _json_rows(files: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    return json_table([Path(name) for name, _, _ in files])
+def _json_rows(files: Sequence[tuple[str, int, int]], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    return json_table([Path(name) for name, _, _ in files], names)
 
 
 def _without_rows(paths: list[Path]) -> str:

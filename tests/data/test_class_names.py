@@ -28,6 +28,36 @@ def test_booleans_are_false_and_true_in_all_files_that_have_them(suffix, tmp_pat
     assert [splits.class_names[y] for y in splits.test["label"]] == ["true", "false"] * 4
 
 
+@pytest.mark.parametrize(
+    "names", [("+1", "-1"), ("1e5", "2"), ("inf", "nan"), ("Infinity", "-inf"), ("12E4", "7"), ("+01", "1")]
+)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_numbers_that_pandas_spells_differently_are_named_as_written(names, separator, tmp_path):
+    suffix = {",": ".csv", "\t": ".tsv"}[separator]
+
+    def write(rows, path):
+        path.with_suffix(suffix).write_text(csv(rows, separator))
+
+    assert load_splits(labels(names, write)(tmp_path)).class_names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "warns"),
+    [
+        ((" cat", "cat"), True),
+        (("cat\u00a0", "cat"), True),
+        (("caf\u00e9", "cafe\u0301"), True),
+        (("a b", "a  b"), True),
+        (("cat", "Cat"), False),
+        (("cat", "cats"), False),
+    ],
+)
+def test_classes_that_differ_only_in_spaces_or_encoding_are_reported(names, warns, tmp_path, caplog):
+    assert load_splits(labels(names)(tmp_path)).class_names == sorted(names)
+    messages = [r.message for r in caplog.records if "differ only in spaces or the encoding of accents" in r.message]
+    assert len(messages) == warns and all(ascii(name) in message for message in messages for name in names)
+
+
 DATES = [
     ("2020-01-01", "2021-01-01"),
     ("2020-01-01T10:00:00Z", "2020-01-01 10:00:00Z"),
@@ -91,3 +121,19 @@ def test_class_labels_of_splits_are_matched_by_name(names, tmp_path):
 def test_labels_of_different_types_and_classes_are_rejected(train, test, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_splits(split_labels(tmp_path, train, test))
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "eval")])
+def test_splits_with_usual_words_are_found_in_saved_datasets(train, test, tmp_path):
+    rows = Dataset.from_dict({"text": list("abcdef"), "label": list("uvuvuv")})
+    DatasetDict({train: rows, "other": rows, test: rows.select([1, 0])}).save_to_disk(tmp_path)
+    assert load_splits(DataOptions(str(tmp_path))).test["text"][:] == ["b", "a"]
+    assert load_splits(DataOptions(str(tmp_path), test_split="other")).test["text"][:] == list("abcdef")
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("Train", "training", "test")])
+def test_missing_training_split_is_an_error(names, tmp_path):
+    rows = Dataset.from_dict({"text": list("abcdef"), "label": list("uvuvuv")})
+    DatasetDict(dict.fromkeys(names, rows)).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=f"There is no split 'train'; the splits are {', '.join(names)}: rename"):
+        load_splits(DataOptions(str(tmp_path)))

@@ -15,13 +15,54 @@ from tests.helpers.data_files import content, contents, folders, image, tables, 
 @pytest.mark.parametrize("column", ["image", "anything"])
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
-    "value", [content(), {"bytes": content(), "path": "x.png"}, {"bytes": content(), "path": None}]
+    "value",
+    [
+        content(),
+        {"bytes": content()},
+        {"bytes": content(), "path": "x.png"},
+        {"bytes": content(), "path": None},
+        {"bytes": content(), "path": "https://example.com/x.png"},
+    ],
 )
 def test_contents_of_image_files_are_images(value, named, column, tmp_path):
     options = contents(tmp_path, [value] * 2, column, image_column_name=column if named else None)
     splits = load_splits(options)
     assert splits.kind == "image" and splits.inputs == [column] and splits.test[3][column].size == (8, 8)
     assert list(find_problems(options)) == []
+
+
+@pytest.mark.parametrize("other", [content(), None], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.com/x.png", "s3://bucket/x.png", "hf://datasets/a/b/x.png", "zip://x.png::https://e.com/z.png"],
+)
+def test_addresses_of_images_are_errors_without_network_access(address, other, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("network access"))
+    values = [{"bytes": other, "path": address}, {"bytes": None, "path": address}]
+    options = contents(tmp_path / "contents", values, image_column_name="image")
+    match = (
+        rf"has '{address}' in row {0 if other is None else 1}, which is no file of this machine: download the images"
+    )
+    for use in (load_splits, lambda options: list(find_problems(options))):
+        with pytest.raises(ValueError, match=match):
+            use(options)
+    rows = [{"image": address, "label": "ab"[i % 2]} for i in range(4)]
+    with pytest.raises(ValueError, match="names no image file in row 0"):
+        load_splits(tables(tmp_path / "paths", write_csv, rows))
+
+
+@pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}])
+def test_missing_contents_of_an_image_are_named(value, tmp_path):
+    good = {"bytes": content(), "path": None}
+    with pytest.raises(ValueError, match="has no image in row 1: add it or remove the row"):
+        load_splits(contents(tmp_path, [good, value]))
+
+
+def test_paths_with_spaces_around_them_are_no_texts(tmp_path):
+    image(tmp_path / "0.png")
+    rows = [{"image": " 0.png", "label": "ab"[i % 2]} for i in range(4)]
+    with pytest.raises(ValueError, match=r"names no image file in row 0 \(' 0.png'\)"):
+        load_splits(tables(tmp_path, write_csv, rows))
 
 
 def test_contents_of_other_files_are_not_images(tmp_path):
