@@ -42,6 +42,7 @@ class ResumableTrainer(SafePushTrainer):
     """
 
     mixing: Mixing
+    _own_checkpoints: frozenset[Path] = frozenset()
 
     def train(
         self,
@@ -62,7 +63,10 @@ class ResumableTrainer(SafePushTrainer):
         elif self.args.should_save and trial is None:
             self._warn_of_earlier_run()
         with self._reserved_output_dir(trial):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            try:
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self._own_checkpoints = frozenset(list_checkpoints(str(self.args.output_dir)))
 
     def _complete_checkpoint(self, wanted: str | bool) -> str:
         output_dir = str(self.args.output_dir)
@@ -103,7 +107,8 @@ class ResumableTrainer(SafePushTrainer):
             logger.warning(f"Resuming from {checkpoint} with other settings: {'; '.join(changes)}.")
 
     def _warn_of_earlier_run(self) -> None:
-        earlier = list_checkpoints(str(self.args.output_dir))
+        """Log a warning if the directory has checkpoints that this trainer has neither written nor found before."""
+        earlier = [path for path in list_checkpoints(str(self.args.output_dir)) if path not in self._own_checkpoints]
         if earlier:
             logger.warning(
                 f"{self.args.output_dir} contains {earlier[0].name} of an earlier training run, and "

@@ -167,8 +167,34 @@ def test_a_damaged_plan_raises_one_sentence(locations, tmp_path):
 def test_a_new_run_in_a_directory_with_checkpoints_is_reported(written, tmp_path, caplog):
     output = shutil.copytree(written, tmp_path / "output")
     trainer(output, max_steps=1, save_strategy="no").train()
-    messages = [r.message for r in caplog.records if "of an earlier training run" in r.message]
+    messages = reports_of_earlier_runs(caplog)
     assert len(messages) == 1 and f"{output} contains checkpoint-2 of an earlier training run" in messages[0]
+
+
+def reports_of_earlier_runs(caplog):
+    return [r.message for r in caplog.records if "of an earlier training run" in r.message]
+
+
+@pytest.mark.parametrize("mixing", [DENSE, ERM()])
+def test_own_checkpoints_of_a_trainer_are_not_those_of_an_earlier_run(mixing, tmp_path, caplog):
+    first = trainer(tmp_path, mixing=mixing)
+    first.train()
+    first.train()
+    first.train(resume_from_checkpoint=True)
+    first.train()
+    assert not reports_of_earlier_runs(caplog)
+    other = trainer(tmp_path, mixing=mixing, max_steps=1, save_steps=1)
+    other.train()
+    assert [message.split()[2] for message in reports_of_earlier_runs(caplog)] == ["checkpoint-2"]
+    first.train()  # the other one has written to its directory
+    assert [message.split()[2] for message in reports_of_earlier_runs(caplog)] == ["checkpoint-2", "checkpoint-1"]
+
+
+def test_checkpoint_that_a_trainer_has_resumed_is_not_of_an_earlier_run(written, tmp_path, caplog):
+    resumed = trainer(shutil.copytree(written, tmp_path / "output"), max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    resumed.train()
+    assert not reports_of_earlier_runs(caplog)
 
 
 def test_two_runs_at_the_same_time_cannot_have_one_directory(tmp_path):
