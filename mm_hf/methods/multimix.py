@@ -82,8 +82,9 @@ class MultiMix(Mixing):
         pooled_weight: Weight of the loss of the mixed examples.
         input_mixing: Mixing in input space that some mini-batches get instead of mixing in embedding space: "none",
             "mixup", "cutmix" or "mixup_cutmix" (one of the two, with equal probability, per mini-batch). Default:
-            "none" for `MultiMix`. For [`DenseMultiMix`], CutMix of images, videos and audio with one label per example,
-            and no input mixing of other inputs; `input_mixing="mixup"` also mixes texts, by their embeddings.
+            "none" for `MultiMix`. For [`DenseMultiMix`], CutMix of images, videos and audio with one label per example
+            (mixup, where they cannot be cut), and no input mixing of texts; `input_mixing="mixup"` also mixes texts, by
+            their embeddings.
         input_mixing_prob: Share of the mini-batches that get input mixing late in training. At epoch e, the share is
             `input_mixing_prob * (1 - input_mixing_start / e)`. Default: 0.5.
         input_mixing_start: Number of epochs of training before input mixing begins. Default: 3, because it costs
