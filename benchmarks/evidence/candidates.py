@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from mm_hf import DenseMultiMix, Mixing
 from mm_hf.functional import clean_loss
 from mm_hf.locations import LocationOutput
 from mm_hf.methods.base import MixingLoss
-from mm_hf.methods.input_mixing import INPUT_METHODS, draw_input_method, is_mixable
+from mm_hf.methods.fit import START
+from mm_hf.methods.input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 
 
 @dataclass
@@ -65,3 +67,25 @@ class Fitted(DenseMultiMix):
         share = min(1.0, self.slope * max(0.0, 1 - mean / tau))
         self._fit.update(loss=mean, share=max(earlier, share) if self.ratchet else share)
         return found
+
+
+@dataclass
+class Linear(DenseMultiMix):
+    """Dense MultiMix whose share of input mixing is linear in the fit, up to one; the weight of the loss is unchanged."""
+
+    name: ClassVar[str] = "linear"
+    defaults: ClassVar[dict[str, Any]] = {**DenseMultiMix.defaults, "input_mixing_prob": 1.0}
+
+    def for_batch(self, inputs: Mapping[str, Any], labels: Tensor, *, epoch: float | None = None, **context: Any):
+        """Return this method, or the input-space method that this mini-batch gets instead."""
+        epoch = epoch or 0.0
+        earlier = self._misfit.read()
+        prob = self.input_mixing_prob * rising_share(epoch, self.input_mixing_start)
+        method = self
+        if epoch >= START:
+            method = copy.copy(self)
+            method._follows_fit = True
+            if earlier is not None:
+                prob *= min(1.0, max(0.0, 1 + earlier / math.log(self.min_fit)))
+        prob = prob if is_mixable(inputs, labels) else 0.0
+        return draw_input_method(self.default_input_methods(inputs), prob) or method
