@@ -71,7 +71,10 @@ class Fitted(DenseMultiMix):
 
 @dataclass
 class Linear(DenseMultiMix):
-    """Dense MultiMix whose share of input mixing is linear in the fit, up to one; the weight of the loss is unchanged."""
+    """Dense MultiMix whose share of input mixing rises to 1 as the cross-entropy of clean examples falls to 0.
+
+    The weight of the loss of mixed examples is that of the default.
+    """
 
     name: ClassVar[str] = "linear"
     defaults: ClassVar[dict[str, Any]] = {**DenseMultiMix.defaults, "input_mixing_prob": 1.0}
