@@ -55,9 +55,10 @@ from mm_hf.distributed import check_processes
 from mm_hf.evaluation.files import write_text
 from mm_hf.evaluation.metrics import load_metric
 from mm_hf.evaluation.templates import escape_markdown
-from mm_hf.training.hub import load_num_mixed, restore_method_state, save_method_state, save_mixing
+from mm_hf.training.hub import MIXING_FILE, load_num_mixed, restore_method_state, save_method_state, save_mixing
 from mm_hf.training.model_card import GENERATED, card_tags, is_repo_id, is_user_edited, method_section
-from mm_hf.training.run_settings import find_changes
+from mm_hf.training.run_settings import find_changes, labels_digest
+from mm_hf.training.weights import first_lines
 
 logger = get_logger(__name__)
 SECRETS = ("token", "hub_token")
@@ -123,14 +124,18 @@ class LoopArguments:
             scripts.check_output_dir(Path(self.output_dir), existing)
         if self.resume_from_checkpoint == "last":
             if not existing:
-                raise ValueError(f"--resume_from_checkpoint: {self.output_dir} contains no checkpoint.")
+                raise ValueError(
+                    f"No valid checkpoint found in output directory ({self.output_dir}): start without "
+                    "--resume_from_checkpoint."
+                )
             self.resume_from_checkpoint = str(existing[0])
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return the complete checkpoints in a directory, the newest first."""
-    found = [file.parent for file in directory.glob("*/loop.json") if NAME.fullmatch(file.parent.name)]
-    return sorted(found, key=lambda path: (path / "loop.json").stat().st_mtime_ns, reverse=True)
+    # `save_checkpoint` writes this file last.
+    found = [file.parent for file in directory.glob(f"*/{MIXING_FILE}") if NAME.fullmatch(file.parent.name)]
+    return sorted(found, key=lambda path: (path / MIXING_FILE).stat().st_mtime_ns, reverse=True)
 
 
 @scripts.reports_errors
@@ -188,7 +193,8 @@ def main() -> None:
     )
     start_tracking(accelerator, args, model_args, data_args, mixing)
 
-    done = resume(accelerator, args, mixing, handle, steps_per_epoch) if args.resume_from_checkpoint else 0
+    settings = run_settings(accelerator, args, names, data["train"])
+    done = resume(accelerator, args, mixing, handle, settings, steps_per_epoch) if args.resume_from_checkpoint else 0
     logger.info(
         f"{len(train)} examples, {accelerator.num_processes} processes, batch size {args.per_device_train_batch_size} "
         f"per process, {args.gradient_accumulation_steps} mini-batches per step, steps {done} to {total}; {mixing}"
@@ -216,7 +222,7 @@ def main() -> None:
             done += 1
             progress.update()
             if (args.checkpointing_steps or "").isdigit() and done % int(args.checkpointing_steps) == 0:
-                save_checkpoint(accelerator, args, f"step_{done}", mixing, handle)
+                save_checkpoint(accelerator, args, f"step_{done}", mixing, handle, settings)
             if done >= total:
                 break
 
@@ -227,7 +233,7 @@ def main() -> None:
         if args.with_tracking:
             accelerator.log(log, step=done)
         if args.checkpointing_steps == "epoch":
-            save_checkpoint(accelerator, args, f"epoch_{epoch}", mixing, handle)
+            save_checkpoint(accelerator, args, f"epoch_{epoch}", mixing, handle, settings)
     progress.close()
     metrics = metrics or evaluate(accelerator, model, eval_loader, metric)  # the resumed run had finished all steps
     save(accelerator, model, processor, handle, mixing, {**metrics, "steps": done}, args)
@@ -282,18 +288,27 @@ def start_tracking(accelerator: Accelerator, args: LoopArguments, *others: Any) 
         )
 
 
-def batch_settings(accelerator: Accelerator, args: LoopArguments) -> dict[str, int]:
-    """Return the settings that determine which examples each optimizer step has."""
-    return {
-        "processes": accelerator.num_processes,
+def run_settings(accelerator: Accelerator, args: LoopArguments, names: list[str], train: Any) -> dict[str, Any]:
+    """Return the settings that determine which examples each optimizer step has, as `MultiMixTrainer` saves them."""
+    settings = {
+        "num_processes": accelerator.num_processes,
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "seed": args.seed,
+        "num_labels": len(names),
+        "train_examples": len(train),
+        "train_labels": labels_digest(train),
     }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def save_checkpoint(
-    accelerator: Accelerator, args: LoopArguments, name: str, mixing: Mixing, handle: MixingHandle
+    accelerator: Accelerator,
+    args: LoopArguments,
+    name: str,
+    mixing: Mixing,
+    handle: MixingHandle,
+    settings: dict[str, Any],
 ) -> None:
     """Save everything that a resumed run needs."""
     handle.check_losses()  # a loss that is not finite raises an error before it reaches a checkpoint
@@ -301,37 +316,42 @@ def save_checkpoint(
     accelerator.save_state(str(directory))
     save_method_state(directory, handle.state_dict(), accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
-        save_mixing(directory, mixing, handle.plan, handle.num_mixed)
-        write_text(directory / "loop.json", json.dumps(batch_settings(accelerator, args)) + "\n")
+        save_mixing(directory, mixing, handle.plan, handle.num_mixed, settings)
 
 
 def resume(
-    accelerator: Accelerator, args: LoopArguments, mixing: Mixing, handle: MixingHandle, steps_per_epoch: int
+    accelerator: Accelerator,
+    args: LoopArguments,
+    mixing: Mixing,
+    handle: MixingHandle,
+    settings: dict[str, Any],
+    steps_per_epoch: int,
 ) -> int:
     """Load a checkpoint and return its number of optimizer steps.
 
     Raises:
-        ValueError: The directory is not a checkpoint, or the method or the settings differ.
+        ValueError: The directory is not a checkpoint, or the method, the settings or the model differ.
     """
     directory = Path(str(args.resume_from_checkpoint))
     match = NAME.fullmatch(directory.name)
-    if match is None or not (directory / "loop.json").is_file():
+    if match is None or not (directory / MIXING_FILE).is_file():
         raise ValueError(
             "--resume_from_checkpoint must be a directory step_N or epoch_N written with --checkpointing_steps, but is "
             f"{directory}."
         )
-    saved, current = json.loads((directory / "loop.json").read_text()), batch_settings(accelerator, args)
-    changes = find_changes(directory, mixing, {})
-    changes += [
-        f"{name}={saved[name]}, which is now {value}" for name, value in current.items() if saved[name] != value
-    ]
+    changes = find_changes(directory, mixing, settings)
     if changes and not args.allow_changed_settings:
         raise ValueError(
-            f"{directory} was trained with other settings: {'; '.join(changes)}. Use the same, start from the saved "
-            "weights (--model_name_or_path), or resume with other examples and random numbers "
-            "(--allow_changed_settings)."
+            f"The checkpoint {directory} was trained with other settings: {'; '.join(changes)}. Use the same settings, "
+            "or resume with --allow_changed_settings, which is not exact."
         )
-    accelerator.load_state(str(directory))
+    try:
+        accelerator.load_state(str(directory))
+    except RuntimeError as error:  # other weights or shapes
+        raise ValueError(
+            f"The checkpoint {directory} does not fit the model: {first_lines(error)}. Use a model of the class and "
+            "size that it was saved from."
+        ) from error
     handle.num_mixed = load_num_mixed(directory)
     restore_method_state(handle, directory, accelerator.process_index, accelerator.num_processes)
     number = int(match[2])

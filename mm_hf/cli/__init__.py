@@ -19,6 +19,8 @@ from pathlib import Path
 
 EXTRAS = ("analysis", "examples", "trackers")  # named in hints, in this order
 IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+# Arguments of `MultiMixTrainer.train` in its errors, which are options of the same names.
+ARGUMENTS = re.compile(r"(?<![\w-])(allow_changed_settings|resume_from_checkpoint)(?:=True)?\b")
 # Printed when a command is interrupted.
 RESUME_HINTS = {
     "compare": " Finished runs are kept: run the same command again to resume.",
@@ -99,7 +101,7 @@ def run(program: str, start: Callable[[], int | None], resume_hint: str = "") ->
     except (ValueError, OSError) as error:
         if os.environ.get("MM_HF_DEBUG"):
             raise
-        return _print_error(program, str(error))
+        return _print_error(program, ARGUMENTS.sub(r"--\1", str(error)))
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted.{resume_hint}", file=sys.stderr)
         return 130

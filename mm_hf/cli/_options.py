@@ -295,6 +295,12 @@ def _unknown_option(option: str, program: str, parsers: Sequence[CommandParser])
     return f"{option.partition('=')[0]} is not an option of {program}{fields}: {hint}"
 
 
+def check_is_directory(output_dir: str | Path) -> None:
+    """Raise a ValueError if the output directory is a file."""
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file: choose a directory.")
+
+
 def check_output_dir(directory: Path, checkpoints: Sequence[Path]) -> None:
     """Raise a ValueError if the output directory of a new training run has checkpoints.
 

@@ -11,6 +11,7 @@ from ..data.options import DataOptions, ModelOptions
 from ._options import (
     FIXED_OPTIONS,
     RobustnessOptions,
+    check_is_directory,
     check_trackers,
     expand_arguments,
     make_parser,
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     options, robustness, data, model = (take(values, kind) for kind in kinds)
     if model.model_name_or_path is None:
         raise ValueError("MODEL is missing: mm-hf analyze MODEL requires a directory or a Hub name.")
+    check_is_directory(options.output_dir)
     data.check()
     model.check()
     return _analyze(options, robustness, data, model, training_values(values, *kinds))

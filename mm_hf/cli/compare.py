@@ -16,6 +16,7 @@ from ._options import (
     SMALL_VIT,
     TRAINING,
     RobustnessOptions,
+    check_is_directory,
     check_trackers,
     expand_option_file,
     make_parser,
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{nearest(options.baseline, names)}."
         )
     seeds = list(range(options.seeds[0])) if len(options.seeds) == 1 else options.seeds
+    check_is_directory(options.output_dir)
     data.check()
     model.check()
     return _compare(options, seeds, robustness, data, model, training_values(values, *kinds))

@@ -16,6 +16,7 @@ from ._methods import DEFAULT_METHOD, METHODS_HELP, check_method, method_name, o
 from ._options import (
     SMALL_VIT,
     TRAINING,
+    check_is_directory,
     check_output_dir,
     check_trackers,
     expand_option_file,
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     data.check()
     model.check()
     lora.check(model.model_name_or_path)
+    check_is_directory(options.output_dir)
     checkpoint = options.resume_from_checkpoint
     if checkpoint not in (None, "last") and not Path(str(checkpoint)).is_dir():
         raise ValueError(
@@ -250,7 +252,9 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, lora: LoraOptions, args: 
             own_files_only=args.local_process_index > 0,
         )
         if found is None:
-            raise ValueError(f"--resume_from_checkpoint: {directory} contains no complete checkpoint.")
+            raise ValueError(
+                f"No valid checkpoint found in output directory ({directory}): start without --resume_from_checkpoint."
+            )
     else:
         found = Path(given)
     changes = find_changes(found, mixing, {})  # the trainer compares the other settings
@@ -258,8 +262,8 @@ def _checkpoint(options: TrainOptions, mixing: Mixing, lora: LoraOptions, args: 
         raise ValueError(f"{found} was trained with {'; '.join(adapter_changes)}. Use the same LoRA settings.")
     if changes and not options.allow_changed_settings:
         raise ValueError(
-            f"{found} was trained with other settings: {'; '.join(changes)}. Use the same settings, or "
-            "--allow_changed_settings."
+            f"The checkpoint {found} was trained with other settings: {'; '.join(changes)}. Use the same settings, or "
+            "resume with --allow_changed_settings, which is not exact."
         )
     return str(found)
 

@@ -24,6 +24,23 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 logger = logging.getLogger(__name__)
 
 
+class WeightsError(RuntimeError, ValueError):
+    """The weights of a checkpoint do not fit a model. `Trainer` raises a RuntimeError; a user error is a ValueError."""
+
+
+def first_lines(error: RuntimeError) -> str:
+    """Return the first error of PyTorch's list of errors in loading a state dict, and the number of the others.
+
+    Example:
+        >>> first_lines(RuntimeError("Error(s) in loading state_dict for A:\\n\\tsize mismatch for x.\\n\\tfor y."))
+        'size mismatch for x (and 1 more)'
+    """
+    heading, *errors = str(error).strip().split("\n\t")
+    if not errors:
+        return heading.rstrip(".")
+    return errors[0].strip().rstrip(".") + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
 def shards(index: Path) -> list[Path]:
     """Return the files that an index of sharded weights lists."""
     return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
@@ -48,11 +65,11 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
         directory: The checkpoint.
 
     Raises:
-        RuntimeError: Weights of the model are missing in the checkpoint or have other shapes there.
+        WeightsError: Weights of the model are missing in the checkpoint or have other shapes there.
     """
     file = _weight_file(directory)
     if file is None:
-        raise RuntimeError(f"The checkpoint {directory} has no weights of a complete model.")
+        raise WeightsError(f"The checkpoint {directory} has no weights of a complete model.")
     saved = read_weights(file)
     own = model.state_dict(keep_vars=True)
     others = {name: saved.pop(name) for name in saved.keys() - own.keys()}
@@ -64,9 +81,9 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
     try:
         model.load_state_dict(saved, False)
     except RuntimeError as error:  # other shapes, unless the model's own `load_state_dict` accepts them
-        raise RuntimeError(
-            f"The checkpoint {directory} does not fit the model: {error} Use a model of the class and size that it was "
-            "saved from."
+        raise WeightsError(
+            f"The checkpoint {directory} does not fit the model: {first_lines(error)}. Use a model of the class and "
+            "size that it was saved from."
         ) from error
 
 
@@ -80,12 +97,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def raise_if_missing(directory: str | Path | None, keys: Iterable[str]) -> None:
-    """Raise a RuntimeError that names the keys, if there are any."""
+    """Raise a WeightsError that names the keys, if there are any."""
     names = sorted(keys)
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         where = "" if directory is None else f" {directory}"
-        raise RuntimeError(
+        raise WeightsError(
             f"The checkpoint{where} does not fit the model: {shown} would not be restored, and training would start "
             "from new weights. Use a model of the class and size that the checkpoint was saved from."
         )

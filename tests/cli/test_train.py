@@ -171,7 +171,7 @@ def test_settings_of_other_methods_are_rejected():
         (["--learning_rte", "1"], "did you mean --learning_rate?"),
         (["--report_to", "tensorbord"], "--report_to tensorbord is not an installed tracker"),
         (["--do_eval", "no"], "--do_eval must not be False"),
-        (["--resume_from_checkpoint"], "contains no complete checkpoint"),
+        (["--resume_from_checkpoint"], "No valid checkpoint found in output directory ("),
         (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere is not a directory"),
         (["--ood_dataset_name", "digits"], "mm-hf analyze MODEL --ood_dataset_name"),
         (["--attention_map_steps", "5"], "no tracker that accepts images"),

@@ -29,6 +29,10 @@ AUDIO = (
     "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16,num_mel_bins=32,max_length=32,"
     "frequency_stride=16,time_stride=16"
 )
+SEGFORMER = (
+    '{"num_encoder_blocks":1,"depths":[1],"hidden_sizes":[8],"num_attention_heads":[1],"patch_sizes":[7],"strides":[4],'
+    '"sr_ratios":[4],"mlp_ratios":[1],"decoder_hidden_size":8}'
+)
 SCENES = "--max_train_samples 4 --max_eval_samples 4 --image_size 48"
 
 
@@ -42,9 +46,9 @@ def write_data(directory):
             f"{directory}/images/{'ab'[i % 2]}/{i}.png"
         )
         soundfile.write(f"{directory}/recordings/{'ab'[i % 2]}/{i}.wav", random.normal(size=800) / 9, 8000)
-    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
+    rows = [{"text": f"very good film {i}", "label": "ab"[i % 2]} for i in range(8)]
     (directory / "texts.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
-    tokens = json.dumps({"tokens": ["John", "sleeps"], "ner_tags": ["B-PER", "O"]}) + "\n"
+    tokens = json.dumps({"tokens": ["good", "book"], "ner_tags": ["B-PER", "O"]}) + "\n"
     (directory / "tokens.jsonl").write_text(8 * tokens)
 
 
@@ -160,6 +164,70 @@ def test_options_after_a_file_override_it(tmp_path):
     assert mixing.alpha == 2 and data.dataset_name == "digits" and args.do_train and args.learning_rate == 0.5
     assert args.resume_from_checkpoint == "last" and isinstance(args, options.ScriptArguments)
     assert parse_arguments([*line, "--resume_from_checkpoint", "a"])[2].resume_from_checkpoint == "a"
+
+
+VIT = f"{TINY},initializer_range=0.1"
+BERT = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+RUNS = {  # data, and configurations of two models
+    "run_image_classification": ("--train_dir images --augmentation none", VIT, VIT.replace("=16", "=32")),
+    "run_image_classification_no_trainer": ("--train_dir images --augmentation none", VIT, VIT.replace("=16", "=32")),
+    "run_audio_classification": ("--train_dir recordings", AUDIO, AUDIO.replace("hidden_size=16", "hidden_size=32")),
+    "run_text_classification": ("--train_file texts.csv --tokenizer_name MODEL", BERT, BERT.replace("=16", "=32")),
+    "run_token_classification": ("--train_file tokens.jsonl --tokenizer_name MODEL", BERT, BERT.replace("=16", "=32")),
+    "run_semantic_segmentation": (f"--dataset_name digit_scenes {SCENES}", SEGFORMER, SEGFORMER.replace("[8]", "[16]")),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_all_scripts_resume_alike(script, reviews, capsys, monkeypatch, tmp_path):
+    """Bare --resume_from_checkpoint resumes the newest checkpoint. Other uses of a directory are errors, all alike."""
+    data, config, other = RUNS[script]
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = [*data.replace("MODEL", str(reviews[1])).split(), "--config_overrides", config, "--output_dir", "out"]
+    given += ["--max_train_samples", "4", "--per_device_train_batch_size", "2", "--num_mixed", "4"]
+    with_trainer = script in WITH_TRAINER
+    epoch = "--do_train --save_strategy epoch --use_cpu --report_to none" if with_trainer else ""
+    given += (epoch or "--checkpointing_steps epoch").split()
+    main, again = importlib.import_module(script).main, ["--resume_from_checkpoint"]
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", [f"{script}.py", *given, *options])
+        main()
+
+    def error(*options):
+        return error_of(script, [*given, *options], capsys, monkeypatch).removeprefix(f"{script}.py: ")
+
+    nothing = "No valid checkpoint found in output directory (out): start without --resume_from_checkpoint."
+    assert error(*again) == nothing
+    run("--num_train_epochs", "1")
+    first, second, third = ["checkpoint-2", "checkpoint-4", "checkpoint-6"] if with_trainer else (
+        ["epoch_0", "epoch_1", "epoch_2"]
+    )  # fmt: skip
+    assert error("--num_train_epochs", "2") == (
+        f"out contains {first} of an earlier training run: resume it with --resume_from_checkpoint, or choose another "
+        "--output_dir."
+    )
+    run("--num_train_epochs", "2", *again)
+    assert (tmp_path / "out" / second).is_dir()
+    for option, value, change in [
+        ("per_device_train_batch_size", "4", "per_device_train_batch_size=2, which is now 4"),
+        ("num_mixed", "5", "num_mixed=4, which is now 5"),
+        ("seed", "9", "seed=42, which is now 9"),
+        ("max_train_samples", "3", "train_examples=4, which is now 3"),
+    ]:
+        message = error("--num_train_epochs", "3", *again, f"--{option}", value)
+        assert (
+            message.startswith(f"The checkpoint out/{second} was trained with other settings: ") and change in message
+        )
+        assert message.endswith("Use the same settings, or resume with --allow_changed_settings, which is not exact.")
+    message = error("--num_train_epochs", "3", *again, "--config_overrides", other)
+    assert re.fullmatch(
+        rf"The checkpoint out/{second} does not fit the model: .*Use a model of the class and size .*", message
+    )
+    run("--num_train_epochs", "3", *again, "--seed", "9", "--allow_changed_settings")
+    assert (tmp_path / "out" / third).is_dir()
+    assert error("--output_dir", "texts.csv") == "--output_dir texts.csv is a file: choose a directory."
 
 
 @pytest.mark.parametrize("script", ["run_image_classification", "run_image_classification_no_trainer"])

@@ -15,7 +15,7 @@ from ...methods import Mixing, get_method
 from ...methods.settings import check_required, settings_of
 from .. import run
 from .._methods import METHODS_HELP, method_name, other_settings
-from .._options import check_trackers, expand_option_file, make_parser, parse, take
+from .._options import check_is_directory, check_trackers, expand_option_file, make_parser, parse, take
 from ..train import EPILOG, TrainOptions
 
 
@@ -144,6 +144,7 @@ def parse_arguments(
     check_required(method, settings, values)
     taken = {"mixing", *settings, *settings_of(model_class), *settings_of(data_class)}
     training = {name: value for name, value in values.items() if name not in taken}
+    check_is_directory(values.get("output_dir", own["output_dir"].default))
     training_args = training_class(**{"output_dir": own["output_dir"].default, **training})
     if trains and not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("There is nothing to do: give --do_train, --do_eval or both.")
