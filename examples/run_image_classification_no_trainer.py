@@ -200,7 +200,8 @@ def main() -> None:
         f"per process, {args.gradient_accumulation_steps} mini-batches per step, steps {done} to {total}; {mixing}"
     )
     metric = load_metric("classification", cache_dir=model_args.cache_dir)
-    progress = tqdm(total=total, initial=done, disable=not accelerator.is_local_main_process)
+    shown = accelerator.is_local_main_process and sys.stderr.isatty()
+    progress = tqdm(total=total, initial=done, disable=not shown)
     metrics: dict[str, float] = {}
     for epoch in range(done // steps_per_epoch, math.ceil(total / steps_per_epoch)):
         model.train()
@@ -247,6 +248,8 @@ def set_up_logging(accelerator: Accelerator) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logger.info(accelerator.state, main_process_only=False)
     main = accelerator.is_local_main_process
+    if not sys.stderr.isatty():
+        scripts.quiet()
     datasets.utils.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
     transformers.utils.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
 

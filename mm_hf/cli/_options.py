@@ -336,6 +336,15 @@ def check_trackers(report_to: str | Sequence[str] | None) -> None:
             )
 
 
+def quiet() -> None:
+    """Disable the progress bars of Transformers and Datasets."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 @functools.cache
 def training_settings() -> dict[str, Setting]:
     """Return the fields of TrainingArguments by name, read from its source."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import datasets
-import transformers
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,12 +19,6 @@ from ..comparison import Run
 from ..evaluation.metrics import get_metric, metrics_of
 
 EPOCH_METRICS = 2  # metrics per line during training, the first ones of the registry
-
-
-def quiet() -> None:
-    """Disable the progress bars of Transformers and Datasets, since commands report their own progress."""
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 class TrainingProgress(TrainerCallback):

@@ -16,6 +16,7 @@ from ._options import (
     expand_arguments,
     make_parser,
     parse,
+    quiet,
     take,
     training_values,
 )
@@ -74,7 +75,6 @@ def _analyze(
     from ..comparison.run import weights_digest
     from ..data.build import build_task
     from ..evaluation.metrics import metrics_of
-    from ._progress import quiet
 
     check_trackers(training.get("report_to"))
     quiet()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.options import check_path
 from ..methods.settings import required_settings, setting
 from ._methods import check_method
-from ._options import expand_arguments, make_parser, parse, take
+from ._options import expand_arguments, make_parser, parse, quiet, take
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,6 @@ def _check(options: CheckOptions) -> int:
 
     from ..data.dummy_inputs import detect_task, example_batch, load
     from ..evaluation.model_check import check_model
-    from ._progress import quiet
 
     quiet()
     transformers.utils.logging.set_verbosity_error()

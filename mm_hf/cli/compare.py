@@ -21,6 +21,7 @@ from ._options import (
     expand_option_file,
     make_parser,
     parse,
+    quiet,
     take,
     training_values,
 )
@@ -116,7 +117,7 @@ def _compare(
 
     from ..comparison import EvaluationOptions, as_methods, run_comparison
     from ..data.build import build_task
-    from ._progress import ProgressTable, quiet
+    from ._progress import ProgressTable
 
     methods = as_methods(options.methods)
     evaluation = EvaluationOptions(robustness.robustness_samples, robustness.epsilon)

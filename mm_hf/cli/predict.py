@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..data.options import check_path
 from ..methods.settings import setting
-from ._options import expand_option_file, make_parser, parse, take
+from ._options import expand_option_file, make_parser, parse, quiet, take
 
 USAGE = "mm-hf predict MODEL FILES_OR_DIRECTORIES ... [--output_file FILE.csv] [options]"
 DESCRIPTION = """Predicts the class of each file and writes CSV with the columns file, label and probability. MODEL is a
@@ -65,7 +65,6 @@ def _predict(options: PredictOptions) -> int:
 
     from ..data.dummy_inputs import detect_task, load
     from ..data.predict import find_files, predict_files
-    from ._progress import quiet
 
     quiet()
     transformers.utils.logging.set_verbosity_error()

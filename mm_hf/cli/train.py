@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ._options import (
     expand_option_file,
     make_parser,
     parse,
+    quiet,
     take,
     training_values,
 )
@@ -118,7 +120,7 @@ def _train(
 
     from ..data.adapters import save_classes, with_lora
     from ..data.build import build_task
-    from ._progress import TrainingProgress, quiet
+    from ._progress import TrainingProgress
 
     args = training_arguments(options, training)
     checkpoint = _checkpoint(options, mixing, lora, args)
@@ -200,8 +202,12 @@ def _summary(trainer: Any, task: Any) -> list[str]:
         f"method: {trainer.mixing}",
         f"plan: {handle.plan if handle is not None and handle.plan is not None else 'no locations needed'}",
         f"steps: {steps:,} of {args.train_batch_size * args.gradient_accumulation_steps} examples per rank",
-        f"expected: {minutes:.1f} minutes for forward and backward passes, without evaluation",
+        f"expected: {_duration(minutes)} for forward and backward passes, without evaluation",
     ]
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes >= 1 else f"{60 * minutes:.2g} seconds"
 
 
 def training_arguments(options: TrainOptions, given: dict[str, Any]) -> TrainingArguments:
@@ -303,6 +309,7 @@ def _closing_message(args: TrainingArguments, kind: str, lora: LoraOptions, mode
             "    )",
             f"    peft.PeftModel.from_pretrained(base, {where!r})",
         ]
+    lines.append(f"Predict the classes of files with mm-hf predict {shlex.quote(where)} FILES.")
     if args.push_to_hub:
         lines.append(f"Pushed to {args.hub_model_id or Path(str(args.output_dir)).name} on the Hub.")
     return "\n".join(lines)

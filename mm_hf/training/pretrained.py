@@ -47,6 +47,7 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
     Raises:
         ValueError: The model cannot be loaded without its own code, its head has another number of classes, or a file
             is damaged.
+        OSError: The model does not exist, or there is no connection.
     """
     is_model = auto_class in LABEL_DIMENSIONS
     if is_model and "config" not in arguments:
@@ -65,6 +66,10 @@ def from_pretrained(auto_class: Any, name_or_path: str, **arguments: Any) -> Any
         if auto_class is AutoConfig and isinstance(getattr(loaded, "model_args", None), dict):
             loaded.model_args.pop("num_classes", None)
         return loaded
+    except OSError as error:
+        if str(name_or_path) in str(error):
+            raise
+        raise OSError(f"{name_or_path} cannot be loaded: {error}") from error
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

@@ -200,7 +200,10 @@ def test_all_scripts_resume_alike(script, reviews, capsys, monkeypatch, tmp_path
 
     nothing = "No valid checkpoint found in output directory (out): start without --resume_from_checkpoint."
     assert error(*again) == nothing
+    capsys.readouterr()
     run("--num_train_epochs", "1")
+    printed = capsys.readouterr().err  # not a terminal: no progress bars, which would print a line per step
+    assert "it/s" not in printed and "examples/s" not in printed and "Warning" not in printed
     first, second, third = ["checkpoint-2", "checkpoint-4", "checkpoint-6"] if with_trainer else (
         ["epoch_0", "epoch_1", "epoch_2"]
     )  # fmt: skip

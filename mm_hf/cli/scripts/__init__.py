@@ -1,6 +1,6 @@
 """Options, data, models, and training shared by the example scripts, which run from any directory."""
 
-from .._options import check_output_dir
+from .._options import check_output_dir, quiet
 from .options import DataArguments, ModelArguments, ScriptArguments, parse_arguments, reports_errors
 from .training import (
     card_arguments,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import TrainingArguments
 
 from ...methods import Mixing, get_method
@@ -145,6 +146,10 @@ def parse_arguments(
     taken = {"mixing", *settings, *settings_of(model_class), *settings_of(data_class)}
     training = {name: value for name, value in values.items() if name not in taken}
     check_is_directory(values.get("output_dir", own["output_dir"].default))
+    if trains:
+        if not sys.stderr.isatty():  # a progress bar would print a line per step
+            training.setdefault("disable_tqdm", True)
+        training.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     training_args = training_class(**{"output_dir": own["output_dir"].default, **training})
     if trains and not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("There is nothing to do: give --do_train, --do_eval or both.")

@@ -16,7 +16,7 @@ from ...methods import Mixing
 from ...training.checkpoints import list_checkpoints
 from ...training.pretrained import from_pretrained
 from ...training.trainer import MultiMixTrainer
-from .._options import check_output_dir
+from .._options import check_output_dir, quiet
 from .options import DataArguments, ModelArguments
 
 logger = logging.getLogger("mm_hf.examples")
@@ -30,7 +30,7 @@ def image_size(processor: Any) -> tuple[int, int]:
 
 
 def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
-    """Configure logging and set the seeds.
+    """Configure logging and progress bars, and set the seeds.
 
     Raises:
         ValueError: The output directory of a new training run has checkpoints.
@@ -38,6 +38,8 @@ def set_up(training_args: TrainingArguments, mixing: Mixing) -> None:
     if training_args.do_train and training_args.resume_from_checkpoint is None:
         directory = Path(str(training_args.output_dir))
         check_output_dir(directory, list_checkpoints(directory))
+    if training_args.disable_tqdm:
+        quiet()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     logger.info("mixing: %s", mixing)

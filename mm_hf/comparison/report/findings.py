@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ...evaluation.metrics.registry import compared_metrics
 from ..compare import Comparison
 
-FINDINGS_HEADING = "Significant differences (the 95 % interval excludes zero):"
+FINDINGS_HEADING = "Differences on the test set (significant: the 95 % interval excludes zero):"
 
 
 def findings(comparison: Comparison) -> list[str]:
