@@ -46,7 +46,7 @@ class CheckedTrainer(Trainer):
             return super().train(*args, **kwargs)
         self._steps = 0
         if self.mixing_handle is not None:
-            self.mixing_handle.start_record()
+            self.mixing_handle.start_run()
         self._enable_mixing(True)
         try:
             output = super().train(*args, **kwargs)

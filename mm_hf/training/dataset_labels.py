@@ -23,14 +23,21 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     """Raise a ValueError for labels that do not fit the model, now and not only when their mini-batch is drawn.
 
     Datasets of `datasets` and lists are read, if they have one label per row and no transform; of others, the first row
-    is. Strings and missing labels are errors with Transformers' collators only; another collator may convert them.
+    is. Strings, missing labels and examples without names are errors with Transformers' collators only; another
+    collator may convert them.
     """
     is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
     if is_plain and getattr(collator, "__name__", type(collator).__name__) in STACKING:
         check_lengths(dataset)
     name, labels = read_labels(dataset)
     if name is None and is_plain:
-        name, labels = read_labels([first_row(dataset)])
+        row = _first_item(dataset)
+        if isinstance(row, (tuple, list, torch.Tensor)):
+            raise ValueError(
+                f"The training data have a {type(row).__name__} for each example: give a data_collator that makes a "
+                "dictionary with the inputs of the model and `labels`, or let each example be such a dictionary."
+            )
+        name, labels = read_labels([row])
     if name is None or not labels:
         return
     error = find_label_error(name, labels) if is_plain else None
@@ -163,10 +170,14 @@ def missing_labels_message(dataset: Any, model_name: str) -> str:
 
 
 def first_row(dataset: Any) -> Mapping[str, Any]:
-    """Return the first row of a dataset, without a change of the random state; an empty one if it cannot be read."""
+    """Return the first row of a dataset, without a change of the random state; an empty one if there is none."""
+    row = _first_item(dataset)
+    return row if isinstance(row, Mapping) else {}
+
+
+def _first_item(dataset: Any) -> Any:
     try:
         with restore_random_state():
-            row = dataset[0]
+            return dataset[0]
     except Exception:  # any error of the dataset, which the data loader reports
-        return {}
-    return row if isinstance(row, Mapping) else {}
+        return None

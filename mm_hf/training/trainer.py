@@ -209,6 +209,14 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
                 another training run writes to `args.output_dir`; or the processes of a job would train independently.
         """
         if self.mixes and self.model is not None:
+            if self.model_init is None and self.mixing_handle is not None and not self.mixing_handle.wraps(self.model):
+                self.mixing_handle.remove()
+                self._wrap_for_mixing(self.model)  # which was set after the constructor
+            if not any(p.requires_grad for p in self.model.parameters()):
+                raise ValueError(
+                    f"No parameter of the {type(self.model).__name__} requires a gradient: set requires_grad of those "
+                    "to train, such as the head, to True."
+                )
             check_dataset_labels(self.train_dataset, self.model, self.data_collator)
         self._check_loss_function()
         return super().train(
@@ -229,6 +237,11 @@ class MultiMixTrainer(CheckedTrainer, ResumableTrainer):
             raise ValueError(
                 "A newer trainer was made for this model and has replaced this one's mixing: train with the newer "
                 "trainer, or make this one again."
+            )
+        if not isinstance(inputs, Mapping):
+            raise ValueError(
+                f"data_collator returns a {type(inputs).__name__}: let it return a dictionary with the inputs of the "
+                "model and `labels`."
             )
         if inputs.get("labels") is None:
             name = type(self.accelerator.unwrap_model(model)).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..locations.embeddings import EmbeddingHook, install_embedding_hook
 from ..locations.head import check_head
 from ..locations.operations import ForwardSize
 from ..locations.probe import forward_size, probe_with_size
-from ..locations.probe_inputs import batch_size
+from ..locations.probe_inputs import batch_size, num_labels_of
 from ..locations.recording import record
 from ..locations.sharded import unsharded
 from ..methods import Mixing, check_class_weights
@@ -36,6 +37,7 @@ logger = logging.get_logger(__name__)
 STATE = "mm_hf_state"  # the attribute of a wrapped model, of the model inside of it, and of the modules with a hook
 # What Accelerate and the wrapping set on a model.
 FORWARD_ATTRIBUTES = ("forward", "_original_forward", "_is_accelerate_prepared")
+Structure = list[tuple[str, "weakref.ref[nn.Module]"]]
 
 
 class MixingState(ModuleHooks):
@@ -59,6 +61,7 @@ class MixingState(ModuleHooks):
         self.owned_by_trainer = False
         self.ready = False
         self.adapters: Any = None
+        self.structure: Structure = []
         self.label_kind: LabelKind | None = None
         self.before = {name: model.__dict__[name] for name in FORWARD_ATTRIBUTES if name in model.__dict__}
         self.modules: list[nn.Module] = []
@@ -181,8 +184,17 @@ class MixingState(ModuleHooks):
                 self.embeddings = install_embedding_hook(model, whole_inputs)
             if self.embeddings is not None:
                 self._mark(self.embeddings.module)
-        self.adapters = _active_adapter(model)
+        self.adapters, self.structure = _active_adapter(model), _structure(model)
         self.ready = True
+
+    def start_run(self) -> None:
+        """Begin a new training run. The model is probed again if its modules have changed, such as its head."""
+        self.record, self.loss_record = TrainingRecord(), LossRecord()
+        self.record.reported = self.owned_by_trainer
+        if self.ready and self.structure != _structure(self.model):
+            self.ready = False
+            if self.label_kind is not None and self.label_kind.num_labels != num_labels_of(self.model):
+                self.label_kind = None
 
     @property
     def criterion(self) -> Criterion:
@@ -350,6 +362,11 @@ def base_model(model: nn.Module) -> nn.Module:
 def _active_adapter(model: nn.Module) -> Any:
     """Return the active adapter of a PEFT model."""
     return getattr(model, "active_adapter", None) if hasattr(type(model), "get_base_model") else None
+
+
+def _structure(model: nn.Module) -> Structure:
+    """Return the names and the identities of all modules."""
+    return [(name, weakref.ref(module)) for name, module in model.named_modules()]
 
 
 def _is_scaled(logits: Tensor) -> bool:

@@ -12,7 +12,6 @@ from transformers.utils import logging
 
 from ..locations import Plan
 from ..methods import ERM, Mixing
-from .finite import LossRecord
 from .labels import check_task
 from .own_loss import check_loss_function
 from .progress import TrainingRecord
@@ -113,10 +112,13 @@ class MixingHandle:
         """Counts of the mini-batches of this training, those that were mixed among them."""
         return self._state.record
 
-    def start_record(self) -> None:
-        """Begin a new training run, whose mini-batches are counted anew."""
-        self._state.record, self._state.loss_record = TrainingRecord(), LossRecord()
-        self._state.record.reported = self.owned_by_trainer
+    def start_run(self) -> None:
+        """Begin a new training run: its mini-batches are counted anew, and a changed model is probed again."""
+        self._state.start_run()
+
+    def wraps(self, model: nn.Module) -> bool:
+        """Return True if `model` is or contains the model that was wrapped."""
+        return any(module is self._state.model for module in model.modules())
 
     @property
     def step(self) -> int | None:

@@ -40,6 +40,41 @@ def test_invalid_labels_are_reported_before_training(make, labels, config, messa
         check_dataset_labels(make(labels, name), models.build("vit", **config), default_data_collator)
 
 
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.make((torch.randn(1, 8, 8), index))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [
+        (torch.utils.data.TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8)), "tuple"),
+        (Pairs(tuple), "tuple"),
+        (Pairs(list), "list"),
+        (Pairs(lambda pair: pair[0]), "Tensor"),
+        (torch.utils.data.Subset(Pairs(tuple), [0, 1, 2, 3]), "tuple"),
+        ([(torch.randn(1, 8, 8), i) for i in range(8)], "tuple"),
+    ],
+)
+def test_examples_without_names_are_rejected_before_training(dataset, kind, tmp_path):
+    def trainer(**options):
+        args = digits.arguments(tmp_path, max_steps=1, per_device_train_batch_size=4)
+        return MultiMixTrainer(digits.vit(), args, train_dataset=dataset, mixing=MultiMix(num_mixed=4), **options)
+
+    with pytest.raises(ValueError, match=f"The training data have a {kind} for each example: give a data_collator"):
+        trainer().train()
+    with pytest.raises(ValueError, match="data_collator returns a tuple: let it return a dictionary"):
+        trainer(data_collator=lambda pairs: (torch.zeros(4, 1, 8, 8), torch.arange(4))).train()
+    collate = lambda pairs: {"pixel_values": torch.zeros(4, 1, 8, 8), "labels": torch.arange(4)}  # noqa: E731
+    assert trainer(data_collator=collate).train().global_step == 1
+
+
 LENGTHS = {
     "shorter": (
         [[1.0, 0.0, 1.0], [0.0, 1.0], [1.0]],
