@@ -36,13 +36,49 @@ def check_settings(criterion: str, label_smoothing: float) -> None:
         )
 
 
+def check_tensors(**tensors: Tensor | SparseFactors | None) -> None:
+    """Check that arguments are dense tensors on the device of the first one, which are the logits.
+
+    `factors` may be sparse ones, and `permutations` may be None.
+    """
+    name_of_logits, logits = next(iter(tensors.items()))
+    for name, given in tensors.items():
+        if given is None and name == "permutations":
+            continue
+        x = given.weight if isinstance(given, SparseFactors) and name == "factors" else given
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(x).__name__}: convert it with torch.as_tensor.")
+        if x.layout is not torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got the layout {x.layout}: convert it with .to_dense().")
+        assert isinstance(logits, Tensor)
+        if x.device != logits.device:
+            raise ValueError(f"{name} must be on the device of {name_of_logits}, {logits.device}, got {x.device}.")
+
+
+def check_differentiable(**constants: Tensor | SparseFactors) -> None:
+    """Check that no gradient is requested that the MultiMix losses do not compute."""
+    if torch._C._are_functorch_transforms_active():
+        raise ValueError(
+            "The MultiMix losses do not support the transforms of torch.func, such as grad and vmap: use backward() or "
+            "torch.autograd.grad()."
+        )
+    for name, x in constants.items():
+        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient: the loss is differentiable in the logits and the attention only. "
+                f"Pass {name}.detach()."
+            )
+
+
 def check_logits(name: str, logits: Tensor, dimensions: str) -> None:
     """Check that logits have the right number of dimensions, none of them empty, and a floating type."""
     names = dimensions.split(", ")
     if logits.ndim != len(names) or 0 in logits.shape:
         raise ValueError(f"{name} must have the shape ({dimensions}), none of them 0, got {tuple(logits.shape)}.")
-    if not logits.is_floating_point():
-        raise ValueError(f"{name} must have a floating-point dtype, got {logits.dtype}: convert it with .float().")
+    if not logits.is_floating_point() or logits.itemsize < 2:
+        raise ValueError(
+            f"{name} must have a floating-point dtype of 16 bits or more, got {logits.dtype}: convert it with .float()."
+        )
 
 
 def check_label_shape(labels: Tensor, b: int, r: int, c: int, criterion: str) -> None:

@@ -92,8 +92,7 @@ def sample_factors(
     for name, size in sizes.items():
         if size is not None or name != "num_locations":
             _check_size(name, size)
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}.")
+    _check_options(dtype, generator)
     low, high = check_alpha(alpha)
 
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -188,6 +187,7 @@ def sample_permutations(
     """
     _check_size("num_locations", num_locations)
     _check_size("num_examples", num_examples)
+    _check_options(torch.float32, generator)
     return torch.rand((num_locations, num_examples), device=device, generator=generator).argsort(dim=1)
 
 
@@ -199,6 +199,15 @@ def _check_size(name: str, size: Any, least: int = 1) -> None:
         is_valid = False
     if not is_valid:
         raise ValueError(f"{name} must be at least {least} and a whole number, got {size!r}.")
+
+
+def _check_options(dtype: Any, generator: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type such as torch.float32, got {dtype!r}.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(seed) makes one."
+        )
 
 
 def check_alpha(alpha: float | tuple[float, float]) -> tuple[float, float]:

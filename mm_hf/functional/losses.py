@@ -64,6 +64,7 @@ def clean_loss(
         >>> torch.testing.assert_close(clean_loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
     """
     arguments.check_settings(criterion, label_smoothing)
+    arguments.check_tensors(logits=logits, labels=labels)
     arguments.check_logits("logits", logits, "b, c" if logits.ndim != 3 else "b, r, c")
     one_output = criterion != "cross_entropy" and logits.shape[1:] == (1,)
     has_index_shape = labels.shape == logits.shape[:-1] and (criterion == "cross_entropy" or one_output)
@@ -173,6 +174,7 @@ def multimix_loss(
         >>> loss.shape, logits.grad.shape
         (torch.Size([]), torch.Size([8, 10]))
     """
+    arguments.check_tensors(logits=logits, labels=labels, factors=factors)
     arguments.check_logits("logits", logits, "examples, classes")
     if len(factors.shape) != 2:
         raise ValueError(f"factors must have the shape (examples, mixed), got {tuple(factors.shape)}.")
@@ -258,6 +260,10 @@ def dense_multimix_loss(
     arguments.check_settings(criterion, label_smoothing)
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}.")
+    arguments.check_tensors(
+        token_logits=token_logits, labels=labels, attention=attention, factors=factors, permutations=permutations
+    )
+    arguments.check_differentiable(labels=labels, factors=factors)
     arguments.check_logits("token_logits", token_logits, "examples, locations, classes")
     b, r, c = token_logits.shape
     arguments.check_label_shape(labels, b, r, c, criterion)

@@ -169,9 +169,116 @@ def test_sizes_must_be_positive_whole_numbers(size):
 def test_other_arguments_of_the_samplers_raise():
     with pytest.raises(ValueError, match="dtype must be a floating-point type"):
         sample_factors(4, 5, 1.0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="dtype must be a floating-point type such as torch.float32, got 'float32'"):
+        sample_factors(4, 5, 1.0, dtype="float32")
+    for sample in (
+        lambda generator: sample_factors(4, 5, 1.0, generator=generator),
+        lambda generator: sample_sparse_factors(4, 5, 1.0, examples_per_mix=2, generator=generator),
+        lambda generator: sample_permutations(4, 5, generator=generator),
+    ):
+        with pytest.raises(ValueError, match="generator must be a torch.Generator, got 3: torch.Generator"):
+            sample(3)
     for value in (1, 0, float("inf"), float("nan"), "3", None):
         with pytest.raises(ValueError, match="effective_examples must be greater than 1"):
             alpha_for(value, 8)
+
+
+NO_TENSORS = {
+    "list": (lambda x: x.tolist(), "must be a tensor, got list: convert it with torch.as_tensor"),
+    "array": (lambda x: x.numpy(), "must be a tensor, got ndarray"),
+    "None": (lambda x: None, "must be a tensor, got NoneType"),
+    "sparse layout": (lambda x: x.to_sparse(), "must be a dense tensor, got the layout torch.sparse_coo"),
+    "other device": (lambda x: x.to("meta"), "must be on the device of (token_)?logits, cpu, got meta"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TENSORS)
+@pytest.mark.parametrize("name", ["token_logits", "labels", "attention", "factors", "permutations"])
+def test_arguments_that_are_no_tensors_of_one_device_raise(name, case):
+    change, message = NO_TENSORS[case]
+    given = {**V, name: change(V[name])}
+    if (name, case) == ("permutations", "None"):
+        dense_multimix_loss(**given)
+        return
+    with pytest.raises(ValueError, match=message if (name, case) != ("token_logits", "other device") else "must be on"):
+        dense_multimix_loss(**given)
+    if name in ("token_logits", "labels", "factors"):
+        logits = V["token_logits"][:, 0] if name != "token_logits" else change(V["token_logits"][:, 0].contiguous())
+        with pytest.raises(ValueError, match=message if name != "token_logits" else "must be"):
+            multimix_loss(logits, given["labels"], given["factors"])
+        if name != "factors":
+            with pytest.raises(ValueError, match=message if name != "token_logits" else "must be"):
+                clean_loss(logits, given["labels"])
+
+
+def test_sparse_factors_on_another_device_raise():
+    factors = SparseFactors(SPARSE.index.to("meta"), SPARSE.weight.to("meta"), B)
+    with pytest.raises(ValueError, match="factors must be on the device of token_logits, cpu, got meta"):
+        dense_multimix_loss(V["token_logits"], V["labels"], V["attention"], factors)
+
+
+@pytest.mark.parametrize("name", ["labels", "factors"])
+def test_gradients_that_the_loss_does_not_compute_raise(name):
+    given = {**V, "labels": SOFT.clone()}
+    given[name] = given[name].clone().requires_grad_()
+    for loss, logits in ((dense_multimix_loss, V["token_logits"]), (multimix_loss, V["token_logits"][:, 0])):
+        rest = (given["factors"],) if loss is multimix_loss else (V["attention"], given["factors"])
+        with pytest.raises(ValueError, match=f"{name} must not require a gradient: .* Pass {name}.detach"):
+            loss(logits, given["labels"], *rest)
+        with torch.no_grad():
+            assert loss(logits, given["labels"], *rest).isfinite()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacrev])
+def test_transforms_of_functions_raise_one_sentence(transform):
+    logits = V["token_logits"] if transform is not torch.func.vmap else V["token_logits"][None]
+    with pytest.raises(ValueError, match="do not support the transforms of torch.func"):
+        transform(lambda x: dense_multimix_loss(x, V["labels"], V["attention"], FACTORS))(logits)
+    with pytest.raises(ValueError, match="do not support the transforms of torch.func"):
+        transform(lambda x: multimix_loss(x[..., 0, :], V["labels"], FACTORS))(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int32])
+def test_logits_of_other_types_raise(dtype):
+    with pytest.raises(ValueError, match="token_logits must have a floating-point dtype of 16 bits or more, got"):
+        dense_multimix_loss(V["token_logits"].to(dtype), V["labels"], V["attention"], FACTORS)
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second": lambda x: torch.stack([x, x], dim=-1).flatten(-2)[..., ::2],
+    "part": lambda x: torch.cat([x, x], dim=0)[: len(x)],
+    "inference": lambda x: _inference_copy(x),
+}
+
+
+def _inference_copy(x):
+    with torch.inference_mode():
+        return x.clone()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["token_logits", "attention", "factors", "permutations"])
+def test_memory_layout_changes_no_loss_and_no_gradient(name, layout):
+    results = []
+    for given in (dict(V), {**V, name: LAYOUTS[layout](V[name])}):
+        logits = given["token_logits"].clone().requires_grad_()
+        loss = dense_multimix_loss(**{**given, "token_logits": logits * 1})
+        loss.backward()
+        results.append((loss.detach(), logits.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_expanded_arguments_equal_copies():
+    given = {
+        **V,
+        "token_logits": V["token_logits"][:, :1].expand(B, R, C),
+        "attention": torch.ones(B, 1).expand(B, R),
+        "factors": FACTORS.expand(R, B, N),
+        "permutations": None,
+    }
+    copies = {name: x if x is None else x.clone() for name, x in given.items()}
+    torch.testing.assert_close(dense_multimix_loss(**given), dense_multimix_loss(**copies), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("r", [1, 5])
