@@ -62,7 +62,7 @@ def test_dry_run_prints_the_plan_and_does_not_train(photos, tmp_path, capsys, mo
         "ViTForImage",
         "plan: ",
         "steps: 12 of 9",
-        "minutes",
+        "seconds for forward and backward passes",
     ):
         assert text in out, (text, out)
     assert "--test_fraction must lie in (0, 1), got '2'" in command_error(capsys, "train", "--test_fraction", "2")
