@@ -62,9 +62,10 @@ def test_means_have_an_interval_from_three_seeds_on_and_the_range_of_two(tmp_pat
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert ("±" in text) == (seeds == 3)
-        assert ("(range " in text) == ("A confidence interval requires 3 seeds" in text) == (seeds == 2)
+        assert bool(re.search(r"\d \([\d.]+\sto\s[\d.]+\)", text)) == (seeds == 2)
+        assert ("(range of their values). A confidence interval requires 3 seeds." in text) == (seeds == 2)
     (single,) = findings(comparison_of(tmp_path, {"erm": 0.5}, seeds=seeds))
-    assert ("(range " in single) == (seeds == 2)
+    assert ("(mean and range of 2 seeds)" in single) == (seeds == 2)
 
 
 def test_findings_of_one_seed_name_their_limit(tmp_path):

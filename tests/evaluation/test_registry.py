@@ -135,7 +135,7 @@ def test_values_are_formatted_by_their_entry():
     assert accuracy.format(-0.5, sign=True) == "\u221250.00" and accuracy.format(-1e-9, sign=True) == "0.00"
     assert accuracy.format_mean(Interval(0.5)) == "50.00"
     assert accuracy.format_mean(Interval(0.5, 0.4, 0.6)) == "50.00 ± 10.00"
-    assert accuracy.format_mean(Range(0.5, 0.4, 0.6)) == "50.00 (range 40.00 to 60.00)"
+    assert accuracy.format_mean(Range(0.5, 0.4, 0.6)) == "50.00 (40.00 to 60.00)"
     assert accuracy.format_difference(Interval(0.1, -0.1, 0.3)) == "+10.00 [\u221210.00, +30.00]"
     assert (accuracy.difference_unit, get_metric("nll").difference_unit) == ("points", "nats")
     assert accuracy.is_improvement(0.1) and not get_metric("nll").is_improvement(0.1)

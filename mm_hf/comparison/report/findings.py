@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ...evaluation.metrics.registry import compared_metrics
+from ...evaluation.statistics import has_interval
 from ..compare import Comparison
 
 FINDINGS_HEADING = "Differences on the test set (significant: the 95 % interval excludes zero):"
@@ -33,7 +34,9 @@ def _single(comparison: Comparison) -> str:
     (name,) = comparison.runs
     means = [(info, comparison.mean(info.name)) for info in compared_metrics()]
     metrics = [f"{info.title} {info.format_mean(mean[name])} {info.unit}".rstrip() for info, mean in means if mean]
-    return f"{name}: {_enumerate(metrics)}."
+    seeds = len(comparison.seeds)
+    ranges = f" (mean and range of {seeds} seeds)" if seeds > 1 and not has_interval(seeds) else ""
+    return f"{name}: {_enumerate(metrics)}{ranges}."
 
 
 def _differences(comparison: Comparison, name: str) -> str:

@@ -92,7 +92,7 @@ def mean_caption(seeds: int) -> str:
         return f"Mean over {seeds} seeds ± half-width of Student's 95 % interval."
     if seeds == 1:
         return ""
-    return f"Mean over {seeds} seeds and their range. A confidence interval requires {INTERVAL_SEEDS} seeds."
+    return f"Mean over {seeds} seeds (range of their values). A confidence interval requires {INTERVAL_SEEDS} seeds."
 
 
 def difference_table(comparison: Comparison) -> Table | None:

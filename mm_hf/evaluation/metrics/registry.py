@@ -99,7 +99,7 @@ class MetricInfo:
         if interval.low != interval.low:
             return self.format(interval.value)
         if isinstance(interval, Range):
-            return f"{self.format(interval.value)} (range {self.format(interval.low)} to {self.format(interval.high)})"
+            return f"{self.format(interval.value)} ({self.format(interval.low)} to {self.format(interval.high)})"
         return f"{self.format(interval.value)} ± {self.format((interval.high - interval.low) / 2)}"
 
     def format_difference(self, interval: Interval) -> str:
