@@ -109,7 +109,7 @@ def test_subclass_of_erm_trains_with_its_own_loss(tmp_path):
 class Fixed(MultiMix):
     """MultiMix with the same factors in each mini-batch, so that the accumulated gradient can be computed by hand."""
 
-    def sample(self, num_examples, device):
+    def sample(self, num_examples, device, generator=None):
         generator = torch.Generator().manual_seed(0)
         return torch.rand(num_examples, 20, generator=generator).softmax(dim=0)
 

@@ -104,7 +104,7 @@ LABELS = torch.arange(6) % CLASSES
 class Mean(MultiMix):
     """MultiMix whose mixed examples are all the mean of the batch, for a computation by hand."""
 
-    def sample(self, num_examples, device):
+    def sample(self, num_examples, device, generator=None):
         return torch.full((num_examples, 7), 1 / num_examples)
 
 

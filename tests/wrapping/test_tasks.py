@@ -14,7 +14,7 @@ from tests.helpers import digits, models, zoo
 class Mean(MultiMix):
     """MultiMix whose mixed examples are all the mean of the batch, for a computation by hand."""
 
-    def sample(self, num_examples, device):
+    def sample(self, num_examples, device, generator=None):
         return torch.full((num_examples, 7), 1 / num_examples)
 
 
