@@ -60,7 +60,7 @@ def run(setup: Setup) -> None:
                 setup.synchronize()
             first = time.monotonic() - start
             replaced = [str(item.message) for item in caught if "is not used" in str(item.message)]
-            # A compiled function does not run under the counter of a CPU.
+            # The counter of a CPU is a dispatch mode, in which the eager operations replace a compiled function.
             counts = setup.device.type == "cuda" or kernel == "eager"
             found = measure(setup, step, rounds=2 if setup.rehearse else 20, counts=counts)
             note = replaced[0] if replaced else ""

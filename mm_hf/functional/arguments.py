@@ -116,9 +116,11 @@ def convert_labels(labels: Tensor, r: int, c: int) -> Tensor:
     return labels.to(torch.float32 if one_hot else torch.int64)
 
 
-def check_class_indices(labels: Tensor, num_classes: int) -> None:
-    """Check the range of class indices in int64."""
-    valid = ((labels >= 0) & (labels < num_classes)) | (labels == IGNORE_INDEX)
+def check_class_indices(labels: Tensor, num_classes: int, validate_args: bool = True) -> None:
+    """Check the range of class indices in int64; on a CPU also without `validate_args`, since it costs little there."""
+    if not validate_args and labels.device.type != "cpu":
+        return
+    valid = (labels.clamp(0, num_classes - 1) == labels) | (labels == IGNORE_INDEX)
     require(
         valid.all(),
         lambda: (

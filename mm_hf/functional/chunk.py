@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .criteria import ClassTargets
-from .kernels import MixedTerms, checked, compiled_terms, mixed_terms
+from .kernels import MixedTerms, run
 
 if TYPE_CHECKING:
     from .chunked_loss import Inputs
@@ -66,11 +66,8 @@ class ChunkResult(NamedTuple):
 
 def loss_and_grads(chunk: Chunk) -> ChunkResult:
     """Compute the loss of all mixed examples at a chunk of locations, and its gradients, with the options' kernel."""
-    if chunk.inputs.options.kernel != "compile":
-        return _loss_and_grads(chunk)
-    key = (chunk.logits.device.type, chunk.inputs.options.criterion)
-    fast = partial(_loss_and_grads, chunk, compiled_terms)
-    return ChunkResult(*checked("compile", key, fast, partial(_loss_and_grads, chunk)))
+    options = chunk.inputs.options
+    return ChunkResult(*run(options.kernel, chunk.logits.device, options.criterion, partial(_loss_and_grads, chunk)))
 
 
 def smallest_mass(dtype: torch.dtype) -> float:
@@ -78,23 +75,26 @@ def smallest_mass(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny * 2**26
 
 
-def location_weights(mass: Tensor, confidence_weighted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the inverse mass (q, n), the weights of the losses (q, n), their sum before normalization (q, 1), and the
-    number of locations that have any mass.
+def location_weights(mass: Tensor, confidence_weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights (q, n) of the losses of mixed examples at q locations, from their mass (q, n).
+
+    Returns:
+        The weights, which sum to 1 at each location that has any mass; their sums (q, 1) before this normalization; and
+        the number of locations that have any mass.
     """
-    inverse_mass = mass.reciprocal().masked_fill_(mass == 0, 0)
     weight = mass if confidence_weighted else (mass > 0).to(mass.dtype)
     total = weight.sum(dim=1, keepdim=True)
     occupied = (total > 0).sum()
     total.clamp_(min=torch.finfo(total.dtype).tiny)
-    return inverse_mass, weight / total, total, occupied
+    return weight / total, total, occupied
 
 
-def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms] = mixed_terms) -> ChunkResult:
+def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms]) -> ChunkResult:
     inputs, locations, mass = chunk.inputs, chunk.locations, chunk.mass
     mixer, options, need_confidence = inputs.mixer, inputs.options, inputs.need_confidence
     weighted = options.confidence_weighted
-    inverse_mass, weight, total, occupied = location_weights(mass, weighted)
+    weight, total, occupied = location_weights(mass, weighted)
+    inverse_mass = mass.reciprocal().masked_fill_(mass == 0, 0)
 
     loss: Tensor | None = None
     logits_grad: Tensor | None = None

@@ -48,13 +48,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import mixers
+from . import devices
 from .chunk import CONFIDENCE_SCALE, Chunk, ChunkResult, add, loss_and_grads, smallest_mass
-from .criteria import mask_infinite, masked_logit
+from .criteria import Criterion, mask_infinite, masked_logit
 from .factors import SparseFactors
 from .kernels import Kernel
 from .mixers import Mixer, make_mixer
 from .mixing_matrix import loss_and_grads_by_matrix
+from .targets import one_hot
 
 # Up to this many classes, a matrix product with one-hot targets is faster than adding up the shares of each class.
 FEW_CLASSES = 64
@@ -73,7 +74,7 @@ class LossOptions:
         kernel: One of `KERNELS`.
     """
 
-    criterion: str = "cross_entropy"
+    criterion: Criterion = "cross_entropy"
     label_smoothing: float = 0.0
     confidence_weighted: bool = True
     columns: slice | None = None
@@ -81,7 +82,7 @@ class LossOptions:
 
 
 class DenseMixingLoss(torch.autograd.Function):
-    """Mean over occupied locations of the weighted loss of all mixed examples.
+    """Mean over occupied locations of the weighted loss of all mixed examples, and the number of these locations.
 
     Inputs of `apply`:
         logits: (b, r, c), of any floating type.
@@ -102,7 +103,7 @@ class DenseMixingLoss(torch.autograd.Function):
         factors: Tensor | SparseFactors,
         permutations: Tensor | None,
         options: LossOptions,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         need_logits, need_confidence, *_ = ctx.needs_input_grad
         dtype = torch.promote_types(logits.dtype, torch.float32)
         inputs = Inputs(
@@ -119,19 +120,20 @@ class DenseMixingLoss(torch.autograd.Function):
             if confidence_grad is not None:
                 confidence_grad[locations] = result.confidence_grad.to(confidence.dtype)
         assert loss is not None and occupied is not None  # there is at least one location
-        ctx.occupied = occupied.clamp_(min=1)
+        ctx.mark_non_differentiable(occupied)
+        ctx.divisor = occupied.clamp(min=1)
         ctx.slices, ctx.logits_grads, ctx.confidence_grad = inputs.location_slices, logits_grads, confidence_grad
         ctx.shape, ctx.dtype = logits.shape, logits.dtype
-        return (loss / occupied).to(dtype)
+        return (loss / ctx.divisor).to(dtype), occupied
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
                 "MultiMix losses have no second derivative: call backward() or torch.autograd.grad() without "
                 "create_graph=True."
             )
-        grad = grad / ctx.occupied
+        grad = grad / ctx.divisor
         logits_grad = confidence_grad = None
         if ctx.logits_grads:
             logits_grad = torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device)
@@ -160,8 +162,7 @@ class Inputs:
     ):
         self.logits, self.targets, self.factors, self.options, self.dtype = logits, targets, factors, options, dtype
         self.need_logits, self.need_confidence, self.permutations = need_logits, need_confidence, permutations
-        self.rows = torch.arange(logits.shape[1], device=logits.device)[:, None]
-        self.on_accelerator = mixers.is_accelerator(logits.device)
+        self.on_accelerator = devices.is_accelerator(logits.device)
         self.by_matrix = (self.on_accelerator or options.kernel == "triton") and not need_confidence
         # By the mixing matrix, the factors are permuted; otherwise the examples, so that one product with the factors
         # mixes many locations.
@@ -184,7 +185,12 @@ class Inputs:
         self.add_up_classes = many_classes and with_shares and not targets.is_floating_point()
         self.may_underflow = self._may_underflow()
         if not targets.is_floating_point() and targets.ndim == 1 and not self.add_up_classes:
-            self.targets = F.one_hot(targets, c).to(dtype)
+            self.targets = one_hot(targets, c, dtype)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The locations (r, 1), to index the examples of each by a permutation."""
+        return torch.arange(self.logits.shape[1], device=self.logits.device)[:, None]
 
     def _may_underflow(self) -> bool:
         """Return True if a product of confidence and factors may be too small for the type; on a CPU only."""
@@ -262,7 +268,7 @@ class Inputs:
             targets = self._take(self.targets, locations, per_location=self.targets.ndim == 3).to(self.dtype)
         else:
             classes = self._take(self.targets, locations, per_location=self.targets.ndim == 2)
-            targets = None if self.add_up_classes else F.one_hot(classes, num_classes).to(self.dtype)
+            targets = None if self.add_up_classes else one_hot(classes, num_classes, self.dtype)
         if targets is not None and options.label_smoothing:
             targets = (1 - options.label_smoothing) * targets + options.label_smoothing / num_classes
         return logits, classes, targets

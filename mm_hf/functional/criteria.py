@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 # Losses (o, i), and their gradients with respect to the logits, which may overwrite the logits, and to the targets. The
 # gradient of the targets is None unless asked for.
 LossAndGrads = tuple[Tensor, Tensor, Tensor | None]
@@ -108,7 +110,7 @@ def mse(logits: Tensor, targets: Tensor | ClassTargets, targets_need_grad: bool)
     return difference.square().mean(dim=1), grad, -grad if targets_need_grad else None
 
 
-CRITERIA: dict[str, Callable[[Tensor, Tensor | ClassTargets, bool], LossAndGrads]] = {
+CRITERIA: dict[Criterion, Callable[[Tensor, Tensor | ClassTargets, bool], LossAndGrads]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mse,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import devices
+
 
 @dataclass(frozen=True)
 class SparseFactors:
@@ -36,7 +38,7 @@ class SparseFactors:
 
     def dense(self) -> Tensor:
         """Return the factors as a matrix (b, n)."""
-        return self.weight.new_zeros(self.shape[::-1]).scatter_(1, self.index, self.weight).mT.contiguous()
+        return self.weight.new_zeros(self.shape).scatter_(0, self.index.mT, self.weight.mT)
 
     def detach(self) -> SparseFactors:
         """Return the factors with weights that are detached from the graph."""
@@ -159,14 +161,28 @@ def sample_sparse_factors(
             f"examples_per_mix must be between 1 and the number of examples ({num_examples}), got {examples_per_mix}."
         )
     weight = sample_factors(examples_per_mix, num_mixed, alpha, device=device, dtype=dtype, generator=generator)
-    # Floyd's sampling of a set of m out of b in m draws: draw from 0..j; if already drawn, take j instead.
-    index = torch.empty(num_mixed, examples_per_mix, dtype=torch.long, device=device)
-    uniform = torch.rand(examples_per_mix, num_mixed, device=device, dtype=torch.float64, generator=generator)
-    for column, last in enumerate(range(num_examples - examples_per_mix, num_examples)):
+    draw = _sets_of_largest if devices.is_accelerator(weight.device) else _sets_of_floyd
+    index = draw(num_examples, num_mixed, examples_per_mix, device=device, generator=generator)
+    return SparseFactors(index, weight.mT.contiguous(), num_examples)
+
+
+def _sets_of_floyd(num_examples: int, num_sets: int, size: int, **where: Any) -> Tensor:
+    """Draw sets of examples (num_sets, size) by Floyd's algorithm, with as many random numbers as the sets have.
+
+    Draw from 0..j; if already drawn, take j instead.
+    """
+    index = torch.empty(num_sets, size, dtype=torch.long, device=where["device"])
+    uniform = torch.rand(size, num_sets, dtype=torch.float64, **where)
+    for column, last in enumerate(range(num_examples - size, num_examples)):
         drawn = (uniform[column] * (last + 1)).long()
         taken = (index[:, :column] == drawn[:, None]).any(dim=1)
         index[:, column] = drawn.masked_fill_(taken, last)
-    return SparseFactors(index, weight.mT.contiguous(), num_examples)
+    return index
+
+
+def _sets_of_largest(num_examples: int, num_sets: int, size: int, **where: Any) -> Tensor:
+    """Draw sets of examples (num_sets, size): those with the largest random numbers. It takes two kernels."""
+    return torch.rand(num_sets, num_examples, **where).topk(size, dim=1).indices
 
 
 def sample_permutations(

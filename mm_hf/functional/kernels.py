@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .criteria import CRITERIA, ClassTargets
+from .criteria import CRITERIA, ClassTargets, Criterion
 
 Kernel = Literal["eager", "compile", "triton"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
@@ -40,7 +42,7 @@ class MixedTerms(NamedTuple):
 
 
 def mixed_terms(
-    criterion: str,
+    criterion: Criterion,
     logits: Tensor,
     targets: Tensor | ClassTargets,
     scale: Tensor | None,
@@ -87,27 +89,37 @@ def compiled_terms(*args: Any) -> MixedTerms:
 _is_equal: dict[tuple[str, str, str], bool] = {}  # by kernel, kind of device and criterion
 
 
-def checked(
-    kernel: str, key: tuple[str, str], fast: Callable[[], tuple[Tensor, ...]], eager: Callable[[], tuple[Tensor, ...]]
+def run(
+    kernel: Kernel,
+    device: torch.device,
+    criterion: Criterion,
+    compute: Callable[[Callable[..., MixedTerms]], tuple[Tensor, ...]],
+    in_triton: Callable[[], tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the result of a fast function. Its first result is compared with that of the eager operations.
+    """Compute a chunk with a kernel, or with the eager operations if it fails or its first result differs from theirs.
 
     Args:
-        kernel: Name of the kernel, for the warning.
-        key: Kind of device and criterion.
-        fast: The fast function.
-        eager: The function to compare with, and to use if the fast one fails or differs.
+        kernel: One of `KERNELS`.
+        device: Device of the chunk.
+        criterion: A key of `CRITERIA`.
+        compute: Computes the chunk, given `mixed_terms` or its compiled form.
+        in_triton: Computes the chunk in Triton; None if that is not implemented, and the eager operations are used.
     """
-    full_key = (kernel, *key)
-    if _is_equal.get(full_key) is None:
+    eager = partial(compute, mixed_terms)
+    fast = {"compile": partial(compute, compiled_terms), "triton": in_triton}.get(kernel)
+    # A mode such as FlopCounterMode observes single operations, and a compiled function does not run in one.
+    if fast is None or is_in_torch_dispatch_mode():
+        return eager()
+    key = (kernel, device.type, criterion)
+    if key not in _is_equal:
         problem = _problem(fast, eager)
-        _is_equal[full_key] = not problem
+        _is_equal[key] = not problem
         if problem:
             warnings.warn(
-                f"kernel={kernel!r} is not used on {key[0]} for {key[1]}, but the eager operations: {problem}",
+                f"kernel={kernel!r} is not used on {device.type} for {criterion}, but the eager operations: {problem}",
                 stacklevel=2,
             )
-    return fast() if _is_equal[full_key] else eager()
+    return fast() if _is_equal[key] else eager()
 
 
 def _problem(fast: Callable[[], tuple[Tensor, ...]], eager: Callable[[], tuple[Tensor, ...]]) -> str:

@@ -5,8 +5,6 @@ The losses are computed in float32 or float64, also under autocast, and are diff
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,21 +12,10 @@ from torch.nn import functional as F
 from . import arguments
 from .arguments import IGNORE_INDEX
 from .chunked_loss import DenseMixingLoss, LossOptions
-from .criteria import mask_infinite
-from .factors import SparseFactors, sample_factors
+from .criteria import Criterion, mask_infinite
+from .factors import SparseFactors
 from .kernels import KERNELS, Kernel
-
-__all__ = [
-    "clean_loss",
-    "count_valid",
-    "dense_multimix_loss",
-    "multimix_loss",
-    "sample_factors",
-    "soft_targets",
-    "weight_targets",
-]
-
-Criterion = Literal["cross_entropy", "binary_cross_entropy", "mse"]
+from .targets import count_valid, soft_targets
 
 
 def clean_loss(
@@ -91,8 +78,7 @@ def clean_loss(
         count = count_valid(labels, logits)
         if has_index_shape:
             labels = labels.long()
-            if validate_args or labels.device.type == "cpu":
-                arguments.check_class_indices(labels, logits.shape[-1])
+            arguments.check_class_indices(labels, logits.shape[-1], validate_args)
             labels = labels.flatten()
         else:
             logits = mask_infinite(logits - logits.detach().amax(dim=-1, keepdim=True))
@@ -103,32 +89,6 @@ def clean_loss(
             label_smoothing = 0.0
         total = F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", label_smoothing=label_smoothing)
         return total / count.clamp(min=torch.finfo(dtype).eps)
-
-
-def count_valid(labels: Tensor, logits: Tensor, criterion: Criterion = "cross_entropy") -> Tensor:
-    """Count the valid examples (or locations), over which [`clean_loss`] is a mean.
-
-    Args:
-        labels: As for [`clean_loss`].
-        logits: As for [`clean_loss`].
-        criterion: As for [`clean_loss`].
-
-    Returns:
-        The number of labels that are not ignored, or the sum of class probabilities: a scalar in float32 (float64 for
-        float64 logits).
-
-    Example:
-        >>> import torch
-        >>> count_valid(torch.tensor([3, -100, 1]), torch.randn(3, 5))
-        tensor(2.)
-    """
-    arguments.check_settings(criterion, 0.0)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    if criterion != "cross_entropy":
-        return torch.tensor(float(len(labels)), dtype=dtype, device=logits.device)
-    if labels.shape == logits.shape:
-        return labels.sum(dtype=dtype)
-    return (labels.long() != IGNORE_INDEX).sum(dtype=dtype)
 
 
 def multimix_loss(
@@ -168,6 +128,7 @@ def multimix_loss(
 
     Example:
         >>> import torch
+        >>> from mm_hf.functional import sample_factors
         >>> logits, labels = torch.randn(8, 10, requires_grad=True), torch.randint(10, (8,))
         >>> loss = multimix_loss(logits, labels, sample_factors(8, 1000, alpha=1.0))
         >>> loss.backward()
@@ -250,6 +211,7 @@ def dense_multimix_loss(
 
     Example:
         >>> import torch
+        >>> from mm_hf.functional import sample_factors
         >>> token_logits, labels = torch.randn(8, 49, 10, requires_grad=True), torch.randint(10, (8,))
         >>> attention = torch.rand(8, 49)
         >>> factors = sample_factors(8, 100, alpha=1.0, num_locations=49)
@@ -257,9 +219,24 @@ def dense_multimix_loss(
         >>> token_logits.grad.shape
         torch.Size([8, 49, 10])
     """
-    arguments.check_settings(criterion, label_smoothing)
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}.")
+    options = LossOptions(criterion, label_smoothing, confidence_weighted, columns, kernel)
+    return loss_and_occupied(token_logits, labels, attention, factors, permutations, options, validate_args)[0]
+
+
+def loss_and_occupied(
+    token_logits: Tensor,
+    labels: Tensor,
+    attention: Tensor,
+    factors: Tensor | SparseFactors,
+    permutations: Tensor | None,
+    options: LossOptions,
+    validate_args: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute [`dense_multimix_loss`], and the number of locations that it is a mean over: an integer scalar."""
+    criterion = options.criterion
+    arguments.check_settings(criterion, options.label_smoothing)
+    if options.kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {options.kernel!r}.")
     arguments.check_tensors(
         token_logits=token_logits, labels=labels, attention=attention, factors=factors, permutations=permutations
     )
@@ -270,7 +247,7 @@ def dense_multimix_loss(
     arguments.check_attention(attention, b, r)
     arguments.check_factors(factors, b, r)
     arguments.check_permutations(permutations, b, r, factors)
-    arguments.check_columns(columns, factors.shape[-1])
+    arguments.check_columns(options.columns, factors.shape[-1])
     if validate_args:
         arguments.check_attention_values(attention)
         arguments.check_factor_values(factors)
@@ -286,8 +263,7 @@ def dense_multimix_loss(
             targets, is_valid = soft_targets(labels, c, dtype, criterion=criterion)
             ignored = is_valid == 0
         else:
-            if validate_args or labels.device.type == "cpu":
-                arguments.check_class_indices(labels, c)
+            arguments.check_class_indices(labels, c, validate_args)
             ignored = labels == IGNORE_INDEX
             targets = labels.masked_fill(ignored, 0)
         if ignored.ndim == 1:
@@ -303,71 +279,6 @@ def dense_multimix_loss(
         confidence = confidence / confidence.detach().amax(dim=1, keepdim=True).clamp(
             min=torch.finfo(confidence.dtype).tiny
         )
-        options = LossOptions(criterion, label_smoothing, confidence_weighted, columns, kernel)
         return DenseMixingLoss.apply(
             token_logits, confidence, targets, factors.detach().to(dtype), permutations, options
         )
-
-
-def soft_targets(
-    labels: Tensor,
-    num_classes: int,
-    dtype: torch.dtype = torch.float32,
-    criterion: Criterion = "cross_entropy",
-) -> tuple[Tensor, Tensor]:
-    """Convert labels to targets.
-
-    Args:
-        labels: Class indices (...) if they are integers and the criterion is "cross_entropy"; otherwise of the shape of
-            the targets, or (b,) with one output.
-        num_classes: c.
-        dtype: Floating type of the targets.
-        criterion: As for [`clean_loss`].
-
-    Returns:
-        Targets (..., c), and a mask (...) of the same type that is 0 where a label is ignored.
-
-    Example:
-        >>> import torch
-        >>> soft_targets(torch.tensor([1, -100]), num_classes=2)
-        (tensor([[0., 1.],
-                [1., 0.]]), tensor([1., 0.]))
-    """
-    arguments.check_settings(criterion, 0.0)
-    if criterion == "cross_entropy" and not labels.is_floating_point():
-        labels = labels.long()
-        arguments.check_class_indices(labels, num_classes)
-        is_valid = (labels != IGNORE_INDEX).to(dtype)
-        targets = is_valid.new_zeros(*labels.shape, num_classes)
-        targets.scatter_(-1, labels.masked_fill(labels == IGNORE_INDEX, 0)[..., None], 1.0)
-    else:
-        targets = labels.to(dtype)
-        targets = targets[:, None] if targets.ndim == 1 else targets
-        is_valid = targets.new_ones(targets.shape[:-1])
-        if criterion == "cross_entropy":
-            is_valid = (targets.sum(dim=-1) > 0).to(dtype)
-    return targets, is_valid
-
-
-def weight_targets(labels: Tensor, class_weights: Tensor) -> Tensor:
-    """Convert labels to targets that are multiplied by the weights of their classes.
-
-    [`clean_loss`] of them is the cross-entropy with class weights: a mean over the examples that is weighted by the
-    weights of their classes.
-
-    Args:
-        labels: Class indices (...), where -100 is ignored, or class probabilities (..., c).
-        class_weights: (c,), not negative. Only their ratios matter.
-
-    Returns:
-        (..., c), in the type of the class probabilities, else in that of the weights. The largest weight counts as 1.
-
-    Example:
-        >>> import torch
-        >>> weights, logits, labels = torch.tensor([1.0, 4.0]), torch.randn(8, 2), torch.randint(2, (8,))
-        >>> expected = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
-        >>> torch.testing.assert_close(clean_loss(logits, weight_targets(labels, weights)), expected)
-    """
-    dtype = labels.dtype if labels.is_floating_point() else class_weights.dtype
-    targets, is_valid = soft_targets(labels, len(class_weights), dtype)
-    return targets * is_valid[..., None] * (class_weights / class_weights.max()).to(dtype)

@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import devices
 from .factors import SparseFactors
 
-# Elements of a chunk's mixed logits. A CPU's chunk stays in its cache. An accelerator's chunk keeps it busy for longer
-# than the next kernel takes to launch, within a fraction of its free memory.
-CPU_CHUNK_ELEMENTS = 1 << 20
-ACCELERATOR_CHUNK_ELEMENTS = 1 << 25
 SMALL_CHUNK_ELEMENTS = 1 << 22  # computed at once on an accelerator: a query of its memory takes a millisecond
-BYTES_PER_CHUNK_ELEMENT = (
-    256  # about 8 tensors of 4 bytes are alive at a time; a chunk takes an eighth of the free memory
-)
 # `SparseMixer` reads one example's numbers at all locations of a chunk at once. This many stay in the cache.
 ROW_ELEMENTS = 1 << 13
 # Above this share of the examples in a mixed example, a matrix product is faster than adding up rows.
@@ -77,45 +71,15 @@ class Mixer(Protocol):
         """
 
 
-def is_accelerator(device: torch.device) -> bool:
-    """Return True for all devices but a CPU."""
-    return device.type != "cpu"
-
-
 def make_mixer(factors: Tensor | SparseFactors, device: torch.device) -> Mixer:
     """Return the faster mixer for these factors."""
     if isinstance(factors, Tensor):
         return DenseMixer(factors if factors.ndim == 3 else factors[None])
     few = factors.index.shape[1] <= SPARSE_SHARE * factors.num_examples
     # On a GPU a matrix product costs little, and adding up rows by index is not deterministic.
-    if few and not is_accelerator(device):
+    if few and not devices.is_accelerator(device):
         return SparseMixer(factors)
     return DenseMixer(factors.dense()[None])
-
-
-def chunk_elements(device: torch.device) -> int:
-    """Return the number of mixed logits to compute at a time on a device.
-
-    2^20 on a CPU. On a CUDA, XPU or MPS device up to 2^25, limited by the memory that is free or cached by PyTorch's
-    allocator and rounded down to a power of two, so that small changes of the free memory change nothing. The query
-    does not synchronize with the device.
-    """
-    available = _available_bytes(device)
-    if available is None:
-        return CPU_CHUNK_ELEMENTS
-    elements = min(ACCELERATOR_CHUNK_ELEMENTS, max(CPU_CHUNK_ELEMENTS, available // BYTES_PER_CHUNK_ELEMENT))
-    return 1 << (elements.bit_length() - 1)
-
-
-def _available_bytes(device: torch.device) -> int | None:
-    """Return the bytes that can be allocated on an accelerator; None for a CPU and for unknown devices."""
-    if device.type in ("cuda", "xpu"):
-        module = getattr(torch, device.type)
-        cached = module.memory_reserved(device) - module.memory_allocated(device)
-        return module.mem_get_info(device)[0] + cached
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return None
 
 
 class DenseMixer:
@@ -130,9 +94,11 @@ class DenseMixer:
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
         widest = max(num_classes, self.factors.shape[1])
-        if num_locations * self.num_mixed * widest <= SMALL_CHUNK_ELEMENTS and is_accelerator(self.factors.device):
+        if num_locations * self.num_mixed * widest <= SMALL_CHUNK_ELEMENTS and devices.is_accelerator(
+            self.factors.device
+        ):
             return num_locations, self.num_mixed
-        elements = chunk_elements(self.factors.device)
+        elements = devices.chunk_elements(self.factors.device)
         mixed = min(self.num_mixed, max(1, elements // widest))
         return min(num_locations, max(1, elements // (mixed * widest))), mixed
 
@@ -184,7 +150,7 @@ class SparseMixer:
         self._transposed: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def chunk_sizes(self, num_locations: int, num_classes: int) -> tuple[int, int]:
-        elements = chunk_elements(self.index.device)
+        elements = devices.chunk_elements(self.index.device)
         locations = min(ROW_ELEMENTS // num_classes, elements // self.num_mixed)
         locations = max(16, locations - locations % 16)  # complete vectors of the inner dimension
         locations = min(num_locations, locations)

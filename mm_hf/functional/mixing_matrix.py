@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .chunk import ChunkResult, add, location_weights, smallest_mass
-from .kernels import MixedTerms, checked, compiled_terms, mixed_terms
+from .kernels import MixedTerms, run
 from .mixers import DenseMixer
 
 if TYPE_CHECKING:
@@ -43,17 +43,15 @@ def loss_and_grads_by_matrix(inputs: Inputs, locations: slice) -> ChunkResult:
     if inputs.permutations is not None:
         factors = factors[0][inputs.permutations[locations]]
     matrix = confidence[..., None] * factors
-    mass = F.threshold(matrix.sum(dim=1), smallest_mass(inputs.dtype), 0, inplace=True)
-    inverse_mass, weight, _, occupied = location_weights(mass, options.confidence_weighted)
-    problem = (inputs, matrix.mul_(inverse_mass[:, None]), weight, logits, targets.expand_as(logits))
-    eager = partial(_by_products, *problem)
-    key = (logits.device.type, options.criterion)
-    if options.kernel == "compile":
-        loss, grad = checked("compile", key, partial(_by_products, *problem, terms_of=compiled_terms), eager)
-    elif options.kernel == "triton" and options.criterion == "cross_entropy" and logits.dtype == torch.float32:
-        loss, grad = checked("triton", key, partial(_by_triton, *problem), eager)
-    else:
-        loss, grad = eager()
+    mass, smallest = matrix.sum(dim=1), smallest_mass(inputs.dtype)
+    matrix.div_(F.threshold(mass, smallest, torch.inf)[:, None])
+    weight, _, occupied = location_weights(F.threshold(mass, smallest, 0, inplace=True), options.confidence_weighted)
+    problem = (inputs, matrix, weight, logits, targets.expand_as(logits))
+    has_triton = options.criterion == "cross_entropy" and logits.dtype == torch.float32
+    loss, grad = run(
+        options.kernel, logits.device, options.criterion, partial(_by_products, *problem),
+        partial(_by_triton, *problem) if has_triton else None,
+    )  # fmt: skip
     return ChunkResult(loss, occupied, grad, confidence)
 
 
@@ -74,7 +72,7 @@ def _by_products(
     weight: Tensor,
     logits: Tensor,
     targets: Tensor,
-    terms_of: Callable[..., MixedTerms] = mixed_terms,
+    terms_of: Callable[..., MixedTerms],
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the losses and the gradient of the logits (q, b, c)."""
     loss = grad = None

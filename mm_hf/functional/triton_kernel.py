@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Elements of a block: examples that are added up, classes, mixed examples. tl.dot needs at least 16 of each.
 EXAMPLES, CLASSES, MIXED = 32, 64, 32
+PRECISION = "tf32x3"  # of tl.dot
 LARGEST_GRADIENT = 128  # examples in a block of the gradient; more do not fit the registers
 
 
@@ -93,9 +94,7 @@ def _gradient_kernel(
     tl.store(gradient + q * b * c + i[:, None] * c + v[None, :], result, mask=mask)
 
 
-def losses_and_gradient(
-    logits: Tensor, targets: Tensor, matrix: Tensor, weight: Tensor, precision: str = "tf32x3"
-) -> tuple[Tensor, Tensor]:
+def losses_and_gradient(logits: Tensor, targets: Tensor, matrix: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy of mixed logits against mixed targets, and the gradient of the logits.
 
     Args:
@@ -103,7 +102,6 @@ def losses_and_gradient(
         targets: (q, b, c).
         matrix: (q, b, n), the mixing matrices.
         weight: (q, n), the weight of the gradient of each mixed example.
-        precision: `input_precision` of `tl.dot`.
 
     Returns:
         The losses (q, n), and the gradient (q, b, c).
@@ -112,7 +110,7 @@ def losses_and_gradient(
     n = matrix.shape[-1]
     losses, lse = torch.empty_like(weight), torch.empty_like(weight)
     gradient = logits.new_empty(q, b, c)
-    blocks = {"num_examples": EXAMPLES, "num_classes": CLASSES, "num_mixed": MIXED, "precision": precision}
+    blocks = {"num_examples": EXAMPLES, "num_classes": CLASSES, "num_mixed": MIXED, "precision": PRECISION}
     strides = (*logits.stride(), *targets.stride(), *matrix.stride())
     _loss_kernel[(q, triton.cdiv(n, MIXED))](logits, targets, matrix, losses, lse, b, c, n, *strides, **blocks)
     rows = min(LARGEST_GRADIENT, max(16, triton.next_power_of_2(b)))

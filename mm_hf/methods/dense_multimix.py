@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import GlobalBatch
+from ..functional.chunked_loss import LossOptions
 from ..functional.cost import operations_of_locations
 from ..locations import LocationOutput
 from .base import Mixing, Requirements
@@ -103,15 +104,20 @@ class DenseMultiMix(MultiMix):
         return INPUT_METHODS["cutmix" if can_cut(inputs) else "mixup"]
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, **options: Any
+        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, options: LossOptions
     ) -> dict[str, Term]:
-        terms = super()._terms(output, labels, batch, **options)
+        terms = super()._terms(output, labels, batch, options)
         if self.dense_weight:
             assert output.token_logits is not None and output.attention is not None
+            confidence = output.attention
             if output.labels is not None:  # one label per location
                 labels = output.labels
-            options["confidence_weighted"] = self.confidence_weighted
-            examples = Examples(output.token_logits, labels, output.attention)
-            terms["dense"] = term = self._mixed_term(examples, batch, permute=True, **options)
+                if output.mask is not None:
+                    # Attention sums to 1 over the locations of an example, which share its one label. With one label
+                    # per location, the weight of a location must not depend on the length of the text.
+                    confidence = confidence * output.mask.sum(dim=1, keepdim=True)
+            options = replace(options, confidence_weighted=self.confidence_weighted)
+            examples = Examples(output.token_logits, labels, confidence)
+            terms["dense"] = term = self._mixed_term(examples, batch, options, permute=True)
             term.logs["attention_entropy"] = mean_entropy(output.attention.detach())
         return terms

@@ -58,15 +58,17 @@ def misfit(logits: Tensor, labels: Tensor, loss: Tensor | None = None, batch: Gl
         tensor(True)
     """
     loss = (clean_loss(logits, labels, validate_args=False) if loss is None else loss).detach()
+    if not labels.is_floating_point() and batch is None:
+        return loss
+    valid = count_valid(labels, logits)
     if labels.is_floating_point():
         probabilities = labels.to(loss.dtype)  # with class weights, they sum to the weight of an example
         entropies = torch.special.entr(probabilities).sum() - torch.special.entr(probabilities.sum(dim=-1)).sum()
-        loss = loss - entropies / count_valid(labels, logits)
-    if batch is not None:
-        valid = count_valid(labels, logits)
-        total, valid = batch.total(torch.stack([valid * loss.nan_to_num(), valid])).unbind()
-        loss = total / valid
-    return loss
+        loss = loss - entropies / valid
+    if batch is None:
+        return loss
+    total, all_valid = batch.total(torch.stack([valid * loss.nan_to_num(), valid])).unbind()
+    return total / all_valid
 
 
 class RunningMean:
@@ -92,7 +94,7 @@ class RunningMean:
         if self.value is None:
             self.value = x.nan_to_num(nan=WORST).clamp(max=WORST)
         else:
-            value = self.value.to(x.device)
+            value = self.value.to(x)  # a restored mean may be on another device, or of another type
             self.value = value.lerp(torch.where(x <= WORST, x, value), 1 - DECAY)
         if self.value.device.type == "cpu":
             self._earlier.append((self.value, None))
@@ -122,7 +124,9 @@ class RunningMean:
         for _, event in self._earlier:
             if event is not None:
                 event.synchronize()
-        return dict(zip(self.STATE, (self.value.cpu(), torch.stack([host for host, _ in self._earlier])), strict=True))
+        mean = self.value.cpu()
+        earlier = torch.stack([host.to(mean.dtype) for host, _ in self._earlier])
+        return dict(zip(self.STATE, (mean, earlier), strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed import GlobalBatch, is_distributed, rank_generator
 from ..functional import Criterion, sample_factors
+from ..functional.chunked_loss import LossOptions
 from ..functional.cost import operations_per_mixed_example
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_sparse_factors
 from ..locations import LocationOutput
@@ -21,7 +22,7 @@ from .class_weights import check_class_weights
 from .fit import START, RunningMean, misfit, mixing_weight
 from .input_mixing import INPUT_METHODS, draw_input_method, is_mixable, rising_share
 from .settings import check_settings, setting, settings_of
-from .terms import Examples, Term, clean_term, mixed_term
+from .terms import Examples, Term, clean_term, mixed_term, weighted_sum
 
 if TYPE_CHECKING:
     Alpha = float | tuple[float, float]
@@ -259,40 +260,41 @@ class MultiMix(Mixing):
         if self.gathers:
             locations = 0 if output.token_logits is None else output.token_logits.shape[1]
             batch = GlobalBatch.gather_sizes(len(labels), locations, output.logits.device)
-        terms = self._terms(output, labels, batch, label_smoothing=label_smoothing, criterion=criterion)
+        options = LossOptions(criterion, label_smoothing, kernel=self.kernel)
+        terms = self._terms(output, labels, batch, options)
         logs: dict[str, Tensor | float] = {}
         for name, term in terms.items():
             logs |= {f"loss_{name}": term.loss.detach(), **term.logs}
-            logs["loss_terms"] = logs.get("loss_terms", 0) + term.count
-        weights = {name: getattr(self, f"{name}_weight") for name in terms}
+        logs["loss_terms"] = sum(term.count for term in terms.values())
+        weights: dict[str, Tensor | float] = {name: getattr(self, f"{name}_weight") for name in terms}
         if self.min_fit and criterion == "cross_entropy":
             loss = terms["clean"].loss if batch is None and not label_smoothing else None
             mean = self._misfit.update(misfit(output.logits, labels, loss, batch))
             if self._follows_fit:
                 logs["mixing_weight"] = weight = mixing_weight(mean, self.min_fit)
                 weights = {name: w if name == "clean" else weight * w for name, w in weights.items()}
-        return MixingLoss(sum(weights[name] * term.loss for name, term in terms.items()), logs)
+        return MixingLoss(weighted_sum([term.loss for term in terms.values()], list(weights.values())), logs)
 
     def _terms(
-        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, **options: Any
+        self, output: LocationOutput, labels: Tensor, batch: GlobalBatch | None, options: LossOptions
     ) -> dict[str, Term]:
         """Return the terms of the loss whose weights are not zero, by name."""
         terms = {}
         if self.clean_weight:
-            terms["clean"] = clean_term(output.logits, labels, batch, **options)
+            terms["clean"] = clean_term(output.logits, labels, batch, options)
         if self.pooled_weight:
             ones = output.logits.new_ones(len(labels), 1, dtype=torch.float32)
             examples = Examples(output.logits[:, None], labels, ones)
-            options["confidence_weighted"] = self.class_weights is not None
-            terms["pooled"] = self._mixed_term(examples, batch, **options)
+            options = replace(options, confidence_weighted=self.class_weights is not None)
+            terms["pooled"] = self._mixed_term(examples, batch, options)
         return terms
 
     def _mixed_term(
-        self, examples: Examples, batch: GlobalBatch | None, *, permute: bool = False, **options: Any
+        self, examples: Examples, batch: GlobalBatch | None, options: LossOptions, permute: bool = False
     ) -> Term:
         if self.class_weights is not None:
             examples = examples.with_normalized_targets()
-        return mixed_term(examples, self.sample, batch, permute=permute, kernel=self.kernel, **options)
+        return mixed_term(examples, self.sample, batch, options, permute)
 
     def sample(
         self, num_examples: int, device: torch.device, generator: torch.Generator | None = None

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..distributed import GlobalBatch, rank_generator
-from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid, dense_multimix_loss
+from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid
+from ..functional.chunked_loss import LossOptions
 from ..functional.factors import SparseFactors, sample_permutations
+from ..functional.losses import loss_and_occupied
 
-# Draws factors (b, n), given b, the device and the generator (default: one of this rank).
-Sample = Callable[[int, torch.device, torch.Generator | None], Tensor | SparseFactors]
+# Draws factors (b, n), given b, the device and, to draw the same on all ranks, a generator.
+Sample = Callable[..., Tensor | SparseFactors]
 
 
 @dataclass
@@ -72,13 +73,12 @@ class Examples:
         )
 
 
-def clean_term(
-    logits: Tensor, labels: Tensor, batch: GlobalBatch | None, *, label_smoothing: float, criterion: Criterion
-) -> Term:
+def clean_term(logits: Tensor, labels: Tensor, batch: GlobalBatch | None, options: LossOptions) -> Term:
     """Return the loss of the clean examples (b, c), or locations (b, r, c)."""
+    criterion, smoothing = options.criterion, options.label_smoothing
     # The training step has checked the labels; on a GPU, each check is several kernels.
     on_cpu = labels.device.type == "cpu"
-    loss = clean_loss(logits, labels, label_smoothing=label_smoothing, criterion=criterion, validate_args=on_cpu)
+    loss = clean_loss(logits, labels, label_smoothing=smoothing, criterion=criterion, validate_args=on_cpu)
     if batch is not None:
         valid = count_valid(labels, logits, criterion)
         loss = loss * batch.world_size * valid / batch.total(valid).clamp(min=1e-9)
@@ -86,12 +86,7 @@ def clean_term(
 
 
 def mixed_term(
-    examples: Examples,
-    sample: Sample,
-    batch: GlobalBatch | None,
-    *,
-    permute: bool,
-    **options: Any,
+    examples: Examples, sample: Sample, batch: GlobalBatch | None, options: LossOptions, permute: bool
 ) -> Term:
     """Return the loss of mixed examples.
 
@@ -99,29 +94,30 @@ def mixed_term(
         examples: The examples of this rank.
         sample: Draws the factors.
         batch: The mini-batches of all ranks, to mix them as one.
+        options: Settings of the loss.
         permute: Permute the examples at each location.
-        options: Other arguments of [`dense_multimix_loss`].
     """
-    device, generator, permutations = examples.logits.device, None, None
+    device, permutations = examples.logits.device, None
     if batch is not None:
-        generator = batch.generator
-        examples = examples.gather(batch, batch.num_locations if permute else 1, options["criterion"])
+        examples = examples.gather(batch, batch.num_locations if permute else 1, options.criterion)
     b, r, _ = examples.logits.shape
-    factors = sample(b, device, generator)
+    factors = sample(b, device) if batch is None else sample(b, device, batch.generator)
+    n = factors.shape[1]
     if permute:
         # All locations share one draw, each with its own permutation of the examples: the distribution at a location
         # and the variance of the gradient are those of one draw per location (benchmarks/sampling.py), for 1/r of the
         # draws.
-        permutations = sample_permutations(r, b, device=device, generator=generator or rank_generator(device))
+        generator = rank_generator(device) if batch is None else batch.generator
+        permutations = sample_permutations(r, b, device=device, generator=generator)
+    if batch is not None:
+        options = replace(options, columns=batch.columns(n))
     # The draws are valid. On a GPU, an assertion would stop a training run whose gradient scaler skips the step.
-    options |= {"validate_args": False, "columns": None if batch is None else batch.columns(factors.shape[1])}
-    loss = dense_multimix_loss(
-        examples.logits, examples.labels, examples.confidence, factors, permutations=permutations, **options
+    loss, occupied = loss_and_occupied(
+        examples.logits, examples.labels, examples.confidence, factors, permutations, options, validate_args=False
     )
     if batch is not None:
         loss = loss * batch.world_size
-    count = (examples.confidence.detach() > 0).any(dim=0).sum() * factors.shape[1]
-    return Term(loss, count, {"mean_largest_factor": mean_largest_factor(factors)})
+    return Term(loss, occupied * n, {"mean_largest_factor": mean_largest_factor(factors)})
 
 
 def mean_largest_factor(factors: Tensor | SparseFactors) -> Tensor:
@@ -132,6 +128,16 @@ def mean_largest_factor(factors: Tensor | SparseFactors) -> Tensor:
 
 
 def mean_entropy(attention: Tensor) -> Tensor:
-    """Return the mean over the examples of the entropy of their attention (b, r) over the locations, in nats."""
-    attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    """Return the mean over the examples of the entropy of their attention (b, r), which sums to 1, in nats."""
     return torch.special.entr(attention).sum(dim=1).mean()
+
+
+def weighted_sum(losses: list[Tensor], weights: list[Tensor | float]) -> Tensor:
+    """Return the sum of weights times losses; a weight of 1, the default, takes no kernel.
+
+    Example:
+        >>> weighted_sum([torch.tensor(2.0), torch.tensor(3.0)], [1.0, 0.5])
+        tensor(3.5000)
+    """
+    parts = [x if isinstance(w, (int, float)) and w == 1 else w * x for x, w in zip(losses, weights, strict=True)]
+    return sum(parts[1:], parts[0])

@@ -153,7 +153,7 @@ def convert_labels(labels: Any, kind: LabelKind) -> Tensor:
     if labels.shape == (len(labels), 1):
         labels = labels[:, 0]
     largest = kind.num_labels - 1
-    valid = ((labels >= 0) & (labels <= largest)) | (labels == IGNORE_INDEX)
+    valid = (labels.clamp(0, largest) == labels) | (labels == IGNORE_INDEX)
     if kind.ignored != IGNORE_INDEX:
         valid |= labels == kind.ignored
     _require(
@@ -288,10 +288,6 @@ def at_locations(output: LocationOutput, labels: Tensor, ignored: int) -> tuple[
         labels: (b, n) or (b, H, W).
         ignored: Label that is ignored, besides -100.
     """
-    if output.attention is not None and output.mask is not None:
-        # Attention sums to 1 over the locations of an example, which share its one label. With one label per location,
-        # the weight of a location must not depend on the length of the text.
-        output.attention = output.attention * output.mask.sum(dim=1, keepdim=True)
     if output.logits.ndim == 3:
         output.labels = labels
         return output, labels

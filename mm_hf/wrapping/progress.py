@@ -1,11 +1,49 @@
-"""Record of a training: the mini-batches whose loss a method computed, and those that it mixed."""
+"""Record of a training: logged values, the mini-batches whose loss a method computed, and those that it mixed."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..distributed import is_distributed
+
+KEPT = 1000  # values of a name that are kept on the device at most
+
+
+class LoggedMeans:
+    """Means of values by name. The values stay on their device, without an operation, until they are read."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Tensor | float]] = {}
+        self._read: dict[str, list[float]] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add the values of a mini-batch: numbers or scalar tensors."""
+        for name, value in values.items():
+            kept = self._kept.setdefault(name, [])
+            kept.append(value)
+            if len(kept) >= KEPT:
+                self._fetch(name)
+
+    def pop(self) -> dict[str, float]:
+        """Return the means since the last call. It waits for the device."""
+        for name in self._kept:
+            self._fetch(name)
+        means = {name: math.fsum(numbers) / len(numbers) for name, numbers in self._read.items()}
+        self._kept, self._read = {}, {}
+        return means
+
+    def _fetch(self, name: str) -> None:
+        """Read the values of a name, all at once."""
+        values, self._kept[name] = self._kept[name], []
+        numbers = [value for value in values if not isinstance(value, Tensor)]
+        tensors = [value.detach() for value in values if isinstance(value, Tensor)]
+        if tensors:
+            numbers += torch.stack([x.to(tensors[0]) for x in tensors]).tolist()
+        self._read.setdefault(name, []).extend(numbers)
 
 
 class TrainingRecord:
@@ -17,13 +55,14 @@ class TrainingRecord:
         unlabeled: Forwards in training mode without labels.
         single: Of the losses, those of mini-batches that cannot be mixed because they have one example.
         unmixed: Of the losses, those of other mini-batches that the method did not mix.
+        has_mixed: A mini-batch with several valid examples was mixed. False until this has been read from the device.
         reported: The training was reported as one that mixed nothing, or a trainer does so.
     """
 
     def __init__(self) -> None:
         self.losses = self.used = self.unlabeled = self.single = self.unmixed = 0
         self.reported = False
-        self._has_mixed = False
+        self.has_mixed = False
         self._version: int | None = None
         self._most_valid: Tensor | None = None  # the largest number of valid examples of a mixed mini-batch
 
@@ -40,24 +79,25 @@ class TrainingRecord:
             self.single += num_examples == 1
             self.unmixed += num_examples > 1
         elif num_valid is None:
-            self._has_mixed = True
-        elif not self._has_mixed:
+            self.has_mixed = True
+        elif not self.has_mixed:
             most = num_valid if self._most_valid is None else torch.maximum(self._most_valid, num_valid)
             self._most_valid = most.detach()
             if most.device.type == "cpu":
-                self._read()
+                self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read whether a mini-batch was mixed, after which valid examples are not counted. It waits for the device."""
         if self._most_valid is not None and not self._most_valid.is_meta:
             # With one valid example per rank, the mini-batches of several ranks may be mixed as one.
-            self._has_mixed = float(self._most_valid) > (0.5 if is_distributed() else 1.5)
-            self._most_valid = None if self._has_mixed else self._most_valid
+            self.has_mixed = float(self._most_valid) > (0.5 if is_distributed() else 1.5)
+            self._most_valid = None if self.has_mixed else self._most_valid
 
     def why_unmixed(self) -> str | None:
         """Return a clause that states why no mini-batch was mixed; None if one was. It waits for the device."""
-        if not self._has_mixed:
-            self._read()
-        if self._has_mixed or (self._most_valid is not None and self._most_valid.is_meta):
+        if not self.has_mixed:
+            self.read()
+        if self.has_mixed or (self._most_valid is not None and self._most_valid.is_meta):
             return None
         if self.losses == 0:
             return "no training step computed its loss from labels that the model received"

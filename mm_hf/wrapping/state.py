@@ -30,7 +30,7 @@ from .finite import LossRecord, cause_in, check_start
 from .first_batch import check_attention, check_layerdrop, check_words
 from .labels import LabelKind, configure, convert_labels, has_location_shape, label_kind
 from .own_loss import check_loss_function
-from .progress import TrainingRecord
+from .progress import LoggedMeans, TrainingRecord
 
 logger = logging.get_logger(__name__)
 
@@ -76,8 +76,7 @@ class MixingState(ModuleHooks):
         self.sharded: bool | None = None  # determined at the first training step
         self.class_weights = _class_weights(self.mixing)
         self.auto_num_mixed = AutoNumMixed() if mixing.is_auto else None
-        self.sums: dict[str, Tensor | float] = {}
-        self.counts: dict[str, int] = {}
+        self.logs = LoggedMeans()
         self.step: int | None = None  # set by a trainer; else mini-batches are counted
         self.mixed_inputs: str | None = None  # name of the method that mixed the inputs or hidden states of this batch
         self.warned_of_discarded_loss = False
@@ -261,7 +260,7 @@ class MixingState(ModuleHooks):
         Raises:
             NonFiniteLossError: The loss is not finite. On a GPU, and with several ranks, this is raised later.
         """
-        self.log(values)
+        self.logs.add(values)
         if loss.requires_grad:
             loss.register_hook(self.record.on_backward)
         terms = {k.removeprefix("loss_"): v for k, v in values.items() if k.startswith("loss_") and torch.is_tensor(v)}
@@ -275,12 +274,6 @@ class MixingState(ModuleHooks):
         if devices <= {"cpu"} and not is_distributed() and self.loss_record.is_bad():
             self.loss_record.check(cause_in(self.model, inputs))
 
-    def log(self, values: Mapping[str, Tensor | float]) -> None:
-        """Add values to the running means, on the device."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
     def pop_logs(self) -> dict[str, float]:
         """Return the means since the last call as numbers. This synchronizes the device.
 
@@ -288,9 +281,8 @@ class MixingState(ModuleHooks):
             NonFiniteLossError: A loss since the last call was not finite.
         """
         self.loss_record.check()
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return means
+        self.record.read()
+        return self.logs.pop()
 
 
 def _class_weights(mixing: Mixing) -> Tensor | None:

@@ -218,7 +218,8 @@ def _loss(
     options: dict[str, Any] = {"label_smoothing": state.label_smoothing, "criterion": state.criterion}
     result = method.loss(output, state.weigh(labels), **options)
     mixes = method.mixes(len(labels)) or isinstance(state.mixing, ERM)
-    counts = mixes and state.criterion == "cross_entropy"  # other criteria ignore no label
+    # Other criteria ignore no label. Once a mini-batch was mixed, valid labels need not be counted.
+    counts = mixes and state.criterion == "cross_entropy" and not state.record.has_mixed
     state.record.add(mixes, len(labels), count_valid(labels, output.logits, state.criterion) if counts else None)
     state.log_loss(result.loss, result.logs, output.logits)
     state.check_loss(inputs)

@@ -1,8 +1,11 @@
-"""The losses of logits in float64, one mixed example at a time, for inputs of any magnitude.
+"""MultiMix and Dense MultiMix as the paper writes them, in float64 and one mixed example at a time.
 
-Only the scale of the attention differs from the formulas: it is multiplied by 2^512, which changes no ratio, so that
-products of the smallest numbers do not underflow.
+Features are mixed, and the classifier is applied to mixed features: nothing here uses that mixing logits is equal. For
+inputs of any magnitude, only the scale of the attention differs from the formulas: it is multiplied by 2^512, which
+changes no ratio, so that products of the smallest numbers do not underflow.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ def loss_of_one(logits: Tensor, target: Tensor, smoothing: float, criterion: str
         terms = -y_log_p(target, logits) - y_log_p(1 - target, -logits)
         return terms.mean()
     target = (1 - smoothing) * target + smoothing / len(target)
-    wanted = target > 0
+    wanted = (target > 0) | logits.isfinite()  # 0 times the infinite logit of a masked class is 0
     return (target[wanted] * (logits.logsumexp(0) - logits[wanted])).sum()
 
 
@@ -36,8 +39,13 @@ def target_of_one(label: Tensor, num_classes: int) -> Tensor | None:
     return torch.nn.functional.one_hot(label.long(), num_classes).double()
 
 
+def unchanged(features: Tensor) -> Tensor:
+    """Return features that are logits already."""
+    return features
+
+
 def dense_multimix(
-    logits: Tensor,
+    features: Tensor,
     labels: Tensor,
     attention: Tensor,
     factors: Tensor,
@@ -46,9 +54,15 @@ def dense_multimix(
     criterion: str = "cross_entropy",
     local_labels: bool = False,
     columns: slice = slice(None),
+    classify: Callable[[Tensor], Tensor] = unchanged,
 ) -> Tensor:
-    """Logits (b, r, c), labels (b, ...) or with `local_labels` (b, r, ...), attention (b, r), factors (r, b, n)."""
-    b, r, c = logits.shape
+    """Return the loss of features (b, r, d), with a classifier of mixed features (d,), by default of logits.
+
+    Labels are (b, ...), or (b, r, ...) with `local_labels`; attention is (b, r), factors (r, b, n).
+    """
+    b, r, _ = features.shape
+    c = len(classify(features[0, 0]))
+    zero = (features * 0).nan_to_num(0).sum()
     locations = []
     for j in range(r):
         labels_here = [labels[i, j] if local_labels else labels[i] for i in range(b)]
@@ -61,13 +75,25 @@ def dense_multimix(
             if float(mass.detach()) == 0:
                 continue
             shares = {i: share / mass for i, share in shares.items()}  # may underflow to 0
-            used = [i for i in examples if float(shares[i].detach()) > 0 or bool(logits[i, j].isfinite().all())]
-            mixed = sum(shares[i] * logits[i, j] for i in used)
+            used = [i for i in examples if float(shares[i].detach()) > 0 or bool(features[i, j].isfinite().all())]
+            mixed = sum(shares[i] * features[i, j] for i in used)
             target = sum(shares[i] * targets[i] for i in used)
-            losses.append(loss_of_one(mixed, target, smoothing, criterion))
+            losses.append(loss_of_one(classify(mixed), target, smoothing, criterion))
             weights.append(mass if weighted else torch.ones((), dtype=torch.float64))
             chosen.append(k in range(factors.shape[-1])[columns])
         if losses:
-            own = sum((w * x for w, x, mine in zip(weights, losses, chosen) if mine), (logits * 0).nan_to_num(0).sum())
+            own = sum((w * x for w, x, mine in zip(weights, losses, chosen) if mine), zero)
             locations.append(own / sum(weights))
-    return sum(locations) / len(locations) if locations else (logits * 0).nan_to_num(0).sum()
+    return sum(locations) / len(locations) if locations else zero
+
+
+def multimix(
+    features: Tensor,
+    labels: Tensor,
+    factors: Tensor,
+    smoothing: float = 0.0,
+    classify: Callable[[Tensor], Tensor] = unchanged,
+) -> Tensor:
+    """Return the loss of features (b, d) of one location, with factors (b, n) and mixed examples of equal weight."""
+    ones = torch.ones(len(labels), 1, dtype=torch.float64)
+    return dense_multimix(features[:, None], labels, ones, factors[None], smoothing, weighted=False, classify=classify)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mm_hf.functional import dense_multimix_loss, mixers, multimix_loss
+from mm_hf.functional import dense_multimix_loss, devices, mixers, multimix_loss
 from mm_hf.functional.factors import SparseFactors, sample_factors, sample_permutations, sample_sparse_factors
 from mm_hf.functional.mixers import DenseMixer, SparseMixer, make_mixer
 
@@ -57,7 +57,7 @@ def test_sparse_and_dense_mixers_agree(problem, by_attention, chunk, row):
     assert isinstance(make_mixer(factors.dense(), logits.device), DenseMixer)
     expected = loss_and_gradients(logits, labels, attention, factors.dense(), options, by_attention)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixers, "chunk_elements", lambda device: chunk)
+        patch.setattr(devices, "chunk_elements", lambda device: chunk)
         patch.setattr(mixers, "ROW_ELEMENTS", row)
         actual = loss_and_gradients(logits, labels, attention, factors, options, by_attention)
     for ours, theirs in zip(actual, expected, strict=True):
@@ -69,8 +69,8 @@ def test_mixing_matrix_and_mixers_agree(problem, chunk):
     logits, labels, attention, factors, options = problem
     expected = loss_and_gradients(logits, labels, attention, factors, options, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixers, "chunk_elements", lambda device: chunk)
-        patch.setattr(mixers, "is_accelerator", lambda device: True)
+        patch.setattr(devices, "chunk_elements", lambda device: chunk)
+        patch.setattr(devices, "is_accelerator", lambda device: True)
         actual = loss_and_gradients(logits, labels, attention, factors, options, False)
     for ours, theirs in zip(actual[:2], expected[:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
@@ -121,8 +121,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["sparse", "dense", "per location"])
 @pytest.mark.parametrize("c", [5, 60])
 def test_no_tensor_is_larger_than_a_chunk(kind, c, accelerator, monkeypatch):
-    monkeypatch.setattr(mixers, "is_accelerator", lambda device: accelerator)
-    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 15)
+    monkeypatch.setattr(devices, "is_accelerator", lambda device: accelerator)
+    monkeypatch.setattr(devices, "chunk_elements", lambda device: 1 << 15)
     monkeypatch.setattr(mixers, "ROW_ELEMENTS", 1 << 10)
     monkeypatch.setattr(mixers, "SMALL_CHUNK_ELEMENTS", 1 << 15)
     b, r, n = 10, 40, 2000
@@ -185,22 +185,22 @@ def test_chunk_size_of_an_accelerator_is_limited_by_free_memory(monkeypatch, kin
     monkeypatch.setattr(module, "memory_reserved", lambda d: {device: allocated + cached}[d])
     monkeypatch.setattr(module, "memory_allocated", lambda d: {device: allocated}[d])
     monkeypatch.setattr(module, "synchronize", synchronize)
-    assert mixers.chunk_elements(device) == expected
+    assert devices.chunk_elements(device) == expected
 
 
 def test_chunk_size_on_mps(monkeypatch):
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10 << 30)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 << 30)
-    assert mixers.chunk_elements(torch.device("mps")) == 1 << 25
+    assert devices.chunk_elements(torch.device("mps")) == 1 << 25
 
 
 @pytest.mark.parametrize("kind", ["cpu", "meta"])
 def test_chunk_size_without_an_accelerator(kind):
-    assert mixers.chunk_elements(torch.device(kind)) == 1 << 20
+    assert devices.chunk_elements(torch.device(kind)) == 1 << 20
 
 
 def test_chunks_cover_all_locations_and_mixed_examples(monkeypatch):
-    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 25)
+    monkeypatch.setattr(devices, "chunk_elements", lambda device: 1 << 25)
     assert DenseMixer(torch.rand(1, 128, 1000)).chunk_sizes(49, 100) == (49, 1000)
-    monkeypatch.setattr(mixers, "chunk_elements", lambda device: 1 << 20)
+    monkeypatch.setattr(devices, "chunk_elements", lambda device: 1 << 20)
     assert DenseMixer(torch.rand(1, 128, 1000)).chunk_sizes(49, 100) == (8, 1000)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from mm_hf.functional import devices
 from mm_hf.functional.factors import alpha_for, sample_factors, sample_sparse_factors
-from tests.helpers import reference
+
+
+def dirichlet_moments(alpha, num_examples):
+    """Return mean, variance and standard deviation of one coordinate of a symmetric Dirichlet distribution."""
+    mean = 1 / num_examples
+    variance = mean * (1 - mean) / (num_examples * alpha + 1)
+    return mean, variance, math.sqrt(variance)
 
 
 @given(
@@ -29,7 +38,7 @@ def test_columns_lie_on_the_simplex(b, n, alpha, r, dtype, seed):
 def test_factors_have_a_dirichlet_distribution(alpha):
     b, n = 8, 40_000
     factors = sample_factors(b, n, alpha, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mean, variance, deviation = reference.dirichlet_moments(alpha, b)
+    mean, variance, deviation = dirichlet_moments(alpha, b)
     assert (factors.mean(dim=1) - mean).abs().max() < 5 * deviation / n**0.5
     torch.testing.assert_close(factors.var(dim=1), torch.full((b,), variance, dtype=torch.float64), rtol=0.06, atol=0.0)
     # Any two coordinates are negatively correlated by the same amount; a marginal is a Beta distribution.
@@ -112,6 +121,13 @@ def test_largest_factors_have_the_distribution_of_numpys(alpha):
     assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
+@pytest.fixture(params=["CPU", "accelerator"])
+def kind_of_device(request, monkeypatch):
+    """Draw as on each kind of device."""
+    monkeypatch.setattr(devices, "is_accelerator", lambda device: request.param == "accelerator")
+
+
+@pytest.mark.usefixtures("kind_of_device")
 @pytest.mark.parametrize("alpha", [0.05, 0.1, 0.5, 1.0, 2.0, (0.5, 2.0)])
 def test_sparse_factors_are_dirichlet_on_uniform_sets_of_examples(alpha):
     b, s, n = 7, 3, 60_000
@@ -131,14 +147,16 @@ def test_sparse_factors_are_dirichlet_on_uniform_sets_of_examples(alpha):
             assert abs(len(below) / n - marginal.cdf(largest)) < 5 * (0.25 / n) ** 0.5
             assert stats.kstest(below, lambda x: marginal.cdf(x) / marginal.cdf(largest)).pvalue > 1e-3
         covariance = torch.cov(factors.weight.T)[~torch.eye(s, dtype=torch.bool)]
-        mean, variance, _ = reference.dirichlet_moments(alpha, s)
+        mean, variance, _ = dirichlet_moments(alpha, s)
         assert (covariance + mean * variance / (1 - mean)).abs().max() < 6 * variance / n**0.5
     # Factors do not depend on the position in the row: all examples have the same mean factor.
     dense = factors.dense()
     assert (dense.mean(dim=1) - 1 / b).abs().max() < 5 * float(dense.std()) / n**0.5
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
+@pytest.mark.usefixtures("kind_of_device")
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("b", "n"), [(1, 1), (1, 7), (9, 1), (8, 9)])
 def test_sparse_factors_of_complete_batches_contain_every_example(b, n, seed):
     generator = torch.Generator().manual_seed(seed)
     factors = sample_sparse_factors(b, n, 0.5, examples_per_mix=b, generator=generator)
@@ -161,6 +179,7 @@ def test_few_examples_per_mix_mix_as_strongly_as_the_complete_batch(k, s):
     assert abs(largest[0] - largest[1]) < 0.05
 
 
+@pytest.mark.usefixtures("kind_of_device")
 def test_sparse_factors_are_drawn_from_the_global_generator():
     draws = []
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Kernels of the loss against the eager operations and the float64 reference."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mm_hf import DenseMultiMix, wrap_model
 from mm_hf.functional import dense_multimix_loss, kernels, sample_factors
@@ -90,6 +92,26 @@ def test_compiled_kernel_is_one_graph_for_all_sizes():
     torch._dynamo.reset()
 
 
+def test_compiled_kernel_is_replaced_by_eager_operations_in_a_dispatch_mode():
+    """A counter of operations observes the eager ones, before and after the first use of the kernel."""
+    with FlopCounterMode(display=False) as counter:
+        expected, expected_grads, _ = loss_and_grads("eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="kernel=")
+        for _ in range(2):
+            with FlopCounterMode(display=False) as found:
+                loss, grads, _ = loss_and_grads("compile")
+            assert found.get_total_flops() == counter.get_total_flops() > 0
+            assert torch.equal(loss, expected) and torch.equal(grads[0], expected_grads[0])
+            loss_and_grads("compile")
+        assert kernels._is_equal == {("compile", "cpu", "cross_entropy"): True}
+        model, inputs = models.build("vit").train(), {**models.batch("vit"), "labels": models.labels()}
+        with wrap_model(model, DenseMultiMix(kernel="compile", num_mixed=9)):
+            for mode in (contextlib.nullcontext(), FlopCounterMode(display=False), contextlib.nullcontext()):
+                with mode:
+                    model(**inputs).loss.backward()
+
+
 @pytest.mark.parametrize("reason", ["fails", "differs"])
 def test_kernel_that_fails_or_differs_is_replaced_with_one_warning(monkeypatch, reason):
     def broken(*args):
@@ -98,7 +120,7 @@ def test_kernel_that_fails_or_differs_is_replaced_with_one_warning(monkeypatch, 
         terms = kernels.mixed_terms(*args)
         return terms._replace(logits_grad=2 * terms.logits_grad)
 
-    monkeypatch.setattr("mm_hf.functional.chunk.compiled_terms", broken)
+    monkeypatch.setattr("mm_hf.functional.kernels.compiled_terms", broken)
     with pytest.warns(UserWarning, match="kernel='compile' is not used on cpu for cross_entropy") as caught:
         results = [loss_and_grads("compile") for _ in range(3)]
     assert len(caught) == 1 and ("no compiler" in str(caught[0].message)) == (reason == "fails")
@@ -144,7 +166,7 @@ def test_kernel_is_a_setting_of_the_methods():
         loss_and_grads("fast")
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mm_hf.functional.chunk.compiled_terms", lambda *a: calls.append(1) or kernels.mixed_terms(*a))
+        patch.setattr("mm_hf.functional.kernels.compiled_terms", lambda *a: calls.append(1) or kernels.mixed_terms(*a))
         model = models.build("vit").train()
         with wrap_model(model, DenseMultiMix(kernel="compile", num_mixed=9)):
             model(**models.batch("vit"), labels=models.labels()).loss.backward()

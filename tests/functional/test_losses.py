@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, mixers, multimix_loss, sample_factors
+from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, devices, multimix_loss, sample_factors
 from mm_hf.functional.factors import sample_permutations
-from tests.helpers import reference
+from tests.functional import literal
 
 
 @pytest.fixture(autouse=True, scope="module", params=["class shares", "one-hot targets", "mixing matrix"])
@@ -13,7 +13,7 @@ def way_of_mixing(request):
     """Run every test with each way of mixing, for any number of classes; the last one is that of accelerators."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_loss, "FEW_CLASSES", 0 if request.param == "class shares" else 64)
-        patch.setattr(mixers, "is_accelerator", lambda device: request.param == "mixing matrix")
+        patch.setattr(devices, "is_accelerator", lambda device: request.param == "mixing matrix")
         yield
 
 
@@ -38,6 +38,11 @@ def problems(draw, dense=True):
     return features, weight, bias, labels, attention, factors, smoothing
 
 
+def classifier(weight, bias):
+    """Return the linear layer as a function of the features of one mixed example."""
+    return lambda features: weight @ features + bias
+
+
 def close(a, b, tolerance):
     # Relative to the largest entry and absolute below 1: a single gradient entry may cancel to zero.
     b = torch.zeros_like(a) if b is None else b
@@ -49,7 +54,10 @@ def test_dense_multimix_equals_mixing_features(problem, weighted, dtype):
     features, weight, bias, labels, attention, factors, smoothing = problem
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     ours, theirs = ([t.detach().clone().requires_grad_() for t in (features, weight, bias)] for _ in range(2))
-    expected = reference.dense_multimix(*theirs, labels, attention, factors, smoothing, weighted)
+    z64, *linear = theirs
+    expected = literal.dense_multimix(
+        z64, labels, attention, factors, smoothing, weighted, classify=classifier(*linear)
+    )
     expected.backward()
     z, w, v = (t.to(dtype) for t in ours)
     loss = dense_multimix_loss(
@@ -72,7 +80,8 @@ def test_multimix_equals_mixing_features(problem, dtype):
     features, weight, bias, labels, _, factors, smoothing = problem
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     ours, theirs = ([t.detach().clone().requires_grad_() for t in (features[:, 0], weight, bias)] for _ in range(2))
-    expected = reference.multimix(*theirs, labels, factors[0], smoothing)
+    z64, *linear = theirs
+    expected = literal.multimix(z64, labels, factors[0], smoothing, classifier(*linear))
     expected.backward()
     z, w, v = (t.to(dtype) for t in ours)
     loss = multimix_loss(z @ w.mT + v, labels, factors[0].to(dtype), label_smoothing=smoothing)
@@ -97,8 +106,9 @@ def test_labels_per_location_and_other_criteria_equal_mixing_features(problem, w
     ours, theirs = (
         [t.detach().clone().requires_grad_() for t in (features, weight, bias, attention)] for _ in range(2)
     )
-    expected = reference.dense_multimix(
-        *theirs[:3], labels, theirs[3], factors, smoothing, weighted, criterion, local_labels=local
+    z64, w64, v64, a64 = theirs
+    expected = literal.dense_multimix(
+        z64, labels, a64, factors, smoothing, weighted, criterion, local, classify=classifier(w64, v64)
     )
     (expected + 0 * theirs[3].sum()).backward()
     z, w, v, a = ours
@@ -151,7 +161,9 @@ def test_gradient_of_attention_equals_mixing_features(problem, weighted):
     ours, theirs = (attention.clone().requires_grad_() for _ in range(2))
     (
         0 * theirs.sum()
-        + reference.dense_multimix(features, weight, bias, labels, theirs, factors, smoothing, weighted)
+        + literal.dense_multimix(
+            features, labels, theirs, factors, smoothing, weighted, classify=classifier(weight, bias)
+        )
     ).backward()
     dense_multimix_loss(
         features @ weight.mT + bias,
@@ -257,7 +269,7 @@ def test_chunk_size_does_not_change_loss_and_gradient(monkeypatch):
     expected = dense_multimix_loss(logits, labels, attention, factors)
     (expected_grad,) = torch.autograd.grad(expected, logits)
     for elements in (1, 4 * 5, 4 * 16 * 2):
-        monkeypatch.setattr("mm_hf.functional.mixers.chunk_elements", lambda device, elements=elements: elements)
+        monkeypatch.setattr("mm_hf.functional.devices.chunk_elements", lambda device, elements=elements: elements)
         loss = dense_multimix_loss(logits, labels, attention, factors)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected_grad)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, mixers, multimix_loss
+from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, devices, mixers, multimix_loss
 from mm_hf.functional.factors import alpha_for, sample_factors, sample_permutations, sample_sparse_factors
 from tests.functional import literal
 
@@ -127,7 +127,7 @@ def test_loss_and_gradient_equal_float64(seed, sparse_share, few_classes, chunk)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixers, "SPARSE_SHARE", sparse_share)
         patch.setattr(chunked_loss, "FEW_CLASSES", few_classes)
-        patch.setattr(mixers, "chunk_elements", lambda device: chunk)
+        patch.setattr(devices, "chunk_elements", lambda device: chunk)
         check(random_problem(seed))
 
 
@@ -258,7 +258,7 @@ def test_mass_without_a_float32_inverse_is_mixed_in_float64(mass):
 
 def test_small_mass_is_left_out_on_accelerators(monkeypatch):
     """Without the choice of float64, which would wait for the device, the loss stays finite."""
-    monkeypatch.setattr(mixers, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(devices, "is_accelerator", lambda device: True)
     factors = torch.tensor([[1.0, 0.5], [1e-40, 0.5]])
     logits, labels = torch.randn(2, 1, 4, requires_grad=True), torch.tensor([0, 1])
     attention = torch.tensor([[0.0], [1.0]])

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from benchmarks.gpu.setup import Setup, count_kernels
 from mm_hf import DenseMultiMix, ManifoldMixup, MultiMixTrainer, sample_factors, wrap_model
 from mm_hf.functional import dense_multimix_loss, kernels
+from mm_hf.functional.devices import ACCELERATOR_CHUNK_ELEMENTS, chunk_elements
 from mm_hf.functional.factors import sample_permutations, sample_sparse_factors
-from mm_hf.functional.mixers import ACCELERATOR_CHUNK_ELEMENTS, chunk_elements
 from mm_hf.methods import METHODS
 from mm_hf.methods.settings import required_settings, settings_of
 from tests.functional import literal

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mm_hf import DenseMultiMix, LocationError, MultiMix, check_model, wrap_model
-from tests.helpers import reference
+from tests.functional import literal
 
 
 class Linear(nn.Module):
@@ -43,7 +43,7 @@ def test_multimix_trains_a_linear_model(batch, monkeypatch):
     with wrap_model(model, mixing):
         loss = model(**batch).loss
     features = batch["pixel_values"].flatten(1)
-    expected = reference.multimix(features, model.fc.weight, model.fc.bias, batch["labels"], factors)
+    expected = literal.multimix(features, batch["labels"], factors, classify=model.fc)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

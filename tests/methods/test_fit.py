@@ -1,5 +1,6 @@
 """After three epochs, MultiMix and Dense MultiMix mix less while a model underfits."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -11,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mm_hf import CutMix, DenseMultiMix, MultiMix
-from mm_hf.functional import soft_targets
+from mm_hf import CutMix, DenseMultiMix, MultiMix, wrap_model
+from mm_hf.distributed import GlobalBatch
+from mm_hf.functional import count_valid, soft_targets
 from mm_hf.locations import LocationOutput
+from mm_hf.methods import fit
 from mm_hf.methods.fit import DECAY, LAG, WORST, RunningMean, misfit, mixing_weight
+from tests.helpers import models
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, -100])
 
@@ -144,3 +148,54 @@ def test_state_is_restored_and_copies_and_pickles_begin_without_it():
         assert copied == method and copied.state_dict() == {}
     with pytest.raises(ValueError, match="has mean, earlier_means, but got images"):
         method.load_state_dict({"images": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("restored", [torch.float32, torch.float64])
+def test_the_mean_continues_in_another_floating_type(dtype, restored):
+    first, method = MultiMix(num_mixed=20), MultiMix(num_mixed=20)
+    for p in (0.45, 0.6, 0.7):
+        first.loss(output_of(logits_with_probability(p).to(restored)), LABELS)
+    method.load_state_dict(first.state_dict())
+    for p in (0.8, 0.5):
+        result = method.for_batch({}, LABELS, epoch=3.0).loss(output_of(logits_with_probability(p).to(dtype)), LABELS)
+    probabilities = (0.6, 0.7, 0.8, 0.5)
+    mean = functools.reduce(lambda mean, p: DECAY * mean - (1 - DECAY) * math.log(p), probabilities, -math.log(0.45))
+    assert float(result.logs["mixing_weight"]) == pytest.approx(
+        2 + 2 * mean / math.log(0.37), rel=0.01 if dtype == torch.bfloat16 else 1e-5
+    )
+    assert float(method.state_dict()["earlier_means"][-1]) == float(method.state_dict()["mean"])
+
+
+def test_one_method_trains_models_of_several_floating_types():
+    method, losses = DenseMultiMix(num_mixed=9, input_mixing="none"), {}
+    with contextlib.ExitStack() as stack:
+        trained = []
+        for dtype in (torch.float64, torch.bfloat16, torch.float32):
+            model = models.build("vit").to(dtype).train()
+            trained.append((dtype, model, stack.enter_context(wrap_model(model, method))))
+        for epoch in (0.0, 2.0, 4.0):
+            for dtype, model, handle in trained:
+                handle.epoch = epoch
+                torch.manual_seed(0)
+                images = models.batch("vit")["pixel_values"].to(dtype)
+                losses[dtype] = model(pixel_values=images, labels=models.labels()).loss
+                losses[dtype].backward()
+        means = [float(handle.state_dict()["mean"]) for _, _, handle in trained]
+    assert means == pytest.approx([means[0]] * 3, rel=0.02) and method.state_dict() == {}
+    assert [float(losses[dtype].detach()) for dtype in losses] == pytest.approx(
+        [float(losses[torch.float64].detach())] * 3, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("gathered", [False, True])
+def test_valid_labels_are_counted_at_most_once(soft, gathered, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fit, "count_valid", lambda *args: calls.append(1) or count_valid(*args))
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    labels = logits.flip(0).softmax(-1) if soft else LABELS
+    batch = GlobalBatch([6], 0, 0, torch.Generator()) if gathered else None
+    monkeypatch.setattr(GlobalBatch, "total", lambda self, x: x)  # of one rank
+    torch.testing.assert_close(misfit(logits, labels, batch=batch), misfit(logits, labels))
+    assert len(calls) == (soft or gathered) + soft
