@@ -69,8 +69,8 @@ def _summary(comparison: Comparison) -> str:
     training = f"trained on {task['training_examples']:,} examples and " if "training_examples" in task else ""
     return (
         f"{model}, {training}evaluated on {test}: {methods} method{'s' * (methods > 1)} with {seeds} "
-        f"seed{'s' * (seeds > 1)} each. With the same seed, all methods start from the same weights and see the same "
-        "batches in the same order."
+        f"seed{'s' * (seeds > 1)} each. With the same seed, all methods start from the same weights and get the same "
+        "mini-batches in the same order."
     )
 
 
