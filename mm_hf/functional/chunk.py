@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .criteria import ClassTargets
+from .inputs import CONFIDENCE_SCALE, Chunk
 from .kernels import MixedTerms, run
-
-if TYPE_CHECKING:
-    from .chunked_loss import Inputs
-
-# In float64 the largest confidence of a location is 2^512: products with the smallest factors do not underflow, and
-# products with the largest logits do not overflow.
-CONFIDENCE_SCALE = 2.0**512
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tensors of the examples at q locations, in the order of the factors' rows.
-
-    Attributes:
-        inputs: The inputs that the chunk is taken from.
-        locations: The locations.
-        logits: (q, b, c).
-        confidence: (q, b), in float64 multiplied by `CONFIDENCE_SCALE`.
-        classes: (q, b), class indices whose shares are added up; or None.
-        targets: (q or 1, b, c), for other labels; or None.
-        mass: (q, n), the mass of each mixed example; 0 if it is too small to divide by.
-        packed_logits: Confidence times logits in the mixer's layout.
-        packed_targets: Confidence times targets in the mixer's layout; or None.
-    """
-
-    inputs: Inputs
-    locations: slice
-    logits: Tensor
-    confidence: Tensor
-    classes: Tensor | None
-    targets: Tensor | None
-    mass: Tensor
-    packed_logits: Tensor
-    packed_targets: Tensor | None
 
 
 class ChunkResult(NamedTuple):
@@ -68,11 +34,6 @@ def loss_and_grads(chunk: Chunk) -> ChunkResult:
     """Compute the loss of all mixed examples at a chunk of locations, and its gradients, with the options' kernel."""
     options = chunk.inputs.options
     return ChunkResult(*run(options.kernel, chunk.logits.device, options.criterion, partial(_loss_and_grads, chunk)))
-
-
-def smallest_mass(dtype: torch.dtype) -> float:
-    """Return the smallest mass whose largest products with factors have all their digits."""
-    return torch.finfo(dtype).tiny * 2**26
 
 
 def location_weights(mass: Tensor, confidence_weighted: bool) -> tuple[Tensor, Tensor, Tensor]:

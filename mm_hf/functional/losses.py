@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from . import arguments
 from .arguments import IGNORE_INDEX
-from .chunked_loss import DenseMixingLoss, LossOptions
+from .chunked_loss import DenseMixingLoss
 from .criteria import Criterion, mask_infinite
 from .factors import SparseFactors
+from .inputs import LossOptions
 from .kernels import KERNELS, Kernel
 from .targets import count_valid, soft_targets
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .chunk import ChunkResult, add, location_weights, smallest_mass
+from .chunk import ChunkResult, add, location_weights
+from .inputs import Inputs, smallest_mass
 from .kernels import MixedTerms, run
 from .mixers import DenseMixer
-
-if TYPE_CHECKING:
-    from .chunked_loss import Inputs
 
 
 def loss_and_grads_by_matrix(inputs: Inputs, locations: slice) -> ChunkResult:

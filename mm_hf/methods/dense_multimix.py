@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..distributed import GlobalBatch
-from ..functional.chunked_loss import LossOptions
 from ..functional.cost import operations_of_locations
+from ..functional.inputs import LossOptions
 from ..locations import LocationOutput
 from .base import Mixing, Requirements
 from .cutmix import can_cut

@@ -72,7 +72,7 @@ class Mixup(InputInterpolation):
             # The ids of the longer text: by them, some models find the token that their head reads.
             lengths = text_mask(inputs, model).sum(dim=1)
             longer = torch.where((lengths[partner] > lengths)[:, None], ids[partner], ids)
-            inputs = {**inputs, "input_ids": longer, "inputs_embeds": token_embeddings(model)(ids)}
+            inputs = {**embed_ids(inputs, model), "input_ids": longer}
         mixed = {k: inputs[k].lerp(inputs[k][partner], 1 - factor) for k in real_inputs(inputs, b)}
         targets = targets_of(labels, model, criterion)
         return {**inputs, **mixed, **joint_masks(inputs, partner)}, targets.lerp(targets[partner], 1 - factor)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..distributed import GlobalBatch, is_distributed, rank_generator
 from ..functional import Criterion, sample_factors
-from ..functional.chunked_loss import LossOptions
 from ..functional.cost import operations_per_mixed_example
 from ..functional.factors import SparseFactors, alpha_for, check_alpha, sample_sparse_factors
+from ..functional.inputs import LossOptions
 from ..locations import LocationOutput
 from .base import Mixing, MixingLoss, Requirements
 from .class_weights import check_class_weights

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..distributed import GlobalBatch, rank_generator
 from ..functional import IGNORE_INDEX, Criterion, clean_loss, count_valid
-from ..functional.chunked_loss import LossOptions
 from ..functional.factors import SparseFactors, sample_permutations
+from ..functional.inputs import LossOptions
 from ..functional.losses import loss_and_occupied
 
 # Draws factors (b, n), given b, the device and, to draw the same on all ranks, a generator.

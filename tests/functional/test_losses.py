@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, devices, multimix_loss, sample_factors
+from mm_hf.functional import clean_loss, dense_multimix_loss, devices, inputs, multimix_loss, sample_factors
 from mm_hf.functional.factors import sample_permutations
 from tests.functional import literal
 
@@ -12,7 +12,7 @@ from tests.functional import literal
 def way_of_mixing(request):
     """Run every test with each way of mixing, for any number of classes; the last one is that of accelerators."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked_loss, "FEW_CLASSES", 0 if request.param == "class shares" else 64)
+        patch.setattr(inputs, "FEW_CLASSES", 0 if request.param == "class shares" else 64)
         patch.setattr(devices, "is_accelerator", lambda device: request.param == "mixing matrix")
         yield
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_hf.functional import chunked_loss, clean_loss, dense_multimix_loss, devices, mixers, multimix_loss
+from mm_hf.functional import clean_loss, dense_multimix_loss, devices, inputs, mixers, multimix_loss
 from mm_hf.functional.factors import alpha_for, sample_factors, sample_permutations, sample_sparse_factors
 from tests.functional import literal
 
@@ -126,7 +126,7 @@ def close(actual, expected, precision):
 def test_loss_and_gradient_equal_float64(seed, sparse_share, few_classes, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixers, "SPARSE_SHARE", sparse_share)
-        patch.setattr(chunked_loss, "FEW_CLASSES", few_classes)
+        patch.setattr(inputs, "FEW_CLASSES", few_classes)
         patch.setattr(devices, "chunk_elements", lambda device: chunk)
         check(random_problem(seed))
 
