@@ -241,6 +241,7 @@ def main() -> None:
     if accelerator.is_main_process and args.push_to_hub:
         push_to_hub(args, mixing, model_args)
     accelerator.end_training()
+    logger.info(f"Wrote the model and its metrics to {args.output_dir}.")
 
 
 def set_up_logging(accelerator: Accelerator) -> None:

@@ -148,3 +148,5 @@ def train_and_evaluate(trainer: MultiMixTrainer, card: dict[str, Any]) -> None:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
+    if training_args.do_train and trainer.is_world_process_zero():
+        logger.info("Wrote the model and its metrics to %s.", training_args.output_dir)
