@@ -82,22 +82,34 @@ def _loss_and_grads(chunk: Chunk, terms_of: Callable[..., MixedTerms]) -> ChunkR
     targets_grad = torch.zeros_like(chunk.packed_logits) if targets_grad is None and need_confidence else targets_grad
     unpacked_grad, confidence_grad = mixer.unpack(logits_grad), chunk.confidence
     if need_confidence:
-        assert chunk.targets is not None and targets_grad is not None
-        confidence_grad = (unpacked_grad * chunk.logits + mixer.unpack(targets_grad) * chunk.targets).sum(dim=-1)
+        assert targets_grad is not None
         if weighted:
             mass_grad -= loss / total
-        mass_grad.masked_fill_(mass == 0, 0)
-        for mixed in inputs.mixed_slices:
-            packed = mixer.mix_transpose(
-                mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None], locations, mixed
-            )
-            confidence_grad = confidence_grad + mixer.unpack(packed)[..., 0]
-        if inputs.dtype == torch.float64:
-            confidence_grad = confidence_grad * CONFIDENCE_SCALE
-        # The gradient of padding in a mixed example of small mass may overflow, and infinity times 0 is not a number.
-        limit = torch.finfo(confidence_grad.dtype).max
-        confidence_grad = confidence_grad.clamp(-limit, limit)
+        confidence_grad = _confidence_grad(chunk, unpacked_grad, mixer.unpack(targets_grad), mass_grad)
     return ChunkResult(loss.sum(), occupied, unpacked_grad * chunk.confidence[..., None], confidence_grad)
+
+
+def _confidence_grad(chunk: Chunk, logits_grad: Tensor, targets_grad: Tensor, mass_grad: Tensor) -> Tensor:
+    """Return the gradient of the confidence (q, b).
+
+    Args:
+        chunk: The chunk.
+        logits_grad: (q, b, c), the gradient of confidence times logits.
+        targets_grad: (q, b, c), the gradient of confidence times targets.
+        mass_grad: (q, n), the gradient of the mass. It is changed in place.
+    """
+    assert chunk.targets is not None
+    inputs, mixer = chunk.inputs, chunk.inputs.mixer
+    grad = (logits_grad * chunk.logits + targets_grad * chunk.targets).sum(dim=-1)
+    mass_grad.masked_fill_(chunk.mass == 0, 0)
+    for mixed in inputs.mixed_slices:
+        packed = mixer.pack_weights(mass_grad[:, mixed].contiguous())[:, None]
+        grad = grad + mixer.unpack(mixer.mix_transpose(packed, chunk.locations, mixed))[..., 0]
+    if inputs.dtype == torch.float64:
+        grad = grad * CONFIDENCE_SCALE
+    # The gradient of padding in a mixed example of small mass may overflow, and infinity times 0 is not a number.
+    limit = torch.finfo(grad.dtype).max
+    return grad.clamp(-limit, limit)
 
 
 def add(total: Tensor | None, x: Tensor) -> Tensor:

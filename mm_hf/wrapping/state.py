@@ -158,7 +158,7 @@ class MixingState(ModuleHooks):
             check_layerdrop(model, self.mixing.name)
         size = ForwardSize(0, 1, 1)
         if requires.locations:
-            size = self._install_hooks(model, inputs, requires.attention or "uniform")
+            size = self._install_location_hooks(model, inputs, requires.attention or "uniform")
             assert self.plan is not None and self.attention is not None
             check_attention(self.attention, self.criterion)
             check_words(inputs, self.plan)
@@ -171,18 +171,9 @@ class MixingState(ModuleHooks):
         if self.auto_num_mixed is not None:
             self.auto_num_mixed.count(batch_size(inputs), size)
         if requires.blocks:
-            if self.blocks is not None:
-                self.blocks.remove()
-                self.blocks = None
-            self.blocks = BlockHooks(model, _agreed_blocks(model, inputs))
-            self._mark(*self.blocks.modules)
+            self._install_block_hooks(model, inputs)
         if requires.embeddings and inputs.get("input_ids") is not None:
-            if self.embeddings is not None:
-                self.embeddings.remove()
-            with unsharded(model, inputs) as whole_inputs:
-                self.embeddings = install_embedding_hook(model, whole_inputs)
-            if self.embeddings is not None:
-                self._mark(self.embeddings.module)
+            self._install_embedding_hook(model, inputs)
         self.adapters, self.structure = _active_adapter(model), _structure(model)
         self.ready = True
 
@@ -243,7 +234,7 @@ class MixingState(ModuleHooks):
         self.class_weights = self.class_weights.to(labels.device)
         return weight_targets(labels, self.class_weights)
 
-    def _install_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> ForwardSize:
+    def _install_location_hooks(self, model: nn.Module, inputs: Mapping[str, Any], kind: str) -> ForwardSize:
         given = self.plan if self.hooks is None else None  # another adapter has other modules: search again
         if self.hooks is not None:
             self.hooks.remove()
@@ -253,6 +244,21 @@ class MixingState(ModuleHooks):
         self.plan, self.hooks = plan, LocationHooks(model, plan)
         self._mark(*self.hooks.modules)
         return size
+
+    def _install_block_hooks(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        if self.blocks is not None:
+            self.blocks.remove()
+            self.blocks = None
+        self.blocks = BlockHooks(model, _agreed_blocks(model, inputs))
+        self._mark(*self.blocks.modules)
+
+    def _install_embedding_hook(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        if self.embeddings is not None:
+            self.embeddings.remove()
+        with unsharded(model, inputs) as whole_inputs:
+            self.embeddings = install_embedding_hook(model, whole_inputs)
+        if self.embeddings is not None:
+            self._mark(self.embeddings.module)
 
     def log_loss(self, loss: Tensor, values: Mapping[str, Tensor | float], logits: Tensor) -> None:
         """Log the loss of a mini-batch and its other values, on the device.

@@ -65,6 +65,7 @@ def mixing_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _flat_arguments(arguments: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Return bound arguments as keyword arguments, without the first one, the model."""
     flat: dict[str, Any] = {}
     for position, (name, value) in enumerate(arguments.items()):
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
