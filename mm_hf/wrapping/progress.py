@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -18,13 +17,14 @@ class LoggedMeans:
 
     def __init__(self) -> None:
         self._kept: dict[str, list[Tensor | float]] = {}
-        self._read: dict[str, list[float]] = {}
+        self._sums: dict[str, float] = {}  # of the values that were read
+        self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Add the values of a mini-batch: numbers or scalar tensors."""
         for name, value in values.items():
             kept = self._kept.setdefault(name, [])
-            kept.append(value)
+            kept.append(value.detach() if isinstance(value, Tensor) else value)
             if len(kept) >= KEPT:
                 self._fetch(name)
 
@@ -32,18 +32,19 @@ class LoggedMeans:
         """Return the means since the last call. It waits for the device."""
         for name in self._kept:
             self._fetch(name)
-        means = {name: math.fsum(numbers) / len(numbers) for name, numbers in self._read.items()}
-        self._kept, self._read = {}, {}
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._kept, self._sums, self._counts = {}, {}, {}
         return means
 
     def _fetch(self, name: str) -> None:
-        """Read the values of a name, all at once."""
+        """Read the values of a name, all at once, and add them up."""
         values, self._kept[name] = self._kept[name], []
         numbers = [value for value in values if not isinstance(value, Tensor)]
-        tensors = [value.detach() for value in values if isinstance(value, Tensor)]
+        tensors = [value for value in values if isinstance(value, Tensor)]
         if tensors:
-            numbers += torch.stack([x.to(tensors[0]) for x in tensors]).tolist()
-        self._read.setdefault(name, []).extend(numbers)
+            numbers += torch.stack([x.to(tensors[0].device) for x in tensors]).tolist()
+        self._sums[name] = self._sums.get(name, 0.0) + sum(numbers)
+        self._counts[name] = self._counts.get(name, 0) + len(numbers)
 
 
 class TrainingRecord:
