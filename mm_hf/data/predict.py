@@ -12,7 +12,7 @@ from PIL import Image
 
 from .folders import image_extensions
 from .images import convert_image
-from .tables import files_below
+from .tables import TABLES, files_below
 
 EXTENSIONS = {"text": {".txt"}, "audio": {".wav", ".flac", ".ogg", ".mp3"}}
 
@@ -35,7 +35,7 @@ def find_files(paths: Sequence[str | Path], task: str) -> list[Path]:
         task: "image", "text" (.txt) or "audio".
 
     Raises:
-        ValueError: A path does not exist, or a directory has no such files.
+        ValueError: A path does not exist, a directory has no such files, or a table is given for texts.
     """
     extensions = image_extensions() if task == "image" else EXTENSIONS[task]
     found: list[Path] = []
@@ -45,6 +45,11 @@ def find_files(paths: Sequence[str | Path], task: str) -> list[Path]:
             if not inside:
                 raise ValueError(f"{path} has no {task} files: give files, or a directory with {task} files.")
             found += inside
+        elif task == "text" and path.suffix.lower() in TABLES:
+            raise ValueError(
+                f"{path} is a table, and each file is one text: write each text to a .txt file, or pass the column to "
+                "transformers.pipeline in Python."
+            )
         elif path.is_file():
             found.append(path)
         else:

@@ -51,6 +51,13 @@ def test_predictions_equal_those_of_a_pipeline(vit):
         assert float(row["probability"]) == pytest.approx(best["score"], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.TSV", "rows.jsonl", "rows.parquet"])
+def test_a_table_is_not_predicted_as_one_text(name, reviews, tmp_path, capsys):
+    (tmp_path / name).write_text("text\nvery good film\n")
+    message = command_error(capsys, "predict", reviews[1], tmp_path / name)
+    assert f"{name} is a table, and each file is one text: write each text to a .txt file" in message
+
+
 def test_predictions_of_texts_are_printed(reviews, tmp_path, capsys):
     _, model = reviews
     (tmp_path / "one.txt").write_text("very good film")
