@@ -24,7 +24,7 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
 
     Datasets of `datasets` and lists are read, if they have one label per row and no transform; of others, the first row
     is. Strings, missing labels and examples without names are errors with Transformers' collators only; another
-    collator may convert them.
+    collator may convert them. Class indices are checked if the collator keeps those of the first rows.
     """
     is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
     if is_plain and getattr(collator, "__name__", type(collator).__name__) in STACKING:
@@ -44,7 +44,7 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     if error is not None:
         raise ValueError(error)
     types = (int, float) if is_plain else (int,)
-    if not all(isinstance(label, types) for label in labels):
+    if not all(isinstance(label, types) for label in labels) or not (is_plain or _keeps(collator, dataset, labels)):
         return
     num_labels = num_labels_of(model)
     classes = getattr((getattr(dataset, "features", None) or {}).get(name), "names", None) or []
@@ -60,6 +60,16 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
         )
     column = torch.tensor(labels)
     convert_labels(column, label_kind(model, column))
+
+
+def _keeps(collator: Callable[..., Any], dataset: Any, labels: list[Any]) -> bool:
+    """Return True if a collator returns the labels of the first rows as they are in the dataset."""
+    try:
+        with restore_random_state():
+            rows = [dataset[i] for i in range(min(4, len(labels)))]
+            return bool(torch.as_tensor(collator(rows)["labels"]).tolist() == labels[: len(rows)])
+    except Exception:  # any error of the dataset or the collator, which the data loader reports
+        return False
 
 
 def check_lengths(dataset: Any) -> None:

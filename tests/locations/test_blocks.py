@@ -90,3 +90,25 @@ def test_path_around_numbered_modules_is_detected():
     model.stem = nn.Conv2d(3, 4, 1, bias=False)
     with pytest.raises(LocationError, match="has no list of blocks .* and no such modules with numbered names"):
         find_blocks(model, INPUTS)
+
+
+@pytest.mark.parametrize(("scale", "around"), [(10.0, False), (1.0, False), (0.1, False), (1.0, True), (1e-2, True)])
+def test_blocks_of_an_untrained_model_are_found(scale, around):
+    """Its logits hardly depend on the inputs: most of them is the bias of the head."""
+    torch.manual_seed(0)
+    model = Network(["layer1", "layer2", "layer3"], around=around)
+    model.stem, model.head = nn.Conv2d(3, 4, 1, bias=False), nn.Linear(4, 5)
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
+        model.head.bias.fill_(1.0)
+    if around:
+        with pytest.raises(LocationError, match="no list of blocks"):
+            find_blocks(model.eval(), INPUTS)
+    else:
+        assert find_blocks(model.eval(), INPUTS).names == ("layer1", "layer2", "layer3")
+
+
+def test_blocks_of_examples_with_equal_logits_are_not_found():
+    same = {"pixel_values": INPUTS["pixel_values"][:1].expand(4, -1, -1, -1)}
+    with pytest.raises(LocationError, match="no list of blocks"):
+        find_blocks(Network(["layer1", "layer2"]).eval(), same)

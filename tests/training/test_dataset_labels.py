@@ -131,6 +131,34 @@ def test_labels_that_a_collator_or_a_transform_converts_are_accepted():
     assert read_labels(table([0, 1]).to_iterable_dataset()) == (None, [])
 
 
+COLLATORS = {
+    "multi-hot": (
+        lambda examples: {"labels": torch.eye(5)[[row["label"] for row in examples]]},
+        {"problem_type": "multi_label_classification"},
+        [0, 4],
+    ),
+    "from 0": (lambda examples: {"labels": torch.tensor([row["label"] - 1 for row in examples])}, {}, [1, 5]),
+    "groups": (lambda examples: {"labels": torch.tensor([row["label"] // 10 for row in examples])}, {}, [10, 49]),
+}
+
+
+@pytest.mark.parametrize("make", [rows, table])
+@pytest.mark.parametrize("name", COLLATORS)
+def test_class_indices_that_a_collator_converts_are_accepted(name, make):
+    collator, config, labels = COLLATORS[name]
+    check_dataset_labels(make(labels), models.build("vit", **config), collator)
+
+
+@pytest.mark.parametrize("make", [rows, table])
+def test_class_indices_that_a_collator_keeps_are_checked(make):
+    def collator(examples):
+        return {"pixel_values": torch.zeros(len(examples), 1), "labels": torch.tensor([r["label"] for r in examples])}
+
+    check_dataset_labels(make([0, 1, 2, 3, 4]), models.build("vit"), collator)
+    with pytest.raises(ValueError, match="Label 5 does not fit"):
+        check_dataset_labels(make([0, 1, 2, 3, 4, 5]), models.build("vit"), collator)
+
+
 class Strings(torch.utils.data.Dataset):
     """A dataset that only its rows describe."""
 
