@@ -1,4 +1,4 @@
-"""Options of commands: dataclasses, option files, and the fields of TrainingArguments.
+"""Options of commands: dataclasses and the fields of TrainingArguments.
 
 The module imports neither torch nor Transformers, so that an invalid command line is reported at once.
 """
@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,6 @@ from typing import Any
 
 from ..methods.settings import Setting, read_classes, read_settings, setting, settings_of
 
-OPTION_FILES = (".yaml", ".yml", ".json")
 TRAINING = "training: fields of TrainingArguments, such as --num_train_epochs 20 --learning_rate 1e-3 --bf16"
 SMALL_VIT = """--model_type vit --config_overrides \\
   hidden_size=48,num_hidden_layers=4,intermediate_size=96,image_size=8,patch_size=2,num_channels=1"""
@@ -370,60 +368,3 @@ def _training_parser() -> Any:
     for one in training_settings().values():
         _add_option(parser, one)
     return parser
-
-
-def expand_option_file(arguments: Sequence[str]) -> list[str]:
-    """Replace an option file, the first argument, by its options. The options after it take precedence.
-
-    Raises:
-        ValueError: The file does not contain options.
-    """
-    given = list(arguments)
-    if not given or not given[0].endswith(OPTION_FILES):
-        return given
-    options = read_option_file(Path(given[0]))
-    found: list[str] = []
-    for name, value in options.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        found += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return found + given[1:]
-
-
-def read_option_file(path: Path) -> dict[str, Any]:
-    """Read options from a YAML or JSON file.
-
-    Raises:
-        ValueError: The file does not exist or does not contain options.
-    """
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"The option file {path} does not exist: give a file with lines of the form `name: value`.")
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or "it cannot be read as text"
-        at = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path} is not valid YAML: {reason}{at}.") from None
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ValueError(f"{path} must contain options as lines of the form `name: value`.")
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        if value == [] or any(isinstance(v, list) or (isinstance(v, dict) and _has_dict(v)) for v in values):
-            raise ValueError(f"{path}: the option {name} must be a value, a list of values or a mapping of values.")
-    return options
-
-
-def _has_dict(values: dict[Any, Any]) -> bool:
-    return any(isinstance(value, dict) for value in values.values())
-
-
-def expand_arguments(arguments: Sequence[str], option: str) -> list[str]:
-    """Expand an optional positional argument, the value of `option`, and an optional option file after it."""
-    given = list(arguments)
-    if not given or given[0].startswith("-") or given[0].endswith(OPTION_FILES):
-        return expand_option_file(given)
-    return [*expand_option_file(given[1:]), option, given[0]]

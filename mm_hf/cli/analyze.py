@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions, ModelOptions
+from ._option_files import expand_arguments
 from ._options import (
     FIXED_OPTIONS,
     RobustnessOptions,
     check_is_directory,
     check_trackers,
-    expand_arguments,
     make_parser,
     parse,
     quiet,

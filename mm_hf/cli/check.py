@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.options import check_path
 from ..methods.settings import required_settings, setting
 from ._methods import check_method
-from ._options import expand_arguments, make_parser, parse, quiet, take
+from ._option_files import expand_arguments
+from ._options import make_parser, parse, quiet, take
 
 if TYPE_CHECKING:
     import torch

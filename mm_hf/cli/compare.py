@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.options import DataOptions, ModelOptions
 from ..methods.settings import check_required, nearest, parse_specification, parse_values, setting
 from ._methods import METHOD_NAMES, check_method
+from ._option_files import expand_option_file
 from ._options import (
     FIXED_OPTIONS,
     SMALL_VIT,
@@ -18,7 +19,6 @@ from ._options import (
     RobustnessOptions,
     check_is_directory,
     check_trackers,
-    expand_option_file,
     make_parser,
     parse,
     quiet,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ._options import expand_arguments, make_parser, parse, take
+from ._option_files import expand_arguments
+from ._options import make_parser, parse, take
 
 if TYPE_CHECKING:
     from ..data.supported_models import SupportedModel

@@ -9,7 +9,8 @@ from typing import Literal
 
 from ..data.options import check_path
 from ..methods.settings import setting
-from ._options import expand_option_file, make_parser, parse, quiet, take
+from ._option_files import expand_option_file
+from ._options import make_parser, parse, quiet, take
 
 USAGE = "mm-hf predict MODEL FILES_OR_DIRECTORIES ... [--output_file FILE.csv] [options]"
 DESCRIPTION = """Predicts the class of each file and writes CSV with the columns file, label and probability. MODEL is a

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ..data.options import DataOptions, LoraOptions, ModelOptions
 from ..methods.settings import check_required, settings_of
 from ._methods import DEFAULT_METHOD, METHODS_HELP, check_method, method_name, other_settings
+from ._option_files import expand_option_file
 from ._options import (
     SMALL_VIT,
     TRAINING,
     check_is_directory,
     check_output_dir,
     check_trackers,
-    expand_option_file,
     make_parser,
     parse,
     quiet,

@@ -180,7 +180,7 @@ def test_option_files(tmp_path, capsys):
     options = {"methods": ["erm", "multimix:alpha=[0.5,2],num_mixed=3"], "seeds": 1, "use_cpu": True, "nothing": None}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
     (tmp_path / "list.yaml").write_text("- 1\n")
-    from mm_hf.cli._options import expand_option_file
+    from mm_hf.cli._option_files import expand_option_file
 
     given = expand_option_file([str(tmp_path / "options.yaml"), "--seeds", "2"])
     assert given == ["--methods", *options["methods"], "--seeds", "1", "--use_cpu", "True", "--seeds", "2"]

@@ -16,7 +16,8 @@ from ...methods import Mixing, get_method
 from ...methods.settings import check_required, settings_of
 from .. import run
 from .._methods import METHODS_HELP, method_name, other_settings
-from .._options import check_is_directory, check_trackers, expand_option_file, make_parser, parse, take
+from .._option_files import expand_option_file
+from .._options import check_is_directory, check_trackers, make_parser, parse, take
 from ..train import EPILOG, TrainOptions
 
 
