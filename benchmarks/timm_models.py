@@ -48,7 +48,7 @@ reach the first layer and all of the head | {dense} |
 
 
 def check(name: str, family: str) -> SupportedModel:
-    """Run all checks of one model, and once more with larger images if Dense MultiMix does not train it."""
+    """Run all checks of one model, with larger and larger images until Dense MultiMix trains it."""
     row, reason = None, ""
     for side in timm_zoo.SIDES:
         try:
@@ -57,10 +57,10 @@ def check(name: str, family: str) -> SupportedModel:
             reason = f"{type(error).__name__}: {error}"
             continue
         tried = check_model(f"timm/{name}", model, timm_zoo.batches(model, side), reload=False)
-        if row is not None or (tried.dense and tried.trained):
-            row = tried if tried.dense or row is None else row
+        if row is None or tried.dense:
+            row = tried
+        if tried.dense and tried.trained:
             break
-        row = tried
     if row is None:
         return SupportedModel(f"timm/{name}", "image", family, reason=f"It cannot be built: {reason}")
     return supported_model(row, "image", family)
