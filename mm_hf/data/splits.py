@@ -110,8 +110,6 @@ def _check_splits(data: DatasetDict, options: DataOptions) -> None:
             f"There is no test split {options.test_split!r}; the splits are {', '.join(data)}. Examples used for "
             f"training or model selection cannot be test examples. Give {hint}."
         )
-    if "train" not in data:
-        raise ValueError(f"There is no split 'train'; the splits are {', '.join(data)}.")
 
 
 def _check_inputs(data: DatasetDict, kind: str, inputs: list[str]) -> None:
