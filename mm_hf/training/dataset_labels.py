@@ -24,9 +24,10 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
 
     Datasets of `datasets` and lists are read, if they have one label per row and no transform; of others, the first row
     is. Strings, missing labels and examples without names are errors with Transformers' collators only; another
-    collator may convert them. Class indices are checked if the collator keeps those of the first rows.
+    collator may convert them. Class indices are errors if the collator keeps those of the first rows.
     """
-    is_plain = getattr(collator, "__module__", type(collator).__module__).startswith("transformers.")
+    module = getattr(collator, "__module__", None) or type(collator).__module__  # None for functions of C
+    is_plain = module.startswith("transformers.")
     if is_plain and getattr(collator, "__name__", type(collator).__name__) in STACKING:
         check_lengths(dataset)
     name, labels = read_labels(dataset)
@@ -44,8 +45,17 @@ def check_dataset_labels(dataset: Any, model: nn.Module, collator: Callable[...,
     if error is not None:
         raise ValueError(error)
     types = (int, float) if is_plain else (int,)
-    if not all(isinstance(label, types) for label in labels) or not (is_plain or _keeps(collator, dataset, labels)):
+    if not all(isinstance(label, types) for label in labels):
         return
+    try:
+        _check_classes(dataset, name, labels, model)
+    except ValueError:
+        if is_plain or _keeps(collator, dataset, labels):  # a user's collator is called only to decide on an error
+            raise
+
+
+def _check_classes(dataset: Any, name: str, labels: list[Any], model: nn.Module) -> None:
+    """Raise a ValueError for labels that are no classes of the model."""
     num_labels = num_labels_of(model)
     classes = getattr((getattr(dataset, "features", None) or {}).get(name), "names", None) or []
     if len(classes) == 1 and num_labels == 1:

@@ -181,3 +181,9 @@ def test_mini_batches_without_labels_name_the_cause(tmp_path, label, message):
     trainer = MultiMixTrainer(digits.vit(), args, mixing=MultiMix(num_mixed=5), train_dataset=Strings(label))
     with pytest.raises(ValueError, match=message):
         trainer.train()
+
+
+def test_collator_of_a_user_is_not_called_for_valid_labels():
+    calls = []
+    check_dataset_labels(table([0, 1, 2]), models.build("vit"), calls.append)
+    assert not calls
