@@ -5,18 +5,15 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from mm_hf.data.options import DataOptions
 from mm_hf.data.splits import load_splits
-from tests.helpers.data_files import csv, labels, lines, write_csv, write_json, write_jsonl
+from tests.helpers.data_files import labels, lines, write_csv, write_json, write_jsonl, write_tsv
+
+WRITERS = {",": write_csv, "\t": write_tsv}
 
 
 @pytest.mark.parametrize("names", [("false", "true"), ("FALSE", "TRUE"), ("False", "True"), ("no", "true")])
-@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("separator", WRITERS)
 def test_booleans_of_text_files_are_named_as_written(names, separator, tmp_path):
-    suffix = {",": ".csv", "\t": ".tsv"}[separator]
-
-    def write(rows, path):
-        path.with_suffix(suffix).write_text(csv(rows, separator))
-
-    assert load_splits(labels(names, write)(tmp_path)).class_names == list(names)
+    assert load_splits(labels(names, WRITERS[separator])(tmp_path)).class_names == list(names)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
@@ -31,14 +28,9 @@ def test_booleans_are_false_and_true_in_all_files_that_have_them(suffix, tmp_pat
 @pytest.mark.parametrize(
     "names", [("+1", "-1"), ("1e5", "2"), ("inf", "nan"), ("Infinity", "-inf"), ("12E4", "7"), ("+01", "1")]
 )
-@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("separator", WRITERS)
 def test_numbers_that_pandas_spells_differently_are_named_as_written(names, separator, tmp_path):
-    suffix = {",": ".csv", "\t": ".tsv"}[separator]
-
-    def write(rows, path):
-        path.with_suffix(suffix).write_text(csv(rows, separator))
-
-    assert load_splits(labels(names, write)(tmp_path)).class_names == sorted(names)
+    assert load_splits(labels(names, WRITERS[separator])(tmp_path)).class_names == sorted(names)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from tests.helpers.data_files import (
     class_labels,
     content,
     contents,
-    csv,
     depths,
     folders,
     hidden,
@@ -34,6 +33,7 @@ from tests.helpers.data_files import (
     write_csv,
     write_json,
     write_jsonl,
+    write_tsv,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -68,7 +68,7 @@ CASES = {
     ),
     "CSV": (lambda root: tables(root, write_csv), ["bad", "good"]),
     "TSV": (
-        lambda root: tables(root, lambda rows, path: path.with_suffix(".tsv").write_text(csv(rows, "\t"))),
+        lambda root: tables(root, write_tsv),
         ["bad", "good"],
     ),
     "JSON lines": (

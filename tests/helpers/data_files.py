@@ -137,3 +137,7 @@ def class_labels(root):
 
 def write_csv(rows, path):
     path.with_suffix(".csv").write_text(csv(rows))
+
+
+def write_tsv(rows, path):
+    path.with_suffix(".tsv").write_text(csv(rows, "\t"))
